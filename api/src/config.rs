@@ -1,0 +1,161 @@
+//! Settings of the API, beyond those that both binaries have.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use common::config::{
+    Checks, ConfigErrors, KafkaArgs, KafkaSettings, ProcessArgs, RedisArgs, RedisSettings, bytes, duration, range,
+};
+use common::probe::HealthcheckArgs;
+use common::telemetry::LogSettings;
+
+/// What the HTTP time-out must leave to the delivery time-out: a request must not fail whose event still arrives.
+const DELIVERY_MARGIN: Duration = Duration::from_secs(5);
+const SHORTEST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Accept user activity events over HTTP, and answer once Kafka has them
+///
+/// Every setting is a flag with an environment variable; a flag wins. The documentation of the routes is in README.md.
+#[derive(Debug, Parser)]
+#[command(name = "user-activity-api", version, max_term_width = 120)]
+pub struct Cli {
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    http: HttpArgs,
+    #[command(flatten)]
+    kafka: KafkaArgs,
+    #[command(flatten)]
+    redis: RedisArgs,
+    #[command(flatten)]
+    process: ProcessArgs,
+}
+
+/// What to do instead of serving.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Ask the process on this machine whether it is ready.
+    Healthcheck(HealthcheckArgs),
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "HTTP")]
+struct HttpArgs {
+    /// Port to listen on; 0 takes a free one and says which
+    #[arg(long, env = "PORT", default_value = "3000", value_name = "PORT")]
+    port: String,
+    /// Address to listen on
+    #[arg(long, env = "BIND_ADDRESS", default_value = "0.0.0.0", value_name = "ADDRESS")]
+    bind_address: String,
+    /// Longest time to answer once the body is read; the larger of 10s and the producer's time-out + 5s when absent
+    #[arg(long, env = "HTTP_REQUEST_TIMEOUT", value_name = "DURATION")]
+    http_request_timeout: Option<String>,
+    /// Longest time for a client to send its headers, and again its body
+    #[arg(long, env = "HTTP_READ_TIMEOUT", default_value = "10s", value_name = "DURATION")]
+    http_read_timeout: String,
+    /// Largest body of a single event
+    #[arg(long, env = "HTTP_MAX_BODY", default_value = "256KiB", value_name = "SIZE")]
+    http_max_body: String,
+    /// Most connections at a time; more wait to be accepted
+    #[arg(long, env = "HTTP_MAX_CONNECTIONS", default_value = "10000", value_name = "N")]
+    http_max_connections: String,
+}
+
+/// The API's configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Port to listen on, 0 for a free one.
+    pub port: u16,
+    /// Address to listen on.
+    pub bind_address: IpAddr,
+    /// To answer, once the body is read.
+    pub request_timeout: Duration,
+    /// For a client to send its headers, and again its body.
+    pub read_timeout: Duration,
+    /// Largest body of a single event, in bytes.
+    pub max_body: usize,
+    /// Most connections at a time.
+    pub max_connections: usize,
+    /// Kafka's part.
+    pub kafka: KafkaSettings,
+    /// Redis' part.
+    pub redis: RedisSettings,
+    /// To finish what is in flight.
+    pub shutdown_timeout: Duration,
+    /// How to log.
+    pub log: LogSettings,
+}
+
+impl Config {
+    /// Types all settings and checks those that depend on each other.
+    ///
+    /// # Errors
+    /// Everything that is wrong.
+    pub fn check(cli: &Cli) -> Result<Self, ConfigErrors> {
+        let (mut checks, http) = (Checks::default(), &cli.http);
+        let kafka = cli.kafka.check(&mut checks);
+        let default = SHORTEST_REQUEST_TIMEOUT.max(kafka.delivery_timeout + DELIVERY_MARGIN);
+        let request_timeout = http.http_request_timeout.as_deref().filter(|raw| !raw.is_empty());
+        let request_timeout = request_timeout.map_or(default, |raw| checks.take("HTTP_REQUEST_TIMEOUT", raw, duration));
+        if !request_timeout.is_zero() && request_timeout <= kafka.delivery_timeout {
+            checks.complain(format!(
+                "HTTP_REQUEST_TIMEOUT={}: must be longer than KAFKA_PRODUCER_TIMEOUT_MS={}, or a request fails whose event still arrives",
+                humantime::format_duration(request_timeout),
+                kafka.delivery_timeout.as_millis(),
+            ));
+        }
+        let config = Self {
+            port: checks.take("PORT", &http.port, range(0..=u16::MAX)),
+            bind_address: checks
+                .take_secret("BIND_ADDRESS", &http.bind_address, |raw| {
+                    raw.parse().map_err(|_| format!("{raw:?} must be an IP address"))
+                })
+                .unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+            request_timeout,
+            read_timeout: checks.take("HTTP_READ_TIMEOUT", &http.http_read_timeout, duration),
+            max_body: checks.take("HTTP_MAX_BODY", &http.http_max_body, bytes(1024..=16 * 1024 * 1024)),
+            max_connections: checks.take("HTTP_MAX_CONNECTIONS", &http.http_max_connections, range(1..=1_000_000)),
+            redis: cli.redis.check(&mut checks),
+            shutdown_timeout: checks.take("SHUTDOWN_TIMEOUT", &cli.process.shutdown_timeout, duration),
+            log: LogSettings::check(&cli.process, &mut checks),
+            kafka,
+        };
+        checks.finish(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(args: &[&str]) -> Result<Config, ConfigErrors> {
+        let args = std::iter::once("user-activity-api").chain(args.iter().copied());
+        Config::check(&common::config::parse(args, |_| None).unwrap())
+    }
+
+    #[test]
+    fn the_request_time_out_follows_the_delivery_time_out() {
+        assert_eq!(with(&[]).unwrap().request_timeout, Duration::from_secs(10));
+        let slow = with(&["--kafka-producer-timeout-ms", "60000"]).unwrap();
+        assert_eq!(slow.request_timeout, Duration::from_secs(65));
+    }
+
+    #[test]
+    fn a_request_time_out_below_the_delivery_time_out_is_refused() {
+        let error = with(&["--http-request-timeout", "5s"]).unwrap_err().to_string();
+        assert!(error.contains("KAFKA_PRODUCER_TIMEOUT_MS=5000"), "{error}");
+    }
+
+    #[test]
+    fn every_wrong_setting_is_named_in_one_run() {
+        let error =
+            with(&["--port", "99999", "--bind-address", "here", "--http-max-body", "1GB", "--log-level", "loud"])
+                .unwrap_err()
+                .to_string();
+        for name in ["PORT", "BIND_ADDRESS", "HTTP_MAX_BODY", "LOG_LEVEL"] {
+            assert!(error.contains(name), "{error}");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The API: HTTP in, Kafka out, and the read side of the store. In the order a request passes it:
+//!
+//! 1. [`server`]: connections, their limits and their end;
+//! 2. [`routes`]: one file a resource;
+//! 3. `body`: a request's body, within its limits;
+//! 4. [`problem`]: every reply that is not a success.
+
+mod body;
+mod config;
+pub mod problem;
+pub mod routes;
+pub mod server;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use common::event::EventTypes;
+use common::health::Check;
+use common::kafka::{KafkaPublisher, Publisher, create_topics, producer_config};
+use common::shutdown::Shutdown;
+use common::store::Store;
+use tokio::net::TcpListener;
+
+pub use crate::config::{Cli, Command, Config};
+
+const NAME: &str = "user-activity-api";
+/// How often the brokers and the store are asked how they are.
+const WATCH_PERIOD: Duration = Duration::from_secs(1);
+
+/// What the routes work with.
+pub struct App {
+    /// Where events go.
+    pub publisher: Arc<dyn Publisher>,
+    /// Where events are read.
+    pub store: Arc<Store>,
+    /// The event types that are taken.
+    pub types: EventTypes,
+    /// How the parts are.
+    pub checks: Checks,
+    /// Limits and time-outs.
+    pub config: Config,
+}
+
+/// How the parts are.
+pub struct Checks {
+    /// The brokers and the topic.
+    pub producer: Check,
+    /// Redis.
+    pub store: Check,
+    /// The workers.
+    pub consumer: Check,
+    /// Cancelled once the process is ending.
+    pub draining: Shutdown,
+}
+
+impl Checks {
+    /// Nothing is known yet.
+    #[must_use]
+    pub fn new(draining: Shutdown) -> Self {
+        let check = |name| Check::new(name, "not asked yet");
+        Self { producer: check("producer"), store: check("store"), consumer: check("consumer"), draining }
+    }
+}
+
+/// Takes the configured port.
+///
+/// # Errors
+/// When it can't be had, with the address and what to do.
+pub async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
+    TcpListener::bind((config.bind_address, config.port)).await.with_context(|| {
+        format!("can't listen on {}:{}; set PORT to a free port or 0", config.bind_address, config.port)
+    })
+}
+
+/// Serves until `shutdown` is cancelled, then finishes what is in flight. Kafka and Redis need not be there yet.
+///
+/// # Errors
+/// When the client settings are refused, or something was left unfinished at the end of the shutdown time.
+pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
+    let address = listener.local_addr()?;
+    log::info!("settings: {config:?}");
+    log::info!("listening on http://{address}");
+    let publisher = KafkaPublisher::new(producer_config(&config.kafka, NAME), &config.kafka.topics.events)?;
+    let publisher = Arc::new(publisher);
+    let store = Arc::new(Store::new(&config.redis)?);
+    let app = Arc::new(App {
+        publisher: Arc::clone(&publisher) as Arc<dyn Publisher>,
+        store,
+        types: EventTypes::default(),
+        checks: Checks::new(shutdown.clone()),
+        config,
+    });
+    let watching = [
+        tokio::spawn(watch_kafka(Arc::clone(&app), Arc::clone(&publisher))),
+        tokio::spawn(watch_store(Arc::clone(&app))),
+    ];
+    let left = server::serve(Arc::clone(&app), listener, shutdown).await;
+    watching.iter().for_each(tokio::task::JoinHandle::abort);
+    // Every request waits for its own acknowledgement, so this waits only for those whose client has gone.
+    let flushed = tokio::task::spawn_blocking(move || publisher.flush(Duration::from_secs(1))).await;
+    anyhow::ensure!(left == 0, "drain ended by its deadline: {left} connections were cut");
+    flushed?.context("drain ended with records that no broker has acknowledged; their clients were not told 201")?;
+    log::info!("drained: every request was answered");
+    Ok(())
+}
+
+/// Creates the topics as soon as a broker answers, then keeps asking how things are.
+async fn watch_kafka(app: Arc<App>, publisher: Arc<KafkaPublisher>) {
+    while let Err(error) = create_topics(&app.config.kafka, NAME).await {
+        app.checks.producer.down(&error.to_string());
+        tokio::time::sleep(WATCH_PERIOD).await;
+    }
+    publisher.watch(&app.checks.producer, WATCH_PERIOD).await;
+}
+
+async fn watch_store(app: Arc<App>) {
+    loop {
+        match app.store.check().await {
+            Ok(()) => app.checks.store.up("Redis answers"),
+            Err(error) => app.checks.store.down(&error.to_string()),
+        }
+        match app.store.workers().await {
+            Ok(workers) if workers.is_empty() => {
+                app.checks.consumer.down("no worker has sent a heartbeat for 15 s; start user-activity-worker");
+            }
+            Ok(workers) => app.checks.consumer.up(&format!("{} workers are alive", workers.len())),
+            Err(error) => app.checks.consumer.down(&format!("unknown: {error}")),
+        }
+        tokio::time::sleep(WATCH_PERIOD).await;
+    }
+}

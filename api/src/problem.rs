@@ -1,0 +1,192 @@
+//! Every reply that is not a success: problem details (RFC 9457), with the members that the Node services' clients read
+//! (`success`, `message`, `error`, `errors`). The one place where an error class becomes a status.
+
+use std::borrow::Cow;
+
+use common::event::Violation;
+use common::kafka::PublishError;
+use common::store::StoreError;
+use serde::Serialize;
+use warp::Reply;
+use warp::http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use warp::http::{Response, StatusCode};
+
+/// What went wrong, in the terms of HTTP.
+#[derive(Debug)]
+pub enum Problem {
+    /// The body is not an event.
+    InvalidPayload(Vec<Violation>),
+    /// A query parameter is unknown, repeated or out of range.
+    InvalidParameter {
+        /// Its name.
+        name: String,
+        /// What it said, what is allowed.
+        detail: String,
+    },
+    /// No such route.
+    NotFound,
+    /// No such event, or not yet, or not any more.
+    UnknownEvent,
+    /// The route has other methods: these.
+    MethodNotAllowed(&'static str),
+    /// The body is larger than this many bytes.
+    BodyTooLarge(usize),
+    /// The headers are larger than this many bytes.
+    HeadersTooLarge(usize),
+    /// The body came too slowly: it was not there after this time.
+    BodyTooSlow(std::time::Duration),
+    /// The body broke off.
+    BodyBroken,
+    /// The body is of another type than JSON, or encoded.
+    UnsupportedMediaType(String),
+    /// The event has no acknowledgement.
+    Publish(PublishError),
+    /// The store has no answer.
+    Store(StoreError),
+}
+
+/// Where a record may be when the reply is not 201.
+#[derive(Debug, Clone, Copy, Serialize)]
+enum Outcome {
+    #[serde(rename = "not accepted")]
+    NotAccepted,
+    #[serde(rename = "unknown")]
+    Unknown,
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    #[serde(rename = "type")]
+    kind: String,
+    title: &'static str,
+    status: u16,
+    detail: Cow<'a, str>,
+    success: bool,
+    message: &'a str,
+    error: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outcome: Option<Outcome>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<&'a str>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    violations: &'a [Violation],
+}
+
+const PUBLISH_FAILED: &str = "Failed to publish event";
+
+impl Problem {
+    /// Status and the last part of `type`.
+    fn class(&self) -> (StatusCode, &'static str) {
+        match self {
+            Self::InvalidPayload(_) => (StatusCode::BAD_REQUEST, "invalid-payload"),
+            Self::InvalidParameter { .. } => (StatusCode::BAD_REQUEST, "invalid-parameter"),
+            Self::BodyBroken => (StatusCode::BAD_REQUEST, "body-broken"),
+            Self::NotFound => (StatusCode::NOT_FOUND, "not-found"),
+            Self::UnknownEvent => (StatusCode::NOT_FOUND, "unknown-event"),
+            Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed"),
+            Self::BodyTooSlow(_) => (StatusCode::REQUEST_TIMEOUT, "body-too-slow"),
+            Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body-too-large"),
+            Self::UnsupportedMediaType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type"),
+            Self::HeadersTooLarge(_) => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers-too-large"),
+            // The brokers won't ever take this record: the service can't do what it is for, trying again is no use.
+            Self::Publish(PublishError::Refused(_)) => (StatusCode::INTERNAL_SERVER_ERROR, "publish-refused"),
+            Self::Publish(_) => (StatusCode::SERVICE_UNAVAILABLE, "publish-unavailable"),
+            Self::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "store-unavailable"),
+        }
+    }
+
+    fn outcome(&self) -> Option<Outcome> {
+        match self {
+            Self::Publish(PublishError::NotAccepted(_)) => Some(Outcome::NotAccepted),
+            Self::Publish(PublishError::Unknown(_)) => Some(Outcome::Unknown),
+            _ => None,
+        }
+    }
+
+    /// What clients see. The causes of failures inside are logged, not shown.
+    fn detail(&self) -> Cow<'_, str> {
+        match self {
+            Self::InvalidPayload(violations) => {
+                violations.iter().map(|v| &*v.detail).collect::<Vec<_>>().join("; ").into()
+            }
+            Self::InvalidParameter { name, detail } => format!("the query parameter {name:?} {detail}").into(),
+            Self::NotFound => "there is no such path; README.md lists the routes".into(),
+            Self::UnknownEvent => {
+                "no event with this id is stored: it is unknown, not processed yet, or expired".into()
+            }
+            Self::MethodNotAllowed(allowed) => format!("this path takes {allowed}").into(),
+            Self::BodyTooLarge(limit) => format!("the body is larger than the limit of {limit} bytes").into(),
+            Self::HeadersTooLarge(limit) => format!("the headers are larger than the limit of {limit} bytes").into(),
+            Self::BodyTooSlow(limit) => {
+                format!("the body was not complete after {}", humantime::format_duration(*limit)).into()
+            }
+            Self::BodyBroken => "the body ended before it was complete".into(),
+            Self::UnsupportedMediaType(what) => what.as_str().into(),
+            Self::Publish(PublishError::Refused(_)) => {
+                "the brokers refused this event; sending it again won't help".into()
+            }
+            Self::Publish(PublishError::NotAccepted(_)) => {
+                "the event was not accepted, because too many are waiting for the brokers; send it again later".into()
+            }
+            Self::Publish(PublishError::Unknown(_)) => {
+                "the brokers did not acknowledge the event in time; it may still arrive".into()
+            }
+            Self::Store(_) => "the store can't be read at the moment; try again later".into(),
+        }
+    }
+
+    /// Logs what the client is not shown.
+    fn log(&self) {
+        match self {
+            Self::Publish(error @ PublishError::Refused(_)) => log::error!("{error}"),
+            Self::Publish(error) => log::debug!("{error}"),
+            Self::Store(error) => log::debug!("{error}"),
+            _ => {}
+        }
+    }
+}
+
+impl Reply for Problem {
+    fn into_response(self) -> warp::reply::Response {
+        self.log();
+        let (status, slug) = self.class();
+        let title = status.canonical_reason().unwrap_or("Error");
+        let violations: &[Violation] = if let Self::InvalidPayload(violations) = &self { violations } else { &[] };
+        let detail = self.detail();
+        let message = match &self {
+            Self::InvalidPayload(_) => "Invalid request payload",
+            Self::Publish(_) => PUBLISH_FAILED,
+            _ => &detail,
+        };
+        let body = Body {
+            kind: format!("urn:user-activity:problem:{slug}"),
+            title,
+            status: status.as_u16(),
+            message,
+            detail: detail.as_ref().into(),
+            success: false,
+            error: title,
+            outcome: self.outcome(),
+            errors: violations.iter().map(|v| &*v.detail).collect(),
+            violations,
+        };
+        // Strings, numbers and lists of them always serialise.
+        let json = serde_json::to_vec(&body).unwrap_or_default();
+        let mut response = Response::new(json).into_response();
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        match &self {
+            Self::MethodNotAllowed(allowed) => drop(headers.insert(ALLOW, HeaderValue::from_static(allowed))),
+            // What the client is still sending would be taken for its next request.
+            Self::BodyTooLarge(_) | Self::BodyTooSlow(_) | Self::BodyBroken => {
+                headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            _ if status == StatusCode::SERVICE_UNAVAILABLE => {
+                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            _ => {}
+        }
+        response
+    }
+}

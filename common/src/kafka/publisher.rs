@@ -1,0 +1,217 @@
+//! Publishing: a record is handed over, and the answer comes when the brokers have it.
+//!
+//! An error is classified here, at the edge that knows its cause; whoever publishes reads only the class.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use rdkafka::config::ClientConfig;
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use rdkafka::types::RDKafkaErrorCode;
+
+use super::client::LogContext;
+use crate::event::UserEvent;
+use crate::health::Check;
+
+/// Where a record ended up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delivered {
+    /// The partition.
+    pub partition: i32,
+    /// Its offset there.
+    pub offset: i64,
+}
+
+/// Why a record has no acknowledgement.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// The brokers, or the client on their behalf, will never take this record; the same one need not be tried again.
+    #[error("the brokers refused the record: {0}")]
+    Refused(String),
+    /// It was never sent: the local queue is full, or the process is draining.
+    #[error("the record was not accepted: {0}")]
+    NotAccepted(String),
+    /// It may or may not arrive; the time for an acknowledgement is over.
+    #[error("the brokers did not acknowledge the record in time: {0}")]
+    Unknown(String),
+}
+
+/// Where the API's events go.
+pub trait Publisher: Send + Sync + 'static {
+    /// Hands over one event, `json` being its serialised form. The future ends with the acknowledgement of all in-sync
+    /// replicas, or the class of what went wrong.
+    fn publish(&self, event: &UserEvent<'_>, json: &[u8]) -> BoxFuture<'static, Result<Delivered, PublishError>>;
+}
+
+type Client = FutureProducer<LogContext>;
+
+/// Publishes through librdkafka. A producer that met a fatal error (one after which it refuses every record) is
+/// replaced by a new one at the next use.
+pub struct KafkaPublisher {
+    config: ClientConfig,
+    topic: String,
+    current: Arc<RwLock<Client>>,
+}
+
+impl KafkaPublisher {
+    /// A publisher to `topic`; connects in the background.
+    ///
+    /// # Errors
+    /// When librdkafka refuses the settings.
+    pub fn new(config: ClientConfig, topic: &str) -> KafkaResult<Self> {
+        let client = config.create_with_context(LogContext)?;
+        Ok(Self { config, topic: topic.to_owned(), current: Arc::new(RwLock::new(client)) })
+    }
+
+    /// Hands over one record and waits for the acknowledgement.
+    pub fn send(&self, record: FutureRecord<'_, [u8], [u8]>) -> BoxFuture<'static, Result<Delivered, PublishError>> {
+        let client = self.current();
+        let sent = client.send_result(record).map_err(|(error, _)| classify(&error, Stage::Enqueue));
+        let this = (Arc::clone(&self.current), self.config.clone());
+        match sent {
+            Ok(delivery) => Box::pin(async move {
+                match delivery.await {
+                    Ok(Ok(at)) => Ok(Delivered { partition: at.partition, offset: at.offset }),
+                    Ok(Err((error, _))) => {
+                        if client.client().fatal_error().is_some() {
+                            replace(&this.0, &this.1, &client);
+                        }
+                        Err(classify(&error, Stage::Sent))
+                    }
+                    Err(_) => Err(PublishError::Unknown("the producer was closed".into())),
+                }
+            }),
+            Err(error) => {
+                if client.client().fatal_error().is_some() {
+                    replace(&this.0, &this.1, &client);
+                }
+                Box::pin(std::future::ready(Err(error)))
+            }
+        }
+    }
+
+    /// Asks the brokers about the topic and notes the answer, for as long as the process runs.
+    pub async fn watch(&self, check: &Check, period: Duration) {
+        loop {
+            let (client, topic) = (self.current(), self.topic.clone());
+            let asked = tokio::task::spawn_blocking(move || reachable(&client, &topic)).await;
+            match asked.unwrap_or_else(|e| Err(e.to_string())) {
+                Ok(()) => check.up("the brokers answer and the topic has leaders"),
+                Err(why) => check.down(&why),
+            }
+            tokio::time::sleep(period).await;
+        }
+    }
+
+    /// Waits until every record handed over so far is delivered or given up. Blocks.
+    ///
+    /// # Errors
+    /// When records are left after `timeout`.
+    pub fn flush(&self, timeout: Duration) -> KafkaResult<()> {
+        self.current().flush(timeout)
+    }
+
+    fn current(&self) -> Client {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Publisher for KafkaPublisher {
+    fn publish(&self, event: &UserEvent<'_>, json: &[u8]) -> BoxFuture<'static, Result<Delivered, PublishError>> {
+        let headers = OwnedHeaders::new_with_capacity(2)
+            .insert(Header { key: "event-id", value: Some(event.event_id.as_str()) })
+            .insert(Header { key: "event-type", value: Some(event.event_type.as_str()) });
+        let record = FutureRecord::to(&self.topic).key(event.user_id.as_str().as_bytes()).payload(json);
+        self.send(record.timestamp(event.timestamp.millis()).headers(headers))
+    }
+}
+
+/// Puts a new producer in the place of `broken`, unless somebody else was faster. The old one lives on until its
+/// records in flight have their answers.
+fn replace(current: &RwLock<Client>, config: &ClientConfig, broken: &Client) {
+    let mut current = current.write().unwrap_or_else(PoisonError::into_inner);
+    if current.client().native_ptr() != broken.client().native_ptr() {
+        return;
+    }
+    let reason = broken.client().fatal_error().map(|(_, reason)| reason).unwrap_or_default();
+    match config.create_with_context(LogContext) {
+        Ok(client) => {
+            log::error!("fatal producer error: {reason}; a new producer takes over");
+            *current = client;
+        }
+        // The same settings made a producer before; the next record tries again.
+        Err(error) => log::error!("fatal producer error: {reason}; no new producer yet: {error}"),
+    }
+}
+
+fn reachable(client: &Client, topic: &str) -> Result<(), String> {
+    const TIMEOUT: Duration = Duration::from_secs(2);
+    let metadata = client
+        .client()
+        .fetch_metadata(Some(topic), TIMEOUT)
+        .map_err(|e| format!("no Kafka broker answers: {e}; check KAFKA_BROKERS and the brokers"))?;
+    let found = metadata.topics().iter().find(|t| t.name() == topic && !t.partitions().is_empty());
+    let partitions = found.map(|t| t.partitions()).ok_or_else(|| format!("the topic {topic} does not exist (yet)"))?;
+    match partitions.iter().filter(|p| p.leader() < 0).count() {
+        0 => Ok(()),
+        n => Err(format!("{n} of {} partitions of {topic} have no leader", partitions.len())),
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Enqueue,
+    Sent,
+}
+
+/// The one place where a Kafka error becomes a class.
+fn classify(error: &KafkaError, stage: Stage) -> PublishError {
+    use RDKafkaErrorCode as Code;
+    let code = error.rdkafka_error_code();
+    let text = error.to_string();
+    match (code, stage) {
+        (
+            Some(
+                Code::MessageSizeTooLarge
+                | Code::MessageBatchTooLarge
+                | Code::InvalidMessage
+                | Code::InvalidMessageSize
+                | Code::InvalidRecord
+                | Code::InvalidTimestamp
+                | Code::InvalidRequest
+                | Code::InvalidTopic
+                | Code::UnsupportedForMessageFormat
+                | Code::PolicyViolation
+                | Code::TopicAuthorizationFailed
+                | Code::ClusterAuthorizationFailed,
+            ),
+            _,
+        ) => PublishError::Refused(text),
+        (_, Stage::Enqueue) => PublishError::NotAccepted(text),
+        (_, Stage::Sent) => PublishError::Unknown(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_queue_was_not_accepted_and_a_time_out_is_unknown() {
+        let class = |code, stage| classify(&KafkaError::MessageProduction(code), stage);
+        assert!(matches!(class(RDKafkaErrorCode::QueueFull, Stage::Enqueue), PublishError::NotAccepted(_)));
+        assert!(matches!(class(RDKafkaErrorCode::MessageTimedOut, Stage::Sent), PublishError::Unknown(_)));
+        assert!(matches!(class(RDKafkaErrorCode::PurgeQueue, Stage::Sent), PublishError::Unknown(_)));
+    }
+
+    #[test]
+    fn what_will_never_fit_is_refused_wherever_it_is_found_out() {
+        for stage in [Stage::Enqueue, Stage::Sent] {
+            let error = KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge);
+            assert!(matches!(classify(&error, stage), PublishError::Refused(_)));
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! The two topics: created explicitly, with a stated shape, by whichever process comes first.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::Client;
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode;
+
+use super::client::{LogContext, producer_config};
+use crate::config::{KafkaSettings, Topics};
+
+/// What a dead letter may be larger than the record it was: room for the headers that say where it came from and why.
+const DEAD_LETTER_HEADROOM: usize = 64 * 1024;
+/// The broker's default of `max.message.bytes`, for brokers that can't be asked.
+const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_048_588;
+
+/// Why the topics are not there yet.
+#[derive(Debug, thiserror::Error)]
+pub enum TopicError {
+    /// No broker answered.
+    #[error("no Kafka broker at {0} answers ({1})")]
+    Unreachable(String, KafkaError),
+    /// The brokers refused.
+    #[error("the brokers refused to create the topic {0}: {1}")]
+    Refused(String, RDKafkaErrorCode),
+}
+
+/// Makes sure that both topics exist; those that do are left as they are.
+///
+/// # Errors
+/// [`TopicError`]; trying again later is always safe.
+pub async fn create_topics(settings: &KafkaSettings, client_id: &str) -> Result<(), TopicError> {
+    let unreachable = |e| TopicError::Unreachable(settings.brokers.clone(), e);
+    let admin: AdminClient<LogContext> =
+        producer_config(settings, client_id).create_with_context(LogContext).map_err(unreachable)?;
+    let topics = settings.topics.clone();
+    let timeout = settings.request_timeout;
+    let (admin, partitions) = tokio::task::spawn_blocking(move || {
+        let found = partition_counts(admin.inner(), &topics, timeout);
+        (admin, found)
+    })
+    .await
+    // The closure neither panics nor is it cancelled.
+    .map_err(|_| unreachable(KafkaError::Canceled))?;
+    let partitions = partitions.map_err(unreachable)?;
+    let Topics { events, dead_letters, .. } = &settings.topics;
+    let replication = || TopicReplication::Fixed(settings.topics.replication_factor);
+    if !partitions.contains_key(events) {
+        create(&admin, settings, NewTopic::new(events, settings.topics.partitions, replication())).await?;
+    }
+    if !partitions.contains_key(dead_letters) {
+        let like_main = partitions.get(events).copied().unwrap_or(settings.topics.partitions);
+        let size = (max_message_bytes(settings, &admin).await + DEAD_LETTER_HEADROOM).to_string();
+        let topic = NewTopic::new(dead_letters, like_main, replication())
+            .set("retention.ms", "-1")
+            .set("max.message.bytes", &size);
+        create(&admin, settings, topic).await?;
+    }
+    Ok(())
+}
+
+/// `max.message.bytes` of the events' topic.
+async fn max_message_bytes(settings: &KafkaSettings, admin: &AdminClient<LogContext>) -> usize {
+    let options = AdminOptions::new().request_timeout(Some(settings.request_timeout));
+    let topic = ResourceSpecifier::Topic(&settings.topics.events);
+    let answer = admin.describe_configs([&topic], &options).await;
+    let configs = answer.ok().and_then(|resources| resources.into_iter().next()?.ok());
+    let value = configs.and_then(|resource| resource.get("max.message.bytes")?.value.clone());
+    value.and_then(|bytes| bytes.parse().ok()).unwrap_or(DEFAULT_MAX_MESSAGE_BYTES)
+}
+
+async fn create(
+    admin: &AdminClient<LogContext>,
+    settings: &KafkaSettings,
+    topic: NewTopic<'_>,
+) -> Result<(), TopicError> {
+    let options = AdminOptions::new()
+        .request_timeout(Some(settings.request_timeout))
+        .operation_timeout(Some(settings.request_timeout));
+    let results = admin.create_topics([&topic], &options).await;
+    for result in results.map_err(|e| TopicError::Unreachable(settings.brokers.clone(), e))? {
+        match result {
+            Ok(name) => log::info!(topic = name, partitions = topic.num_partitions; "created the topic {name}"),
+            Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Err((name, code)) => return Err(TopicError::Refused(name, code)),
+        }
+    }
+    Ok(())
+}
+
+/// How many partitions those topics have that exist. Blocks for up to `timeout` per topic.
+fn partition_counts(
+    client: &Client<LogContext>,
+    topics: &Topics,
+    timeout: Duration,
+) -> Result<HashMap<String, i32>, KafkaError> {
+    let mut found = HashMap::new();
+    for name in [&topics.events, &topics.dead_letters] {
+        let metadata = client.fetch_metadata(Some(name), timeout)?;
+        let partitions = metadata.topics().iter().find(|t| t.name() == name).map_or(0, |t| t.partitions().len());
+        if let Some(count) = i32::try_from(partitions).ok().filter(|count| *count > 0) {
+            found.insert(name.clone(), count);
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,142 @@
+//! Names of keys, buckets and scores.
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::event::Timestamp;
+
+/// Number of buckets that the events are spread over.
+pub const BUCKETS: usize = 16;
+
+/// What `meta:layout` says of data that this code can read: version, buckets, hash.
+pub(super) const VERSION: &str = "1|16|xxh3";
+
+/// Hash tags whose Cluster slots lie one in each sixteenth of 0..16384, bucket 0 first.
+const TAGS: [&str; BUCKETS] = ["10", "3", "1a", "b", "11", "2", "1d", "c", "12", "1", "1c", "d", "13", "0", "1b", "a"];
+
+/// The bucket, 0 to 15, of an eventId or a userId.
+#[must_use]
+pub fn bucket_of(id: &str) -> usize {
+    (xxh3_64(id.as_bytes()) % BUCKETS as u64) as usize
+}
+
+/// Where an event stands in every list: `timestamp × 1024 + tie`, a whole number that a double holds exactly until the
+/// year 2248. Of a UUIDv7 the tie is the upper part of its counter, so that events of one process and millisecond keep
+/// their order (as the ids, which decide next, do); of any other id it is a hash.
+#[must_use]
+pub fn score_of(timestamp: Timestamp, event_id: &str) -> i64 {
+    let tie = uuid_v7_counter(event_id).unwrap_or_else(|| (xxh3_64(event_id.as_bytes()) >> 8) as i64 & 1023);
+    timestamp.millis() * 1024 + tie
+}
+
+/// The upper 10 bits of `rand_a` (RFC 9562, section 5.7), where the counter begins; `None` unless in canonical form.
+fn uuid_v7_counter(id: &str) -> Option<i64> {
+    let bytes = id.as_bytes();
+    let canonical = bytes.len() == 36 && [8, 13, 18, 23].iter().all(|at| bytes[*at] == b'-') && bytes[14] == b'7';
+    if !canonical {
+        return None;
+    }
+    i64::from_str_radix(id.get(15..18)?, 16).ok().filter(|rand_a| *rand_a >= 0).map(|rand_a| rand_a >> 2)
+}
+
+/// Makes the names of keys.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    prefix: String,
+}
+
+impl Layout {
+    /// Keys that begin with `prefix`.
+    #[must_use]
+    pub fn new(prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned() }
+    }
+
+    pub(super) fn event(&self, bucket: usize, event_id: &str) -> String {
+        [&self.prefix, "ev:{", TAGS[bucket], "}:", event_id].concat()
+    }
+
+    pub(super) fn index(&self, bucket: usize) -> String {
+        [&self.prefix, "ix:{", TAGS[bucket], "}"].concat()
+    }
+
+    pub(super) fn user_index(&self, bucket: usize, user_id: &str) -> String {
+        [&self.prefix, "ux:{", TAGS[bucket], "}:", user_id].concat()
+    }
+
+    pub(super) fn positions(&self, bucket: usize) -> String {
+        [&self.prefix, "at:{", TAGS[bucket], "}"].concat()
+    }
+
+    pub(super) fn worker(&self, member: &str) -> String {
+        [&self.prefix, "wk:", member].concat()
+    }
+
+    pub(super) fn workers(&self) -> String {
+        [&self.prefix, "workers"].concat()
+    }
+
+    pub(super) fn meta(&self) -> String {
+        [&self.prefix, "meta:layout"].concat()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::EventId;
+
+    /// CRC16/XMODEM, as in the Redis Cluster specification.
+    fn slot(tag: &str) -> u16 {
+        let crc =
+            tag.bytes().fold(0_u16, |crc, byte| {
+                (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| {
+                    if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 }
+                })
+            });
+        crc % 16384
+    }
+
+    #[test]
+    fn each_bucket_lies_in_its_own_sixteenth_of_the_slots() {
+        for (bucket, tag) in TAGS.iter().enumerate() {
+            assert_eq!(usize::from(slot(tag)) / 1024, bucket, "{tag} is slot {}", slot(tag));
+        }
+    }
+
+    #[test]
+    fn buckets_fill_evenly_and_stay_what_they_are() {
+        let mut filled = [0_usize; BUCKETS];
+        (0..16_000).for_each(|n| filled[bucket_of(&format!("event-{n}"))] += 1);
+        assert!(filled.iter().all(|n| (850..1150).contains(n)), "{filled:?}");
+        // Stored data depends on these.
+        assert_eq!(["a", "0197", "user-1"].map(bucket_of), [15, 11, 9]);
+    }
+
+    #[test]
+    fn the_order_of_scores_and_ids_is_the_order_of_making() {
+        let made: Vec<_> = (0..20_000)
+            .map(|_| EventId::now())
+            .map(|(id, at)| (score_of(at, id.as_str()), id.as_str().to_owned()))
+            .collect();
+        assert!(made.is_sorted());
+    }
+
+    #[test]
+    fn scores_are_whole_numbers_that_a_double_holds() {
+        let far = Timestamp::parse("2247-12-31T23:59:59.999Z").unwrap();
+        for id in ["x", "01976a5e-7a3c-7fff-8000-000000000000"] {
+            let score = score_of(far, id);
+            assert_eq!(score as f64 as i64, score);
+            assert_eq!(score / 1024, far.millis());
+        }
+    }
+
+    #[test]
+    fn what_only_looks_like_a_uuid_is_hashed() {
+        assert_eq!(uuid_v7_counter("01976a5e-7a3c-7ffc-8000-000000000000"), Some(1023));
+        for id in ["01976a5e-7a3c-4ffc-8000-000000000000", "01976a5e-7a3c-7-1c-8000-000000000000", "short", ""] {
+            assert_eq!(uuid_v7_counter(id), None, "{id}");
+        }
+        assert_eq!(uuid_v7_counter(&"é".repeat(18)), None);
+    }
+}

@@ -1,0 +1,90 @@
+//! The model in Redis. No HTTP, no Kafka types.
+//!
+//! Invariants, which everything else rests on:
+//!
+//! - An event's body and its place in the index are written by one transaction per bucket, unconditionally and
+//!   idempotently (`SET … NX`, `ZADD … NX`): writing it again completes whatever a crash left half done.
+//! - The same transaction moves the bucket's *positions*: how far the bucket holds everything of a partition. A
+//!   position moves only by compare-and-set, so it can't get ahead of the data, whatever Redis loses or repeats.
+//! - A body's JSON is followed by one zero byte, which JSON can't contain, and the event's [`Origin`].
+//!
+//! | key | type | content |
+//! |---|---|---|
+//! | `ev:{t}:<eventId>` | string | the event's JSON, a zero byte, its origin; expires |
+//! | `ix:{t}` | sorted set | eventId by score |
+//! | `ux:{u}:<userId>` | sorted set | the same of one user, in the bucket of the userId; expires |
+//! | `at:{t}` | hash | `<group>\|<topic>:<partition>` → next offset |
+//! | `wk:<member>`, `workers` | hash, sorted set | heartbeats of the workers |
+//! | `meta:layout` | string | version, bucket count, hash |
+
+mod connection;
+mod layout;
+mod positions;
+mod read;
+mod workers;
+mod write;
+
+use std::time::Duration;
+
+use self::connection::Lane;
+pub use self::connection::StoreError;
+pub use self::layout::{BUCKETS, Layout, bucket_of, score_of};
+pub use self::positions::{Placement, PositionScope, Positions};
+pub use self::read::{Cursor, Order, Page, Row, Walk};
+pub use self::workers::{HEARTBEAT_TTL, Heartbeat};
+pub use self::write::{Batch, Move, Origin, Receipt, StoredEvent, UserIndex};
+use crate::config::RedisSettings;
+use crate::event::Timestamp;
+
+/// The store of one process. Connects by itself when first asked, and again after any failure.
+pub struct Store {
+    layout: Layout,
+    /// Transactions of the worker, and its positions.
+    write: Lane,
+    /// Small answers; large ones would block them on a shared connection.
+    read: Lane,
+    /// Full lists.
+    export: Lane,
+    retention: Duration,
+}
+
+impl Store {
+    /// A store with the given settings; nothing is connected yet.
+    ///
+    /// # Errors
+    /// When the URL can't be used.
+    pub fn new(settings: &RedisSettings) -> Result<Self, StoreError> {
+        let lane = || Lane::new(settings.url.expose(), settings.timeout);
+        Ok(Self {
+            layout: Layout::new(&settings.key_prefix),
+            write: lane()?,
+            read: lane()?,
+            export: lane()?,
+            retention: settings.retention,
+        })
+    }
+
+    /// Whether Redis answers and its data was written with this layout; claims an empty Redis for it.
+    ///
+    /// # Errors
+    /// [`StoreError::Layout`] when the data is of another layout, else what kept Redis from answering.
+    pub async fn check(&self) -> Result<(), StoreError> {
+        let key = self.layout.meta();
+        let mut claim = redis::pipe();
+        claim.cmd("SET").arg(&key).arg(layout::VERSION).arg("NX").ignore().cmd("GET").arg(&key);
+        let (found,): (String,) = self.read.pipeline(&claim).await?;
+        if found == layout::VERSION {
+            return Ok(());
+        }
+        Err(StoreError::Layout { key, found, wanted: layout::VERSION })
+    }
+
+    /// The oldest time that lists still show.
+    fn horizon(&self, now: Timestamp) -> i64 {
+        now.millis().saturating_sub(millis(self.retention)).max(0)
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}

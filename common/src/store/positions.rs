@@ -1,0 +1,95 @@
+//! Positions: how far each bucket holds everything of each partition. They live and die with the data, so they are
+//! never ahead of it; the group's commits alone could be.
+
+use std::collections::HashMap;
+
+use super::{BUCKETS, Store, StoreError};
+
+/// Writes the place where a partition starts, which is always safe when it lowers a position or when nothing of the
+/// partition is left before it. ARGV: field, start, 1 if start is the beginning of the log, and so on. Replies with 1
+/// or 0 for each.
+const PLACE: &str = "local placed = {} \
+    for i = 1, #ARGV, 3 do \
+      local held = tonumber(redis.call('HGET', KEYS[1], ARGV[i]) or '-1') \
+      if ARGV[i + 2] == '1' or held >= tonumber(ARGV[i + 1]) then \
+        redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) placed[#placed + 1] = 1 \
+      else placed[#placed + 1] = 0 end \
+    end \
+    return placed";
+
+/// Whose positions: each consumer group has its own for each topic.
+#[derive(Debug, Clone)]
+pub struct PositionScope {
+    prefix: String,
+}
+
+impl PositionScope {
+    /// The positions of `group` in `topic`.
+    #[must_use]
+    pub fn new(group: &str, topic: &str) -> Self {
+        Self { prefix: format!("{group}|{topic}:") }
+    }
+
+    pub(super) fn field(&self, partition: i32) -> String {
+        format!("{}{partition}", self.prefix)
+    }
+}
+
+/// One partition's position in every bucket, `None` where there is none.
+pub type Positions = [Option<i64>; BUCKETS];
+
+/// Where a partition is to start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placement {
+    /// The partition.
+    pub partition: i32,
+    /// The next offset to read.
+    pub start: i64,
+    /// Whether `start` is the beginning of the log, before which nothing is left to store.
+    pub beginning: bool,
+}
+
+impl Store {
+    /// The positions of the given partitions.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis has no good answer.
+    pub async fn positions(
+        &self,
+        scope: &PositionScope,
+        partitions: &[i32],
+    ) -> Result<HashMap<i32, Positions>, StoreError> {
+        if partitions.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let fields: Vec<String> = partitions.iter().map(|partition| scope.field(*partition)).collect();
+        let mut pipeline = redis::pipe();
+        for bucket in 0..BUCKETS {
+            pipeline.cmd("HMGET").arg(self.layout.positions(bucket)).arg(&fields);
+        }
+        let buckets: Vec<Vec<Option<i64>>> = self.write.pipeline(&pipeline).await?;
+        let of = |nth: usize| std::array::from_fn(|bucket| buckets[bucket].get(nth).copied().flatten());
+        Ok(partitions.iter().enumerate().map(|(nth, partition)| (*partition, of(nth))).collect())
+    }
+
+    /// Writes where partitions start into every bucket. Gives those that were refused because a bucket has come to
+    /// hold less than `start` in the meantime: look again.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis has no good answer; placing again is safe.
+    pub async fn place(&self, scope: &PositionScope, placements: &[Placement]) -> Result<Vec<i32>, StoreError> {
+        if placements.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipeline = redis::pipe();
+        for bucket in 0..BUCKETS {
+            let script = pipeline.cmd("EVAL").arg(PLACE).arg(1).arg(self.layout.positions(bucket));
+            for Placement { partition, start, beginning } in placements {
+                script.arg(scope.field(*partition)).arg(*start).arg(u8::from(*beginning));
+            }
+        }
+        let buckets: Vec<Vec<u8>> = self.write.pipeline(&pipeline).await?;
+        let refused = |nth: usize| buckets.iter().any(|placed| placed.get(nth) != Some(&1));
+        Ok((0..placements.len()).filter(|nth| refused(*nth)).map(|nth| placements[nth].partition).collect())
+    }
+}

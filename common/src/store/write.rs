@@ -1,0 +1,299 @@
+//! The atomic write: one transaction per bucket and batch, all of them under way at once.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use futures::future::try_join_all;
+use redis::{FromRedisValue, Pipeline, Value};
+
+use super::positions::PositionScope;
+use super::{BUCKETS, Layout, Store, StoreError, bucket_of, millis, score_of};
+use crate::event::{EventId, EventType, Timestamp, UserEvent, UserId};
+
+/// The shortest life of a body: an event older than the retention is recorded like any other.
+const SHORTEST_LIFE_MS: i64 = 3_600_000;
+
+/// Moves positions, those that still stand where the caller left them. ARGV: field, from, to, and so on. Replies with 1
+/// or 0 for each.
+const COMPARE_AND_SET: &str = "local moved = {} \
+    for i = 1, #ARGV, 3 do \
+      if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[i + 1] then \
+        redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2]) moved[#moved + 1] = 1 \
+      else moved[#moved + 1] = 0 end \
+    end \
+    return moved";
+
+/// Where a stored event came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// When it was recorded.
+    pub processed_at: Timestamp,
+    /// The partition of its record.
+    pub partition: i32,
+    /// The offset of its record.
+    pub offset: i64,
+    /// The worker that recorded it first.
+    pub worker: String,
+}
+
+impl Origin {
+    /// What follows the JSON of a body: a zero byte, then the fields separated by spaces.
+    #[must_use]
+    pub fn append_to(&self, mut json: Vec<u8>) -> Vec<u8> {
+        let Self { processed_at, partition, offset, worker } = self;
+        json.push(0);
+        json.extend_from_slice(format!("{} {partition} {offset} {worker}", processed_at.millis()).as_bytes());
+        json
+    }
+
+    /// Reads what follows the zero byte.
+    pub(super) fn parse(text: &[u8]) -> Option<Self> {
+        let mut fields = std::str::from_utf8(text).ok()?.splitn(4, ' ');
+        Some(Self {
+            processed_at: Timestamp::from_millis(fields.next()?.parse().ok()?)?,
+            partition: fields.next()?.parse().ok()?,
+            offset: fields.next()?.parse().ok()?,
+            worker: fields.next()?.to_owned(),
+        })
+    }
+}
+
+/// An event in the form in which it is stored.
+#[derive(Debug, Clone)]
+pub struct StoredEvent {
+    id: EventId,
+    user_id: UserId,
+    event_type: EventType,
+    timestamp: Timestamp,
+    score: i64,
+    bucket: usize,
+    user_bucket: usize,
+    body: Vec<u8>,
+}
+
+impl StoredEvent {
+    /// Takes what is stored out of an event.
+    #[must_use]
+    pub fn new(event: UserEvent<'_>, origin: &Origin) -> Self {
+        let body = origin.append_to(event.to_json());
+        let id = event.event_id;
+        Self {
+            score: score_of(event.timestamp, id.as_str()),
+            bucket: bucket_of(id.as_str()),
+            user_bucket: bucket_of(event.user_id.as_str()),
+            timestamp: event.timestamp,
+            user_id: event.user_id,
+            event_type: event.event_type,
+            body,
+            id,
+        }
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> &EventId {
+        &self.id
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn user_id(&self) -> &UserId {
+        &self.user_id
+    }
+
+    /// What it is.
+    #[must_use]
+    pub fn event_type(&self) -> &EventType {
+        &self.event_type
+    }
+
+    /// Bytes of its body.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.body.len()
+    }
+}
+
+/// Whether each user's events are also listed per user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum UserIndex {
+    /// Yes; about 3 µs of Redis and 64 bytes an event.
+    #[default]
+    On,
+    /// No.
+    Off,
+}
+
+/// A step of one partition's position in one bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Move {
+    /// The partition.
+    pub partition: i32,
+    /// What the caller wrote last.
+    pub from: i64,
+    /// The next offset: everything before it that belongs to the bucket is stored.
+    pub to: i64,
+}
+
+/// Events to store, and how far they carry each bucket's positions.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// The events, in the order of their records.
+    pub events: Vec<StoredEvent>,
+    /// Per bucket, the positions to move with its events.
+    pub moves: [Vec<Move>; BUCKETS],
+}
+
+impl Batch {
+    /// Whether the transaction of `bucket` would hold events.
+    #[must_use]
+    pub fn touches(&self, user_index: UserIndex) -> [bool; BUCKETS] {
+        let mut touched = [false; BUCKETS];
+        for event in &self.events {
+            touched[event.bucket] = true;
+            touched[event.user_bucket] |= user_index == UserIndex::On;
+        }
+        touched
+    }
+}
+
+/// What a write did.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Receipt {
+    /// Indexes into [`Batch::events`] of those that were stored before.
+    pub duplicates: Vec<usize>,
+    /// Partitions whose position did not stand where the caller left it, in at least one bucket.
+    pub mismatches: Vec<i32>,
+}
+
+impl Store {
+    /// Stores a batch: per bucket one transaction with bodies, index entries and positions.
+    ///
+    /// # Errors
+    /// [`StoreError`] when any transaction has no good answer; each of them may or may not have happened.
+    pub async fn write(
+        &self,
+        scope: &PositionScope,
+        batch: &Batch,
+        user_index: UserIndex,
+    ) -> Result<Receipt, StoreError> {
+        let (now, touched) = (Timestamp::now(), batch.touches(user_index));
+        let needed = (0..BUCKETS).filter(|bucket| touched[*bucket] || !batch.moves[*bucket].is_empty());
+        let written = needed.map(|bucket| {
+            let transaction = Transaction::new(self, scope, batch, bucket, user_index, now);
+            async move {
+                let replies: Vec<Value> = self.write.pipeline(&transaction.commands).await?;
+                transaction.read(&replies, &batch.moves[bucket])
+            }
+        });
+        let mut receipt = Receipt::default();
+        for part in try_join_all(written).await? {
+            receipt.duplicates.extend(part.duplicates);
+            receipt.mismatches.extend(part.mismatches);
+        }
+        receipt.duplicates.sort_unstable();
+        receipt.mismatches.sort_unstable();
+        receipt.mismatches.dedup();
+        Ok(receipt)
+    }
+}
+
+/// One bucket's share of a batch.
+struct Transaction {
+    commands: Pipeline,
+    /// Indexes of the events whose `SET` replies come first.
+    events: Vec<usize>,
+}
+
+impl Transaction {
+    fn new(
+        store: &Store,
+        scope: &PositionScope,
+        batch: &Batch,
+        bucket: usize,
+        user_index: UserIndex,
+        now: Timestamp,
+    ) -> Self {
+        let own = |event: &&StoredEvent| event.bucket == bucket;
+        let events: Vec<usize> = (0..batch.events.len()).filter(|i| batch.events[*i].bucket == bucket).collect();
+        let mut commands = redis::Pipeline::with_capacity(events.len() + 4);
+        commands.atomic();
+        let retention = millis(store.retention);
+        for event in batch.events.iter().filter(own) {
+            let expiry = (event.timestamp.millis() + retention).max(now.millis() + SHORTEST_LIFE_MS);
+            let key = store.layout.event(bucket, event.id.as_str());
+            commands.cmd("SET").arg(key).arg(&event.body).arg("NX").arg("PXAT").arg(expiry);
+        }
+        if !events.is_empty() {
+            let index = commands.cmd("ZADD").arg(store.layout.index(bucket)).arg("NX");
+            batch.events.iter().filter(own).for_each(|event| {
+                index.arg(event.score).arg(event.id.as_str());
+            });
+            commands.ignore();
+        }
+        if user_index == UserIndex::On {
+            add_user_entries(&mut commands, &store.layout, batch, bucket, store.retention);
+        }
+        if !batch.moves[bucket].is_empty() {
+            let script = commands.cmd("EVAL").arg(COMPARE_AND_SET).arg(1).arg(store.layout.positions(bucket));
+            for step in &batch.moves[bucket] {
+                script.arg(scope.field(step.partition)).arg(step.from).arg(step.to);
+            }
+        }
+        Self { commands, events }
+    }
+
+    fn read(&self, replies: &[Value], moves: &[Move]) -> Result<Receipt, StoreError> {
+        let unexpected = || StoreError::Corrupt(format!("a transaction answered with {} replies", replies.len()));
+        let (set, rest) = replies.split_at_checked(self.events.len()).ok_or_else(unexpected)?;
+        let present = self.events.iter().zip(set).filter(|(_, reply)| **reply == Value::Nil);
+        let duplicates = present.map(|(index, _)| *index).collect();
+        let moved = match rest {
+            [] if moves.is_empty() => Vec::new(),
+            [moved] => Vec::<u8>::from_redis_value_ref(moved).map_err(|e| StoreError::Corrupt(e.to_string()))?,
+            _ => return Err(unexpected()),
+        };
+        let mismatches =
+            moves.iter().zip(moved).filter(|(_, held)| *held == 0).map(|(step, _)| step.partition).collect();
+        Ok(Receipt { duplicates, mismatches })
+    }
+}
+
+/// The entries of users whose bucket this is; they ride in its transaction, so that its position covers them.
+fn add_user_entries(commands: &mut Pipeline, layout: &Layout, batch: &Batch, bucket: usize, retention: Duration) {
+    // An event may be dated a day ahead, so its entry must outlive the retention by that.
+    let life = millis(retention) + crate::event::MAX_CLOCK_SKEW.num_milliseconds();
+    let mut users: HashMap<&str, Vec<&StoredEvent>> = HashMap::new();
+    for event in batch.events.iter().filter(|event| event.user_bucket == bucket) {
+        users.entry(event.user_id.as_str()).or_default().push(event);
+    }
+    for (user, events) in users {
+        let key = layout.user_index(bucket, user);
+        let entries = commands.cmd("ZADD").arg(&key).arg("NX");
+        events.iter().for_each(|event| {
+            entries.arg(event.score).arg(event.id.as_str());
+        });
+        commands.ignore().cmd("PEXPIRE").arg(&key).arg(life).ignore();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_reads_back_and_leaves_the_json_alone() {
+        let origin = Origin {
+            processed_at: Timestamp::from_millis(1_771_322_400_123).unwrap(),
+            partition: 3,
+            offset: 1_234_567,
+            worker: "worker 1".into(),
+        };
+        let body = origin.append_to(b"{}".to_vec());
+        let (json, rest) = body.split_at(2);
+        assert_eq!((json, rest[0]), (&b"{}"[..], 0));
+        assert_eq!(Origin::parse(&rest[1..]), Some(origin));
+        assert_eq!(Origin::parse(b"1 2"), None);
+        assert_eq!(Origin::parse(b"x 2 3 w"), None);
+    }
+}

@@ -1,0 +1,43 @@
+//! Fakes for tests of the layers above the seam where the real thing is tested.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::future::BoxFuture;
+
+use crate::event::UserEvent;
+use crate::kafka::{Delivered, PublishError, Publisher};
+
+/// A publisher that keeps what it is given, or fails each record with one error.
+#[derive(Debug, Default, Clone)]
+pub struct FakePublisher {
+    published: Arc<Mutex<Vec<Vec<u8>>>>,
+    failure: Option<PublishError>,
+}
+
+impl FakePublisher {
+    /// A publisher that answers every record with `error`.
+    #[must_use]
+    pub fn failing(error: PublishError) -> Self {
+        Self { failure: Some(error), ..Self::default() }
+    }
+
+    /// The JSON of every event so far.
+    #[must_use]
+    pub fn published(&self) -> Vec<Vec<u8>> {
+        self.published.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Publisher for FakePublisher {
+    fn publish(&self, _: &UserEvent<'_>, json: &[u8]) -> BoxFuture<'static, Result<Delivered, PublishError>> {
+        let result = match &self.failure {
+            Some(error) => Err(error.clone()),
+            None => {
+                let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+                published.push(json.to_vec());
+                Ok(Delivered { partition: 0, offset: i64::try_from(published.len()).unwrap_or(i64::MAX) - 1 })
+            }
+        };
+        Box::pin(std::future::ready(result))
+    }
+}

@@ -1,0 +1,74 @@
+//! A Kafka broker of a test's own, for tests that kill it.
+
+use std::fs::File;
+
+use tempfile::TempDir;
+use tokio::{process::Command, task::spawn_blocking};
+
+use crate::{env, eventually, kafka::Kafka, process::Process, world::free_port};
+
+const VERSION: &str = "4.3.1";
+
+/// A single-node broker on a port and a folder of its own. Only one exists at a time, over all
+/// test processes: a broker's start takes a core for seconds.
+#[derive(Debug)]
+pub struct Broker {
+    port: u16,
+    process: Option<Process>,
+    folder: TempDir,
+    _turn: File,
+}
+
+impl Broker {
+    /// Waits for its turn and takes a port and a folder, without starting the broker.
+    ///
+    /// # Panics
+    /// When there is no place for its files.
+    pub async fn reserve() -> Self {
+        let lock = env::bin_dir().join("e2e-own-broker.lock");
+        let turn = spawn_blocking(move || {
+            let file = File::create(lock)?;
+            file.lock()?;
+            std::io::Result::Ok(file)
+        });
+        let turn = turn.await.expect("no panic").expect("a lock file");
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        Self { port: free_port(), process: None, folder, _turn: turn }
+    }
+
+    /// A broker that answers.
+    pub async fn start() -> Self {
+        let mut broker = Self::reserve().await;
+        broker.up().await;
+        broker
+    }
+
+    /// `host:port` for clients.
+    #[must_use]
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Starts the broker on what it had before and waits until it answers.
+    ///
+    /// # Panics
+    /// When it ends or does not answer.
+    pub async fn up(&mut self) {
+        let mut command = Command::new(env::broker_script());
+        command.arg(VERSION).arg(self.port.to_string()).arg(self.folder.path());
+        let process = self.process.insert(Process::spawn("broker", command));
+        let kafka = Kafka::new(&format!("127.0.0.1:{}", self.port));
+        eventually("the broker answers", async || {
+            process.still_runs().unwrap_or_else(|end| panic!("{end:#}"));
+            kafka.answers()
+        })
+        .await;
+    }
+
+    /// SIGKILL. Its files stay.
+    pub async fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().await;
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! HTTP as a client sees it: requests, replies, and the few things every test reads from them.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use reqwest::{Body, Method, RequestBuilder, Url, header::HeaderMap};
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use serde_json::{Value, value::RawValue};
+
+/// Longer than any time-out of the service: a request that meets this one was forgotten.
+const TIMEOUT: Duration = Duration::from_secs(40);
+
+/// The URL of one process and a connection pool. Cloning is cheap and shares the pool.
+#[derive(Debug, Clone)]
+pub struct Client {
+    base: Url,
+    http: reqwest::Client,
+}
+
+impl Client {
+    /// A client of the process that listens on `port`.
+    ///
+    /// # Panics
+    /// When the HTTP client cannot be built.
+    #[must_use]
+    pub fn new(port: u16) -> Self {
+        let http = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build();
+        Self {
+            base: Url::parse(&format!("http://127.0.0.1:{port}")).expect("a valid URL"),
+            http: http.expect("an HTTP client"),
+        }
+    }
+
+    /// A request to `path`, which may carry a query or be a whole URL (as in a `Link`).
+    ///
+    /// # Panics
+    /// When `path` is not a URL reference.
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, self.base.join(path).expect("a URL reference"))
+    }
+
+    /// GET.
+    ///
+    /// # Errors
+    /// When there is no complete reply.
+    pub async fn get(&self, path: &str) -> Result<Reply> {
+        Reply::of(self.request(Method::GET, path)).await
+    }
+
+    /// Posts one event's JSON to `/events/generate`.
+    ///
+    /// # Errors
+    /// When there is no complete reply.
+    pub async fn publish(&self, body: impl Into<Body>) -> Result<Reply> {
+        Reply::of(self.publication(body)).await
+    }
+
+    /// The request that [`Client::publish`] sends, for who needs to change it.
+    pub fn publication(&self, body: impl Into<Body>) -> RequestBuilder {
+        self.request(Method::POST, "/events/generate").header("content-type", "application/json").body(body)
+    }
+
+    /// All processed events, as the list without parameters shows them.
+    ///
+    /// # Errors
+    /// When the reply is not a complete 200 of rows with exactly the five fields.
+    pub async fn list(&self) -> Result<Vec<Event>> {
+        self.get("/events/processed").await?.ok()?.parse()
+    }
+
+    /// The list page by page, following `Link: rel="next"` from the first page to the last.
+    ///
+    /// # Errors
+    /// When a page is not a complete 200.
+    pub async fn pages(&self, limit: usize) -> Result<Vec<Vec<Event>>> {
+        let mut pages = Vec::new();
+        let mut next = Some(format!("/events/processed?limit={limit}"));
+        while let Some(path) = next {
+            let reply = self.get(&path).await?.ok()?;
+            pages.push(reply.parse()?);
+            next = reply.next_link();
+        }
+        Ok(pages)
+    }
+}
+
+/// A whole reply.
+#[derive(Debug)]
+pub struct Reply {
+    /// The status code.
+    pub status: u16,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body, whole.
+    pub body: Vec<u8>,
+}
+
+impl Reply {
+    /// Sends a request and reads the reply to its end.
+    ///
+    /// # Errors
+    /// When there is no complete reply.
+    pub async fn of(request: RequestBuilder) -> Result<Self> {
+        let response = request.send().await?;
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        Ok(Self { status, headers, body: response.bytes().await?.to_vec() })
+    }
+
+    /// The reply itself when it is a 200.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn ok(self) -> Result<Self> {
+        self.with_status(200)
+    }
+
+    /// The reply itself when it has this status.
+    ///
+    /// # Errors
+    /// When it has another one.
+    pub fn with_status(self, status: u16) -> Result<Self> {
+        ensure!(self.status == status, "{} instead of {status}: {}", self.status, self.text());
+        Ok(self)
+    }
+
+    /// The body as text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// A header's value, empty when it is absent.
+    #[must_use]
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+
+    /// The body read as JSON.
+    ///
+    /// # Errors
+    /// When it is not what `T` wants.
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T> {
+        serde_json::from_slice(&self.body).with_context(|| format!("read {}", self.text()))
+    }
+
+    /// The body of an error reply, once it is one in the one format of this service (RFC 9457
+    /// and the members of the services it replaces) with the given status.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn problem(&self, status: u16) -> Result<Value> {
+        let text = self.text();
+        ensure!(self.status == status, "{} instead of {status}: {text}", self.status);
+        let content_type = self.header("content-type");
+        ensure!(content_type == "application/problem+json", "content type {content_type}");
+        let problem: Value = self.parse()?;
+        ensure!(problem["status"] == status, "status member: {text}");
+        ensure!(problem["success"] == false, "success member: {text}");
+        for member in ["type", "title", "detail", "message", "error"] {
+            let words = problem[member].as_str().unwrap_or_default();
+            ensure!(!words.trim().is_empty(), "{member} is missing: {text}");
+        }
+        Ok(problem)
+    }
+
+    /// A 503 problem that says when to try again.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn unavailable(&self) -> Result<Value> {
+        let problem = self.problem(503)?;
+        let seconds = self.header("retry-after").parse::<u32>();
+        ensure!(matches!(seconds, Ok(1..)), "Retry-After: {:?}", self.header("retry-after"));
+        Ok(problem)
+    }
+
+    /// Where `Link: <…>; rel="next"` (RFC 8288) points to.
+    #[must_use]
+    pub fn next_link(&self) -> Option<String> {
+        let link = self.header("link").strip_prefix('<')?;
+        let (target, parameters) = link.split_once('>')?;
+        parameters.contains("rel=\"next\"").then(|| target.to_owned())
+    }
+}
+
+/// A row of the list: exactly the five fields.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Event {
+    /// Made by the service.
+    pub event_id: String,
+    /// As posted.
+    pub user_id: String,
+    /// As posted.
+    pub event_type: String,
+    /// RFC 3339, UTC, milliseconds: sorts as text.
+    pub timestamp: String,
+    /// The payload's bytes, unparsed.
+    #[serde(deserialize_with = "verbatim")]
+    pub payload: String,
+}
+
+/// Reads any JSON value as the very text it was written as.
+///
+/// # Errors
+/// When it is not JSON.
+pub fn verbatim<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Box::<RawValue>::deserialize(deserializer).map(|raw| raw.get().to_owned())
+}

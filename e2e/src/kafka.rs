@@ -1,0 +1,249 @@
+//! Kafka as an outsider: writes any bytes, reads topics whole, looks at groups.
+//!
+//! The calls block for as long as a broker round trip takes; tests run on a multi-threaded
+//! runtime and can afford that.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use rdkafka::{
+    ClientConfig, Message, Offset, TopicPartitionList,
+    admin::{AdminClient, AdminOptions, ResourceSpecifier},
+    consumer::{BaseConsumer, Consumer},
+    message::{Header, Headers, OwnedHeaders},
+    producer::{FutureProducer, FutureRecord},
+};
+use tokio::task::block_in_place;
+
+/// For one question to a broker.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A cluster, by its bootstrap address.
+#[derive(Debug, Clone)]
+pub struct Kafka {
+    brokers: String,
+}
+
+/// What a record consists of, apart from its place.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Record {
+    /// The key's bytes.
+    pub key: Option<Vec<u8>>,
+    /// The value's bytes; `None` is a tombstone.
+    pub value: Option<Vec<u8>>,
+    /// Names and bytes, in order.
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
+    /// Milliseconds since 1970; `None` lets the producer choose.
+    pub timestamp: Option<i64>,
+}
+
+impl Record {
+    /// A record with this value and nothing else.
+    pub fn of(value: impl Into<Vec<u8>>) -> Self {
+        Self { value: Some(value.into()), ..Self::default() }
+    }
+
+    /// The last header of this name.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&[u8]> {
+        self.headers.iter().rev().find(|(key, _)| key == name)?.1.as_deref()
+    }
+}
+
+/// A record and where the broker put it.
+#[derive(Debug, Clone)]
+pub struct Located {
+    /// Its partition.
+    pub partition: i32,
+    /// Its offset.
+    pub offset: i64,
+    /// The record.
+    pub record: Record,
+}
+
+impl Kafka {
+    /// The cluster at `host:port`.
+    #[must_use]
+    pub fn new(brokers: &str) -> Self {
+        Self { brokers: brokers.to_owned() }
+    }
+
+    /// Whether a broker answers.
+    ///
+    /// # Errors
+    /// When none does.
+    pub fn answers(&self) -> Result<()> {
+        let metadata =
+            block_in_place(|| self.reader()?.fetch_metadata(None, Duration::from_secs(2)).context("metadata"))?;
+        ensure!(!metadata.brokers().is_empty(), "no broker");
+        Ok(())
+    }
+
+    /// Writes records one after the other to one partition, or to the one their key chooses.
+    ///
+    /// # Panics
+    /// When the broker does not acknowledge one of them.
+    pub async fn write(&self, topic: &str, partition: Option<i32>, records: &[Record]) -> Vec<Located> {
+        // Records as large as a broker takes: the test decides, not its client.
+        let producer: FutureProducer = self
+            .settings()
+            .set("acks", "all")
+            .set("message.max.bytes", "8000000")
+            .set("partitioner", "murmur2_random")
+            .create()
+            .expect("a producer");
+        let mut written = Vec::with_capacity(records.len());
+        for record in records {
+            let mut headers = OwnedHeaders::new();
+            for (key, value) in &record.headers {
+                headers = headers.insert(Header { key, value: value.as_deref() });
+            }
+            let (key, value) = (record.key.as_deref(), record.value.as_deref());
+            let message = FutureRecord::<[u8], [u8]> {
+                topic,
+                partition,
+                payload: value,
+                key,
+                timestamp: record.timestamp,
+                headers: Some(headers),
+            };
+            let place = producer.send(message, TIMEOUT).await.expect("an acknowledgement");
+            written.push(Located { partition: place.partition, offset: place.offset, record: record.clone() });
+        }
+        written
+    }
+
+    /// Every record of a topic, in the order of partitions and offsets. Empty when there is no
+    /// such topic.
+    ///
+    /// # Errors
+    /// When the broker cannot be asked.
+    pub fn read(&self, topic: &str) -> Result<Vec<Located>> {
+        let reader = self.reader()?;
+        let ends = self.end_offsets(topic)?;
+        let mut assignment = TopicPartitionList::new();
+        for partition in ends.keys() {
+            assignment.add_partition_offset(topic, *partition, Offset::Beginning)?;
+        }
+        reader.assign(&assignment)?;
+        let total = usize::try_from(ends.values().sum::<i64>())?;
+        let mut records = Vec::with_capacity(total);
+        while records.len() < total {
+            let message = block_in_place(|| reader.poll(TIMEOUT)).context("no more records")??;
+            records.push(located(&message));
+        }
+        records.sort_by_key(|found| (found.partition, found.offset));
+        Ok(records)
+    }
+
+    /// The end of each partition. Empty when there is no such topic.
+    ///
+    /// # Errors
+    /// When the broker cannot be asked.
+    pub fn end_offsets(&self, topic: &str) -> Result<BTreeMap<i32, i64>> {
+        let reader = self.reader()?;
+        block_in_place(|| {
+            let partitions = self.partitions(topic)?;
+            let ends = partitions
+                .into_iter()
+                .map(|partition| Ok((partition, reader.fetch_watermarks(topic, partition, TIMEOUT)?.1)));
+            ends.collect()
+        })
+    }
+
+    /// The partitions of a topic. Empty when there is no such topic.
+    ///
+    /// # Errors
+    /// When the broker cannot be asked.
+    pub fn partitions(&self, topic: &str) -> Result<Vec<i32>> {
+        let metadata = block_in_place(|| self.reader()?.fetch_metadata(Some(topic), TIMEOUT))?;
+        let topics = metadata.topics().iter().filter(|found| found.error().is_none());
+        Ok(topics.flat_map(|found| found.partitions().iter().map(|partition| partition.id())).collect())
+    }
+
+    /// The value of one setting of a topic.
+    ///
+    /// # Errors
+    /// When the broker cannot be asked or knows no such topic or setting.
+    pub async fn topic_setting(&self, topic: &str, name: &str) -> Result<String> {
+        let admin: AdminClient<_> = self.settings().create()?;
+        let topics = [ResourceSpecifier::Topic(topic)];
+        let options = AdminOptions::new().request_timeout(Some(TIMEOUT));
+        let mut answers = admin.describe_configs(&topics, &options).await?;
+        let answer = answers.pop().context("an answer")?.map_err(anyhow::Error::msg)?;
+        let entry = answer.get(name).with_context(|| format!("{name} of {topic}"))?;
+        entry.value.clone().context("a value")
+    }
+
+    /// The members of a group and the partitions that each one has.
+    ///
+    /// # Errors
+    /// When the broker cannot be asked.
+    pub fn members(&self, group: &str) -> Result<BTreeMap<String, Vec<i32>>> {
+        let groups = block_in_place(|| self.reader()?.fetch_group_list(Some(group), TIMEOUT))?;
+        let members = groups.groups().iter().flat_map(|found| found.members());
+        members
+            .map(|member| {
+                let assignment = member.assignment().unwrap_or_default();
+                let partitions = assigned_partitions(assignment).context("an assignment")?;
+                Ok((member.id().to_owned(), partitions))
+            })
+            .collect()
+    }
+
+    fn settings(&self) -> ClientConfig {
+        let mut settings = ClientConfig::new();
+        settings.set("bootstrap.servers", &self.brokers).set("log_level", "0");
+        settings
+    }
+
+    fn reader(&self) -> rdkafka::error::KafkaResult<BaseConsumer> {
+        self.settings()
+            .set("group.id", "e2e-reader")
+            .set("enable.auto.commit", "false")
+            .set("fetch.message.max.bytes", "8000000")
+            .create()
+    }
+}
+
+fn located(message: &impl Message) -> Located {
+    let headers = message.headers().map(|headers| {
+        headers.iter().map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect()
+    });
+    Located {
+        partition: message.partition(),
+        offset: message.offset(),
+        record: Record {
+            key: message.key().map(<[u8]>::to_vec),
+            value: message.payload().map(<[u8]>::to_vec),
+            headers: headers.unwrap_or_default(),
+            timestamp: message.timestamp().to_millis(),
+        },
+    }
+}
+
+/// The partitions in a member's assignment, whatever their topic.
+///
+/// Kafka's `ConsumerProtocolAssignment`: version (int16), then an array of topic name (string)
+/// and partitions (array of int32), all big-endian with int32 array and int16 string lengths.
+fn assigned_partitions(assignment: &[u8]) -> Option<Vec<i32>> {
+    if assignment.is_empty() {
+        return Some(Vec::new());
+    }
+    let mut bytes = assignment.get(2..)?;
+    let mut partitions = Vec::new();
+    for _ in 0..take_i32(&mut bytes)? {
+        let (length, rest) = bytes.split_first_chunk()?;
+        bytes = rest.get(usize::try_from(i16::from_be_bytes(*length)).ok()?..)?;
+        for _ in 0..take_i32(&mut bytes)? {
+            partitions.push(take_i32(&mut bytes)?);
+        }
+    }
+    Some(partitions)
+}
+
+fn take_i32(bytes: &mut &[u8]) -> Option<i32> {
+    let (number, rest) = bytes.split_first_chunk()?;
+    *bytes = rest;
+    Some(i32::from_be_bytes(*number))
+}

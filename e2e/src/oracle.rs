@@ -1,0 +1,305 @@
+//! The judge: what was attempted, what was promised for it, and what became of it.
+//!
+//! Every attempt to post ends as acknowledged, refused or unknown. At the end
+//! acknowledged ⊆ stored ⊆ acknowledged ∪ unknown, each id and each attempt once, each user's
+//! order kept, every field equal. What is still *missing* may yet come; what is *wrong* never heals.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use anyhow::{Result, bail, ensure};
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::{
+    client::{Client, Event, Reply},
+    eventually,
+};
+
+/// One post, as it was sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempt {
+    /// Unique to this attempt and part of its payload: how a stored row is recognised.
+    pub mark: String,
+    /// The user it was sent for.
+    pub user: String,
+    /// Grows with each attempt of a user; the next is sent only after this one has ended.
+    pub sequence: u64,
+}
+
+impl Attempt {
+    /// An attempt that no other one equals.
+    #[must_use]
+    pub fn new(user: &str, sequence: u64) -> Self {
+        Self { mark: Uuid::now_v7().to_string(), user: user.to_owned(), sequence }
+    }
+
+    /// The payload, spelled so that any re-serialisation would show.
+    #[must_use]
+    pub fn payload(&self) -> String {
+        let Self { mark, sequence, .. } = self;
+        format!(r#"{{"mark":"{mark}", "z":1.0e+2,"sequence":{sequence},"a":"\u00e9\/"}}"#)
+    }
+
+    /// The body to post.
+    #[must_use]
+    pub fn body(&self) -> String {
+        let (user, payload) = (&self.user, self.payload());
+        format!(r#"{{"userId":"{user}","eventType":"LOGIN","payload":{payload}}}"#)
+    }
+}
+
+/// What the client was told about an attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// 201 with this event id: it must be stored.
+    Acknowledged(String),
+    /// Certainly not accepted: it must not be stored.
+    Refused,
+    /// No complete reply, or one that does not know: it may be stored.
+    Unknown,
+}
+
+impl Outcome {
+    /// Reads what the service (or the lack of it) said.
+    ///
+    /// # Errors
+    /// When the reply breaks the contract: its status or shape means nothing to a client.
+    pub fn of(reply: &Result<Reply>) -> Result<Self> {
+        let reply = match reply {
+            Ok(reply) => reply,
+            Err(error) if never_connected(error) => return Ok(Self::Refused),
+            Err(_) => return Ok(Self::Unknown),
+        };
+        if reply.status == 201 {
+            let id = reply.parse::<Value>()?["eventId"].as_str().map(ToOwned::to_owned);
+            return id.map(Self::Acknowledged).ok_or_else(|| anyhow::anyhow!("no eventId"));
+        }
+        let problem = reply.unavailable()?;
+        match problem["outcome"].as_str() {
+            Some("not accepted") => Ok(Self::Refused),
+            Some("unknown") => Ok(Self::Unknown),
+            other => bail!("outcome {other:?} in {problem}"),
+        }
+    }
+}
+
+fn never_connected(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_connect)
+}
+
+/// All attempts of a test with their outcomes. Clones share one journal.
+#[derive(Debug, Clone, Default)]
+pub struct Journal(Arc<Mutex<Vec<(Attempt, Outcome)>>>);
+
+impl Journal {
+    /// Adds an attempt that has ended.
+    pub fn record(&self, attempt: Attempt, outcome: Outcome) {
+        self.lock().push((attempt, outcome));
+    }
+
+    /// Posts one attempt and records it.
+    ///
+    /// # Errors
+    /// When the reply breaks the contract.
+    pub async fn post(&self, client: &Client, attempt: Attempt) -> Result<Outcome> {
+        let outcome = Outcome::of(&client.publish(attempt.body()).await)?;
+        self.record(attempt, outcome.clone());
+        Ok(outcome)
+    }
+
+    /// Posts one attempt that must be acknowledged.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub async fn must_post(&self, client: &Client, user: &str, sequence: u64) -> Result<String> {
+        match self.post(client, Attempt::new(user, sequence)).await? {
+            Outcome::Acknowledged(id) => Ok(id),
+            other => bail!("the post was {other:?}"),
+        }
+    }
+
+    /// How many attempts were acknowledged so far.
+    #[must_use]
+    pub fn acknowledged(&self) -> usize {
+        let is_acknowledged = |entry: &&(_, _)| matches!(entry.1, Outcome::Acknowledged(_));
+        self.lock().iter().filter(is_acknowledged).count()
+    }
+
+    /// Waits until `count` more attempts are acknowledged than now.
+    ///
+    /// # Panics
+    /// When they are not.
+    pub async fn grows_by(&self, count: usize) {
+        let target = self.acknowledged() + count;
+        eventually(&format!("{count} more posts are acknowledged"), async || {
+            let reached = self.acknowledged();
+            ensure!(reached >= target, "{reached} of {target}");
+            Ok(())
+        })
+        .await;
+    }
+
+    /// Judges what the API lists, waiting for what is still on its way. A fresh event passes, too.
+    ///
+    /// # Panics
+    /// At once when something is wrong, or when something stays missing.
+    pub async fn holds(&self, client: &Client) {
+        let fresh = format!("fresh-{}", Uuid::now_v7());
+        eventually("a fresh event is acknowledged", async || self.must_post(client, &fresh, 0).await).await;
+        eventually("every acknowledged event is listed", async || {
+            let verdict = self.judge(&client.list().await?);
+            assert!(verdict.wrong.is_empty(), "wrong: {:#?}", verdict.wrong);
+            let missing = verdict.missing;
+            ensure!(missing.is_empty(), "{} missing: {:?}", missing.len(), missing.first());
+            Ok(())
+        })
+        .await;
+    }
+
+    /// Compares the list of stored events with the attempts, which must all have ended.
+    #[must_use]
+    pub fn judge(&self, stored: &[Event]) -> Verdict {
+        judge(&self.lock(), stored)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(Attempt, Outcome)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The result of a comparison; all empty is innocent.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// Acknowledged but not stored (yet).
+    pub missing: Vec<String>,
+    /// Must never be seen, at any moment.
+    pub wrong: Vec<String>,
+}
+
+fn judge(attempts: &[(Attempt, Outcome)], stored: &[Event]) -> Verdict {
+    let by_mark: HashMap<_, _> =
+        attempts.iter().map(|(attempt, outcome)| (attempt.mark.as_str(), (attempt, outcome))).collect();
+    let mut verdict = Verdict::default();
+    let (mut ids, mut marks, mut last) = (HashSet::new(), HashSet::new(), HashMap::new());
+    for event in stored {
+        let mut wrong = |what: &str| verdict.wrong.push(format!("{what}: {event:?}"));
+        if !ids.insert(&event.event_id) {
+            wrong("an id twice");
+        }
+        let Some((attempt, outcome)) = by_mark.get(mark_of(event).as_str()) else {
+            wrong("nobody posted it");
+            continue;
+        };
+        if !marks.insert(&attempt.mark) {
+            wrong("an attempt twice");
+        }
+        match outcome {
+            Outcome::Refused => wrong("a refused attempt"),
+            Outcome::Acknowledged(id) if *id != event.event_id => wrong("another id than promised"),
+            Outcome::Acknowledged(_) | Outcome::Unknown => {}
+        }
+        let fields = (&event.user_id, event.event_type.as_str(), &event.payload);
+        if fields != (&attempt.user, "LOGIN", &attempt.payload()) {
+            wrong("a changed field");
+        }
+        if last.insert(&attempt.user, attempt.sequence).is_some_and(|before| before >= attempt.sequence) {
+            wrong("out of a user's order");
+        }
+    }
+    if !stored.is_sorted_by_key(|event| &event.timestamp) {
+        verdict.wrong.push("the list is not ordered by timestamp".to_owned());
+    }
+    for (attempt, outcome) in attempts {
+        if matches!(outcome, Outcome::Acknowledged(_)) && !marks.contains(&attempt.mark) {
+            verdict.missing.push(format!("{attempt:?} {outcome:?}"));
+        }
+    }
+    verdict
+}
+
+fn mark_of(event: &Event) -> String {
+    let payload: Value = serde_json::from_str(&event.payload).unwrap_or_default();
+    payload["mark"].as_str().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attempt(user: &str, sequence: u64) -> Attempt {
+        Attempt { mark: format!("{user}-{sequence}"), user: user.to_owned(), sequence }
+    }
+
+    fn acknowledged(user: &str, sequence: u64) -> (Attempt, Outcome) {
+        (attempt(user, sequence), Outcome::Acknowledged(format!("id-{user}-{sequence}")))
+    }
+
+    fn stored(user: &str, sequence: u64) -> Event {
+        Event {
+            event_id: format!("id-{user}-{sequence}"),
+            user_id: user.to_owned(),
+            event_type: "LOGIN".to_owned(),
+            timestamp: format!("2026-01-01T00:00:00.{sequence:03}Z"),
+            payload: attempt(user, sequence).payload(),
+        }
+    }
+
+    fn accuses(attempts: &[(Attempt, Outcome)], stored: &[Event], of: &str) {
+        let Verdict { wrong, .. } = judge(attempts, stored);
+        assert!(wrong.iter().any(|what| what.starts_with(of)), "{of} in {wrong:?}");
+    }
+
+    #[test]
+    fn what_was_promised_and_kept_is_innocent() {
+        let attempts = [
+            acknowledged("a", 1),
+            (attempt("a", 2), Outcome::Unknown),
+            (attempt("b", 1), Outcome::Unknown),
+            (attempt("b", 2), Outcome::Refused),
+        ];
+        assert_eq!(judge(&attempts, &[stored("a", 1), stored("a", 2)]), Verdict::default());
+    }
+
+    #[test]
+    fn an_acknowledged_event_that_is_not_stored_is_missing() {
+        let verdict = judge(&[acknowledged("a", 1)], &[]);
+        assert_eq!((verdict.missing.len(), verdict.wrong.len()), (1, 0));
+    }
+
+    #[test]
+    fn an_event_that_is_stored_twice_is_wrong() {
+        let again = Event { event_id: "another".to_owned(), ..stored("a", 1) };
+        accuses(&[acknowledged("a", 1)], &[stored("a", 1), stored("a", 1)], "an id twice");
+        accuses(&[acknowledged("a", 1)], &[stored("a", 1), again.clone()], "an attempt twice");
+        accuses(&[acknowledged("a", 1)], &[again], "another id than promised");
+    }
+
+    #[test]
+    fn a_refused_event_that_is_stored_is_wrong() {
+        accuses(&[(attempt("a", 1), Outcome::Refused)], &[stored("a", 1)], "a refused attempt");
+    }
+
+    #[test]
+    fn an_event_that_nobody_posted_is_wrong() {
+        accuses(&[acknowledged("a", 1)], &[stored("a", 1), stored("b", 1)], "nobody posted it");
+    }
+
+    #[test]
+    fn a_changed_field_is_wrong() {
+        let payload = stored("a", 1).payload.replace("1.0e+2", "100.0");
+        accuses(&[acknowledged("a", 1)], &[Event { payload, ..stored("a", 1) }], "a changed field");
+        let user_id = "b".to_owned();
+        accuses(&[acknowledged("a", 1)], &[Event { user_id, ..stored("a", 1) }], "a changed field");
+    }
+
+    #[test]
+    fn a_broken_order_is_wrong() {
+        let attempts = [acknowledged("a", 1), acknowledged("a", 2)];
+        let later = Event { timestamp: stored("a", 2).timestamp, ..stored("a", 1) };
+        accuses(&attempts, &[stored("a", 2), later], "out of a user's order");
+        accuses(&attempts, &[stored("b", 2), stored("a", 1)], "the list is not ordered");
+    }
+}

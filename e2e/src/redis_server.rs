@@ -1,0 +1,165 @@
+//! A Redis of a test's own, for tests that freeze it, kill it, empty it or set it back in time.
+
+use std::{fs, path::Path};
+
+use anyhow::Result;
+use redis::{Client, FromRedisValue, aio::MultiplexedConnection};
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use crate::{
+    eventually,
+    process::{Process, Signal},
+    world::free_port,
+};
+
+/// A standalone `redis-server` with the durability settings that the system asks for.
+#[derive(Debug)]
+pub struct RedisServer {
+    port: u16,
+    password: Option<String>,
+    process: Option<Process>,
+    folder: TempDir,
+}
+
+impl RedisServer {
+    /// Takes a port and a folder, without starting the server.
+    ///
+    /// # Panics
+    /// When there is no place for its files.
+    #[must_use]
+    pub fn reserve() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        Self { port: free_port(), password: None, process: None, folder }
+    }
+
+    /// A server that answers.
+    pub async fn start() -> Self {
+        let mut server = Self::reserve();
+        server.up().await;
+        server
+    }
+
+    /// A server that answers who knows the password.
+    pub async fn start_with_password(password: &str) -> Self {
+        let mut server = Self { password: Some(password.to_owned()), ..Self::reserve() };
+        server.up().await;
+        server
+    }
+
+    /// Its URL, with the password if it has one.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let login = self.password.as_ref().map(|password| format!(":{password}@"));
+        format!("redis://{}127.0.0.1:{}", login.unwrap_or_default(), self.port)
+    }
+
+    /// Starts the server on the files in its folder and waits until it answers.
+    ///
+    /// # Panics
+    /// When it ends or does not answer.
+    pub async fn up(&mut self) {
+        let mut process = Process::spawn("redis-server", self.command());
+        eventually("Redis answers", async || {
+            process.still_runs().unwrap_or_else(|end| panic!("{end:#}"));
+            self.try_command_line::<String>("PING").await
+        })
+        .await;
+        self.process = Some(process);
+    }
+
+    /// SIGKILL. Its files stay as they are at this moment.
+    pub async fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().await;
+        }
+    }
+
+    /// Stops answering without closing a connection, as a hung machine does.
+    pub fn freeze(&self) {
+        self.running().signal(Signal::SIGSTOP);
+    }
+
+    /// Ends [`RedisServer::freeze`].
+    pub fn thaw(&self) {
+        self.running().signal(Signal::SIGCONT);
+    }
+
+    /// A copy of its files as they are now.
+    ///
+    /// # Panics
+    /// When they cannot be copied.
+    #[must_use]
+    pub fn copy_files(&self) -> TempDir {
+        let copy = tempfile::tempdir().expect("a temporary folder");
+        copy_folder(self.folder.path(), copy.path()).expect("a copy");
+        copy
+    }
+
+    /// Replaces the files of a server that is not running.
+    ///
+    /// # Panics
+    /// When they cannot be replaced.
+    pub fn restore_files(&self, copy: &TempDir) {
+        self.delete_files();
+        copy_folder(copy.path(), self.folder.path()).expect("a copy");
+    }
+
+    /// Deletes the files of a server that is not running.
+    ///
+    /// # Panics
+    /// When they cannot be deleted, or when the server runs.
+    pub fn delete_files(&self) {
+        assert!(self.process.is_none(), "the server must not run");
+        fs::remove_dir_all(self.folder.path()).expect("its files can be deleted");
+        fs::create_dir(self.folder.path()).expect("its folder can be made");
+    }
+
+    /// Sends one command, written as words.
+    ///
+    /// # Panics
+    /// When the server does not answer it as expected.
+    pub async fn command_line<T: FromRedisValue>(&self, words: &str) -> T {
+        self.try_command_line(words).await.unwrap_or_else(|error| panic!("{words}: {error:#}"))
+    }
+
+    async fn try_command_line<T: FromRedisValue>(&self, words: &str) -> Result<T> {
+        let mut connection: MultiplexedConnection =
+            Client::open(self.url())?.get_multiplexed_async_connection().await?;
+        let mut words = words.split(' ');
+        let mut command = redis::cmd(words.next().unwrap_or_default());
+        words.for_each(|word| {
+            command.arg(word);
+        });
+        Ok(command.query_async(&mut connection).await?)
+    }
+
+    fn running(&self) -> &Process {
+        self.process.as_ref().expect("the server runs")
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new("redis-server");
+        command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"]);
+        command.args(["--appendfsync", "everysec", "--maxmemory-policy", "noeviction"]);
+        command.arg("--port").arg(self.port.to_string()).arg("--dir").arg(self.folder.path());
+        if let Some(password) = &self.password {
+            command.arg("--requirepass").arg(password);
+        }
+        command
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            fs::create_dir_all(&target)?;
+            copy_folder(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), &target)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,159 @@
+//! A world of a test's own: names that no other test uses, the settings that go with them, and
+//! the processes started in it.
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU16, Ordering},
+};
+
+use tokio::process::Command;
+use uuid::Uuid;
+
+use crate::{env, kafka::Kafka, process, service::Service};
+
+/// What the processes of one test are told.
+#[derive(Debug, Clone)]
+pub struct World {
+    /// The main topic. The system creates it.
+    pub topic: String,
+    /// Where its dead letters go.
+    pub dead_letter_topic: String,
+    /// The consumer group of its workers.
+    pub group: String,
+    brokers: String,
+    settings: BTreeMap<&'static str, String>,
+}
+
+impl World {
+    /// A new world on the shared Kafka and the shared Redis.
+    #[must_use]
+    pub fn shared() -> Self {
+        Self::on(&env::kafka_brokers(), &env::redis_url())
+    }
+
+    /// A new world on the shared Kafka and a Redis of the test's own.
+    #[must_use]
+    pub fn on_redis(redis_url: &str) -> Self {
+        Self::on(&env::kafka_brokers(), redis_url)
+    }
+
+    /// A new world on a Kafka of the test's own and the shared Redis.
+    #[must_use]
+    pub fn on_kafka(brokers: &str) -> Self {
+        Self::on(brokers, &env::redis_url())
+    }
+
+    /// A new world on these engines.
+    #[must_use]
+    pub fn on(brokers: &str, redis_url: &str) -> Self {
+        let name = format!("e2e-{}", Uuid::now_v7().simple());
+        let dead_letter_topic = format!("{name}-dlq");
+        let settings = [
+            ("BIND_ADDRESS", "127.0.0.1"),
+            ("KAFKA_BROKERS", brokers),
+            ("KAFKA_TOPIC", &name),
+            ("KAFKA_DLQ_TOPIC", &dead_letter_topic),
+            ("KAFKA_CONSUMER_GROUP", &name),
+            // The shortest that brokers accept: a killed worker's partitions move on soon.
+            ("KAFKA_CONSUMER_SESSION_TIMEOUT_MS", "6000"),
+            ("REDIS_URL", redis_url),
+            ("REDIS_KEY_PREFIX", &format!("{name}:")),
+            ("LOG_LEVEL", "info"),
+        ];
+        let settings = settings.map(|(key, value)| (key, value.to_owned())).into();
+        Self { topic: name.clone(), dead_letter_topic, group: name, brokers: brokers.to_owned(), settings }
+    }
+
+    /// The same world with one setting changed, for both binaries.
+    #[must_use]
+    pub fn with(mut self, setting: &'static str, value: impl Into<String>) -> Self {
+        self.settings.insert(setting, value.into());
+        self
+    }
+
+    /// This world's Kafka, as an outsider.
+    #[must_use]
+    pub fn kafka(&self) -> Kafka {
+        Kafka::new(&self.brokers)
+    }
+
+    /// Starts an API and a worker and waits until both are ready.
+    pub async fn start(&self) -> (Service, Service) {
+        let (mut api, mut worker) = (self.spawn_api(), self.spawn_worker());
+        api.ready().await;
+        worker.ready().await;
+        (api, worker)
+    }
+
+    /// Starts an API and waits until it is ready.
+    pub async fn start_api(&self) -> Service {
+        let mut api = self.spawn_api();
+        api.ready().await;
+        api
+    }
+
+    /// Starts a worker and waits until it is ready.
+    pub async fn start_worker(&self) -> Service {
+        let mut worker = self.spawn_worker();
+        worker.ready().await;
+        worker
+    }
+
+    /// Starts an API without waiting for anything.
+    #[must_use]
+    pub fn spawn_api(&self) -> Service {
+        let port = free_port();
+        let mut command = self.api_command();
+        command.env("PORT", port.to_string());
+        Service::spawn("api", port, command)
+    }
+
+    /// Starts a worker without waiting for anything.
+    #[must_use]
+    pub fn spawn_worker(&self) -> Service {
+        let port = free_port();
+        let mut command = self.worker_command();
+        command.env("ADMIN_PORT", port.to_string());
+        Service::spawn("worker", port, command)
+    }
+
+    /// The API's command with this world's settings but without a port.
+    #[must_use]
+    pub fn api_command(&self) -> Command {
+        self.command("user-activity-api")
+    }
+
+    /// The worker's command with this world's settings but without a port.
+    #[must_use]
+    pub fn worker_command(&self) -> Command {
+        self.command("user-activity-worker")
+    }
+
+    fn command(&self, binary: &str) -> Command {
+        let mut command = process::command(env::bin_dir().join(binary));
+        command.envs(&self.settings);
+        command
+    }
+}
+
+/// A TCP port of 127.0.0.1 that is free together with the one above it (a broker wants two).
+///
+/// Below the range that the kernel hands out to outgoing connections, so that no connection of
+/// another test takes it before its owner binds it, and never the same one twice in a process.
+///
+/// # Panics
+/// When no port is free.
+#[must_use]
+pub fn free_port() -> u16 {
+    const FIRST: u16 = 12_000;
+    const PAIRS: u16 = 10_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Test processes that start one after the other get far apart.
+    let start = std::process::id().wrapping_mul(61) % u32::from(PAIRS);
+    let start = u16::try_from(start).expect("less than PAIRS");
+    let is_free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+    (0..PAIRS)
+        .map(|_| FIRST + 2 * ((start + NEXT.fetch_add(1, Ordering::Relaxed) % PAIRS) % PAIRS))
+        .find(|port| is_free(*port) && is_free(port + 1))
+        .expect("a free port")
+}

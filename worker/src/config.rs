@@ -1,0 +1,183 @@
+//! Settings of the worker, beyond those that both binaries have.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use common::config::{
+    Checks, ConfigErrors, KafkaArgs, KafkaSettings, ProcessArgs, RedisArgs, RedisSettings, millis, one_of, range, text,
+};
+use common::kafka::ConsumerSettings;
+use common::probe::HealthcheckArgs;
+use common::store::UserIndex;
+use common::telemetry::LogSettings;
+
+use crate::event_log::EventLogMode;
+
+const DEFAULT_ADMIN_PORT: u16 = 3001;
+
+/// Record each user activity event on the Kafka topic in Redis, once
+///
+/// Every setting is a flag with an environment variable; a flag wins. Start as many workers as the topic has partitions.
+#[derive(Debug, Parser)]
+#[command(name = "user-activity-worker", version, max_term_width = 120)]
+pub struct Cli {
+    /// What to do instead of working.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    worker: WorkerArgs,
+    #[command(flatten)]
+    kafka: KafkaArgs,
+    #[command(flatten)]
+    redis: RedisArgs,
+    #[command(flatten)]
+    process: ProcessArgs,
+}
+
+/// What to do instead of working.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Ask the process on this machine whether it is ready.
+    Healthcheck(HealthcheckArgs),
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Worker")]
+struct WorkerArgs {
+    /// Consumer group to join
+    #[arg(long, env = "KAFKA_CONSUMER_GROUP", default_value = "user-activity-consumer-group", value_name = "NAME")]
+    kafka_consumer_group: String,
+    /// How long the group waits for a silent worker before others take over, in milliseconds
+    #[arg(long, env = "KAFKA_CONSUMER_SESSION_TIMEOUT_MS", default_value = "10000", value_name = "MS")]
+    kafka_consumer_session_timeout_ms: String,
+    /// Port of /livez and /readyz; 3001 when absent, or a free one if that is busy; 0 takes a free one
+    #[arg(long, env = "ADMIN_PORT", value_name = "PORT")]
+    admin_port: Option<String>,
+    /// Address of /livez and /readyz
+    #[arg(long, env = "BIND_ADDRESS", default_value = "0.0.0.0", value_name = "ADDRESS")]
+    bind_address: String,
+    /// Log each processed event: all, off, or auto for a line each up to 100 a second and one summary a second above
+    #[arg(long, env = "EVENT_LOG", default_value = "auto", value_name = "MODE")]
+    event_log: String,
+    /// Index events per user: on or off
+    #[arg(long, env = "USER_INDEX", default_value = "on", value_name = "SWITCH")]
+    user_index: String,
+    /// Name in heartbeats and stored events, without spaces; host name and process id when absent
+    #[arg(long, env = "WORKER_NAME", value_name = "NAME")]
+    worker_name: Option<String>,
+}
+
+/// The worker's configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Its own name.
+    pub name: String,
+    /// The group.
+    pub consumer: ConsumerSettings,
+    /// Port of its health, 0 for a free one.
+    pub admin_port: u16,
+    /// Whether nobody asked for that port.
+    pub admin_port_is_default: bool,
+    /// Address of its health.
+    pub bind_address: IpAddr,
+    /// Which events to log.
+    pub event_log: EventLogMode,
+    /// Whether to index per user.
+    pub user_index: UserIndex,
+    /// Kafka's part.
+    pub kafka: KafkaSettings,
+    /// Redis' part.
+    pub redis: RedisSettings,
+    /// To finish what is in flight.
+    pub shutdown_timeout: Duration,
+    /// How to log.
+    pub log: LogSettings,
+}
+
+impl Config {
+    /// Types all settings.
+    ///
+    /// # Errors
+    /// Everything that is wrong.
+    pub fn check(cli: &Cli) -> Result<Self, ConfigErrors> {
+        let (mut checks, worker) = (Checks::default(), &cli.worker);
+        let admin_port = worker.admin_port.as_deref().filter(|raw| !raw.is_empty());
+        let config = Self {
+            name: worker.worker_name.as_deref().map_or_else(default_name, |raw| checks.take("WORKER_NAME", raw, name)),
+            consumer: ConsumerSettings {
+                group: checks.take("KAFKA_CONSUMER_GROUP", &worker.kafka_consumer_group, text),
+                session_timeout: checks.take(
+                    "KAFKA_CONSUMER_SESSION_TIMEOUT_MS",
+                    &worker.kafka_consumer_session_timeout_ms,
+                    session_timeout,
+                ),
+            },
+            admin_port: admin_port
+                .map_or(DEFAULT_ADMIN_PORT, |raw| checks.take("ADMIN_PORT", raw, range(0..=u16::MAX))),
+            admin_port_is_default: admin_port.is_none(),
+            bind_address: checks
+                .take_secret("BIND_ADDRESS", &worker.bind_address, |raw| {
+                    raw.parse().map_err(|_| format!("{raw:?} must be an IP address"))
+                })
+                .unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+            event_log: checks.take("EVENT_LOG", &worker.event_log, one_of(&EventLogMode::WORDS)),
+            user_index: checks.take(
+                "USER_INDEX",
+                &worker.user_index,
+                one_of(&[("on", UserIndex::On), ("off", UserIndex::Off)]),
+            ),
+            redis: cli.redis.check(&mut checks),
+            shutdown_timeout: checks.take("SHUTDOWN_TIMEOUT", &cli.process.shutdown_timeout, common::config::duration),
+            log: LogSettings::check(&cli.process, &mut checks),
+            kafka: cli.kafka.check(&mut checks),
+        };
+        checks.finish(config)
+    }
+}
+
+/// The broker's own bounds by default, `group.min.session.timeout.ms` and `max.poll.interval.ms`.
+fn session_timeout(raw: &str) -> Result<Duration, String> {
+    millis(raw).and_then(|timeout| {
+        let allowed = Duration::from_secs(6)..=Duration::from_secs(120);
+        if allowed.contains(&timeout) { Ok(timeout) } else { Err("must be from 6000 to 120000".into()) }
+    })
+}
+
+fn name(raw: &str) -> Result<String, String> {
+    let good = (1..=64).contains(&raw.len()) && raw.bytes().all(|b| b.is_ascii_graphic());
+    if good { Ok(raw.to_owned()) } else { Err("must be 1 to 64 visible ASCII characters without spaces".into()) }
+}
+
+fn default_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host: String = host.trim().chars().filter(char::is_ascii_graphic).take(48).collect();
+    format!("{}-{}", if host.is_empty() { "worker" } else { &host }, std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(args: &[&str]) -> Result<Config, ConfigErrors> {
+        let args = std::iter::once("user-activity-worker").chain(args.iter().copied());
+        Config::check(&common::config::parse(args, |_| None).unwrap())
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_services_it_replaces() {
+        let config = with(&[]).unwrap();
+        assert_eq!(config.consumer.group, "user-activity-consumer-group");
+        assert_eq!((config.admin_port, config.admin_port_is_default), (3001, true));
+        assert!(!config.name.contains(' '));
+    }
+
+    #[test]
+    fn every_wrong_setting_is_named_in_one_run() {
+        let args = ["--kafka-consumer-session-timeout-ms", "5000", "--event-log", "some", "--worker-name", "a b"];
+        let error = with(&args).unwrap_err().to_string();
+        for name in ["KAFKA_CONSUMER_SESSION_TIMEOUT_MS", "EVENT_LOG", "WORKER_NAME"] {
+            assert!(error.contains(name), "{error}");
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Dead letters: what can't be an event goes to its own topic, byte for byte, with where it came from and why.
+//!
+//! Only permanent failures come here; an outage is never one. The publish is awaited before the offset moves on, so a
+//! dead letter may be written twice after a crash, with the same coordinates, but is never lost. The headers come in
+//! the spellings that existing tools read: Kafka Connect's (text), Spring Kafka's (numbers as big-endian bytes), and
+//! ours.
+
+use common::config::KafkaSettings;
+use common::event::Violation;
+use common::kafka::{KafkaPublisher, PublishError, dead_letter_producer_config};
+use futures::future::try_join_all;
+use rdkafka::Message;
+use rdkafka::Timestamp;
+use rdkafka::error::KafkaResult;
+use rdkafka::message::{Header, Headers, OwnedHeaders};
+use rdkafka::producer::FutureRecord;
+
+/// How the failure is named where tools expect a class.
+const EXCEPTION: &str = "user_activity.InvalidEvent";
+const ATTEMPTS: &str = "dead-letter-attempts";
+/// The longest explanation in a header, so that the headers stay within their headroom.
+const LONGEST_MESSAGE: usize = 1024;
+
+/// A record that can't be an event.
+#[derive(Debug, Clone)]
+pub struct DeadLetter {
+    topic: String,
+    partition: i32,
+    offset: i64,
+    timestamp: Timestamp,
+    key: Option<Vec<u8>>,
+    value: Option<Vec<u8>>,
+    headers: Vec<(String, Option<Vec<u8>>)>,
+    reason: &'static str,
+    message: String,
+}
+
+impl DeadLetter {
+    /// Takes a record with everything that is wrong with it.
+    #[must_use]
+    pub fn new<M: Message>(record: &M, violations: &[Violation]) -> Self {
+        let owned = |header: Header<'_, &[u8]>| (header.key.to_owned(), header.value.map(<[u8]>::to_vec));
+        let mut message = violations.iter().map(|v| &*v.detail).collect::<Vec<_>>().join("; ");
+        message.truncate(message.floor_char_boundary(LONGEST_MESSAGE));
+        Self {
+            topic: record.topic().to_owned(),
+            partition: record.partition(),
+            offset: record.offset(),
+            timestamp: record.timestamp(),
+            key: record.key().map(<[u8]>::to_vec),
+            value: record.payload().map(<[u8]>::to_vec),
+            headers: record.headers().map(|headers| headers.iter().map(owned).collect()).unwrap_or_default(),
+            reason: violations.first().map_or("unknown", |v| v.code),
+            message,
+        }
+    }
+
+    /// The partition it was read from.
+    #[must_use]
+    pub fn partition(&self) -> i32 {
+        self.partition
+    }
+
+    /// Bytes of its value.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.value.as_ref().map_or(0, Vec::len)
+    }
+
+    /// The original's headers, then ours. Those of an earlier dead-lettering give way to the new ones, counted on.
+    fn headers(&self, group: &str, worker: &str) -> OwnedHeaders {
+        let attempts = self.headers.iter().rfind(|(key, _)| key == ATTEMPTS).and_then(|(_, value)| value.as_deref());
+        let attempts = attempts.and_then(|value| std::str::from_utf8(value).ok()?.parse::<u32>().ok()).unwrap_or(0);
+        let (kind, millis) = match self.timestamp {
+            Timestamp::NotAvailable => ("NO_TIMESTAMP_TYPE", -1),
+            Timestamp::CreateTime(millis) => ("CREATE_TIME", millis),
+            Timestamp::LogAppendTime(millis) => ("LOG_APPEND_TIME", millis),
+        };
+        let (partition, offset) = (self.partition.to_string(), self.offset.to_string());
+        let (attempts, fqcn) = ((attempts + 1).to_string(), EXCEPTION.as_bytes());
+        let (partition_be, offset_be, millis_be) =
+            (self.partition.to_be_bytes(), self.offset.to_be_bytes(), millis.to_be_bytes());
+        let added: [(&str, &[u8]); 17] = [
+            ("__connect.errors.topic", self.topic.as_bytes()),
+            ("__connect.errors.partition", partition.as_bytes()),
+            ("__connect.errors.offset", offset.as_bytes()),
+            ("__connect.errors.stage", b"VALUE_CONVERTER"),
+            ("__connect.errors.exception.class.name", fqcn),
+            ("__connect.errors.exception.message", self.message.as_bytes()),
+            ("kafka_dlt-original-topic", self.topic.as_bytes()),
+            ("kafka_dlt-original-partition", &partition_be),
+            ("kafka_dlt-original-offset", &offset_be),
+            ("kafka_dlt-original-timestamp", &millis_be),
+            ("kafka_dlt-original-timestamp-type", kind.as_bytes()),
+            ("kafka_dlt-original-consumer-group", group.as_bytes()),
+            ("kafka_dlt-exception-fqcn", fqcn),
+            ("kafka_dlt-exception-message", self.message.as_bytes()),
+            ("dead-letter-reason", self.reason.as_bytes()),
+            ("dead-letter-worker", worker.as_bytes()),
+            (ATTEMPTS, attempts.as_bytes()),
+        ];
+        let kept = self.headers.iter().filter(|(key, _)| !added.iter().any(|(name, _)| name == key));
+        let headers = kept
+            .fold(OwnedHeaders::new_with_capacity(self.headers.len() + added.len()), |all, (key, value)| {
+                all.insert(Header { key, value: value.as_ref() })
+            });
+        added.iter().fold(headers, |all, (key, value)| all.insert(Header { key, value: Some(*value) }))
+    }
+}
+
+/// Publishes dead letters.
+pub struct DeadLetters {
+    publisher: KafkaPublisher,
+    topic: String,
+    group: String,
+    worker: String,
+}
+
+impl DeadLetters {
+    /// Connects in the background.
+    ///
+    /// # Errors
+    /// When librdkafka refuses the settings.
+    pub fn new(settings: &KafkaSettings, client_id: &str, group: &str, worker: &str) -> KafkaResult<Self> {
+        let config = dead_letter_producer_config(settings, client_id);
+        let topic = settings.topics.dead_letters.clone();
+        let publisher = KafkaPublisher::new(config, &topic)?;
+        Ok(Self { publisher, topic, group: group.to_owned(), worker: worker.to_owned() })
+    }
+
+    /// Publishes all of them and waits until the brokers have each.
+    ///
+    /// # Errors
+    /// The first failure; some of them may have arrived.
+    pub async fn publish(&self, letters: &[DeadLetter]) -> Result<(), PublishError> {
+        try_join_all(letters.iter().map(|letter| self.send(letter))).await?;
+        for DeadLetter { topic, partition, offset, reason, message, .. } in letters {
+            log::warn!(topic, partition, offset, reason; "dead letter: {topic}-{partition} offset {offset}: {message}");
+        }
+        Ok(())
+    }
+
+    async fn send(&self, letter: &DeadLetter) -> Result<(), PublishError> {
+        let record = FutureRecord {
+            topic: &self.topic,
+            partition: None,
+            payload: letter.value.as_deref(),
+            key: letter.key.as_deref(),
+            timestamp: letter.timestamp.to_millis(),
+            headers: Some(letter.headers(&self.group, &self.worker)),
+        };
+        self.publisher.send(record).await.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::message::OwnedMessage;
+
+    use super::*;
+
+    fn letter(headers: OwnedHeaders) -> DeadLetter {
+        let record = OwnedMessage::new(
+            Some(b"\xff".to_vec()),
+            Some(b"key".to_vec()),
+            "events".into(),
+            Timestamp::CreateTime(1_771_322_400_000),
+            3,
+            258,
+            Some(headers),
+        );
+        let violation = Violation { pointer: "".into(), code: "json", detail: "x".repeat(5000).into() };
+        DeadLetter::new(&record, &[violation])
+    }
+
+    fn value<'a>(headers: &'a OwnedHeaders, key: &str) -> Vec<Option<&'a [u8]>> {
+        headers.iter().filter(|header| header.key == key).map(|header| header.value).collect()
+    }
+
+    #[test]
+    fn both_families_of_headers_are_added_to_the_originals() {
+        let original =
+            OwnedHeaders::new()
+                .insert(Header { key: "traceparent", value: Some("00-1") })
+                .insert(Header::<&str> { key: "empty", value: None });
+        let headers = letter(original).headers("group", "w1");
+        assert_eq!(value(&headers, "traceparent"), [Some(&b"00-1"[..])]);
+        assert_eq!(value(&headers, "empty"), [None]);
+        assert_eq!(value(&headers, "__connect.errors.offset"), [Some(&b"258"[..])]);
+        assert_eq!(value(&headers, "kafka_dlt-original-partition"), [Some(&[0, 0, 0, 3][..])]);
+        assert_eq!(value(&headers, "kafka_dlt-original-offset"), [Some(&[0, 0, 0, 0, 0, 0, 1, 2][..])]);
+        assert_eq!(value(&headers, "kafka_dlt-original-timestamp-type"), [Some(&b"CREATE_TIME"[..])]);
+        assert_eq!(value(&headers, "dead-letter-reason"), [Some(&b"json"[..])]);
+        assert_eq!(value(&headers, "kafka_dlt-exception-message")[0].unwrap().len(), LONGEST_MESSAGE);
+    }
+
+    #[test]
+    fn a_letter_that_died_before_counts_on() {
+        let redriven = OwnedHeaders::new()
+            .insert(Header { key: ATTEMPTS, value: Some("2") })
+            .insert(Header { key: "dead-letter-reason", value: Some("old") });
+        let headers = letter(redriven).headers("group", "w1");
+        assert_eq!(value(&headers, ATTEMPTS), [Some(&b"3"[..])]);
+        assert_eq!(value(&headers, "dead-letter-reason"), [Some(&b"json"[..])]);
+    }
+}

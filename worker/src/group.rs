@@ -1,0 +1,150 @@
+//! Membership in the consumer group: what the client library calls back with.
+//!
+//! The callbacks run inside `recv`, so they stay short: a newly assigned partition is paused at once and the loop is
+//! told; it finds the partition's place and resumes it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use common::kafka::log_line;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::statistics::Statistics;
+use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
+use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::commit::NextOffset;
+use crate::status::Status;
+
+/// A change of what this worker reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// These were added; they are paused.
+    Assigned(Vec<i32>),
+    /// These were taken away.
+    Revoked(Vec<i32>),
+}
+
+/// The context of the consumer.
+pub struct Group {
+    topic: String,
+    status: Arc<Status>,
+    changes: UnboundedSender<Change>,
+    /// What may be committed of each partition, for the moment it is taken away.
+    stored: Mutex<BTreeMap<i32, NextOffset>>,
+}
+
+impl Group {
+    /// A context that reports to `changes` and `status`.
+    #[must_use]
+    pub fn new(topic: &str, status: Arc<Status>, changes: UnboundedSender<Change>) -> Self {
+        Self { topic: topic.to_owned(), status, changes, stored: Mutex::default() }
+    }
+
+    /// Notes what may be committed.
+    pub fn note_stored(&self, commits: &[(i32, NextOffset)]) {
+        self.stored.lock().unwrap_or_else(PoisonError::into_inner).extend(commits.iter().copied());
+    }
+
+    /// Commits as offsets of this group's topic.
+    #[must_use]
+    pub fn commit_list(&self, commits: &[(i32, NextOffset)]) -> TopicPartitionList {
+        let mut list = TopicPartitionList::with_capacity(commits.len());
+        for (partition, next) in commits {
+            // It refuses offsets below zero only, and a next offset is none.
+            drop(list.add_partition_offset(&self.topic, *partition, KafkaOffset::Offset(next.0)));
+        }
+        list
+    }
+
+    fn assign(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList) -> KafkaResult<()> {
+        // Any number will do: it is paused before it fetches, and sought before it is resumed. Without one the client
+        // would ask for the group's commit, only for us to overrule it.
+        list.set_all_offsets(KafkaOffset::Offset(0))?;
+        consumer.incremental_assign(list)?;
+        consumer.pause(list)
+    }
+
+    /// The new owner starts at the commit, so it is made now; that it arrives is not needed.
+    fn commit_revoked(&self, consumer: &BaseConsumer<Self>, partitions: &[i32]) {
+        let mut stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
+        let commits: Vec<_> = partitions.iter().filter_map(|p| Some((*p, stored.remove(p)?))).collect();
+        drop(stored);
+        if commits.is_empty() || consumer.assignment_lost() {
+            return;
+        }
+        if let Err(error) = consumer.commit(&self.commit_list(&commits), CommitMode::Async) {
+            log::debug!("no commit on revocation: {error}");
+        }
+    }
+
+    fn tell(&self, change: Change) {
+        // The loop that listens ends after the consumer only while the process ends.
+        drop(self.changes.send(change));
+    }
+}
+
+fn partitions(list: &TopicPartitionList) -> Vec<i32> {
+    list.elements().iter().map(|element| element.partition()).collect()
+}
+
+impl ClientContext for Group {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log_line(level, facility, message);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        let up = statistics.brokers.values().any(|broker| broker.nodeid >= 0 && broker.state == "UP");
+        let joined = statistics.cgrp.is_some_and(|group| group.join_state == "steady");
+        match (up, joined) {
+            (true, true) => self.status.kafka.up("in the group"),
+            (true, false) => self.status.kafka.down("joining the group"),
+            (false, _) => self.status.kafka.down("no Kafka broker answers; check KAFKA_BROKERS and the brokers"),
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
+            self.status.kafka.down("no Kafka broker answers; check KAFKA_BROKERS and the brokers");
+        }
+        log::debug!(target: "librdkafka", "{error}: {reason}");
+    }
+}
+
+impl ConsumerContext for Group {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        let named = partitions(list);
+        let done = match event {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                log::info!(partitions:? = named; "assigned {named:?}");
+                self.status.kafka.up("in the group");
+                let done = self.assign(consumer, list);
+                self.tell(Change::Assigned(named));
+                done
+            }
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
+                log::info!(partitions:? = named; "revoked {named:?}");
+                self.commit_revoked(consumer, &named);
+                self.tell(Change::Revoked(named));
+                consumer.incremental_unassign(list)
+            }
+            other => {
+                log::error!("rebalance failed: {}", RDKafkaErrorCode::from(other));
+                self.tell(Change::Revoked(named));
+                consumer.unassign()
+            }
+        };
+        if let Err(error) = done {
+            log::error!("rebalance: the client refused the assignment: {error}");
+        }
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
+        if let Err(error) = result {
+            log::debug!("commit failed, the next one makes up for it: {error}");
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! The worker: records on the topic become stored events, once. In the order a record passes it:
+//!
+//! 1. [`group`]: membership in the consumer group;
+//! 2. [`placement`]: where a partition starts;
+//! 3. [`consumer`]: the loop, the only `select!`;
+//! 4. [`decode`]: a record is an event, or a dead letter;
+//! 5. [`dead_letter`]: what can't be an event goes to its topic;
+//! 6. [`recorder`]: a batch on its way to Redis;
+//! 7. [`commit`]: the ledger: what is stored, how far positions and commits may move.
+//!
+//! [`admin`] and [`status`] say how it is, [`event_log`] what it did.
+
+pub mod admin;
+pub mod commit;
+mod config;
+pub mod consumer;
+pub mod dead_letter;
+pub mod decode;
+pub mod event_log;
+pub mod group;
+pub mod placement;
+pub mod recorder;
+pub mod status;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use common::kafka::create_topics;
+use common::shutdown::Shutdown;
+use tokio::net::TcpListener;
+
+pub use crate::config::{Cli, Command, Config};
+use crate::consumer::Consumer;
+use crate::status::Status;
+
+const NAME: &str = "user-activity-worker";
+const TOPIC_RETRY: Duration = Duration::from_secs(1);
+
+/// Takes the port of the admin interface. A default port that is busy is no reason not to work: then a free one.
+///
+/// # Errors
+/// When a port that was asked for can't be had, with the address and what to do.
+pub async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind((config.bind_address, config.admin_port)).await;
+    match listener {
+        Err(error) if config.admin_port_is_default && error.kind() == std::io::ErrorKind::AddrInUse => {
+            log::info!("ADMIN_PORT {} is busy: taking a free one", config.admin_port);
+            Ok(TcpListener::bind((config.bind_address, 0)).await?)
+        }
+        listener => listener.with_context(|| {
+            format!("can't listen on {}:{}; set ADMIN_PORT to a free port or 0", config.bind_address, config.admin_port)
+        }),
+    }
+}
+
+/// Works until `shutdown` is cancelled, then finishes what is in flight and leaves the group. Kafka and Redis need not
+/// be there yet.
+///
+/// # Errors
+/// When the client settings are refused, the store holds data of another layout, the Kafka client has failed for good,
+/// or something was left unfinished at the end of the shutdown time.
+pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
+    log::info!("settings: {config:?}");
+    log::info!("health at http://{}", listener.local_addr()?);
+    let status = Arc::new(Status::new(shutdown.clone()));
+    let admin = tokio::spawn(admin::serve(listener, Arc::clone(&status)));
+    let result = work(&config, &status, &shutdown).await;
+    admin.abort();
+    result
+}
+
+async fn work(config: &Config, status: &Arc<Status>, shutdown: &Shutdown) -> anyhow::Result<()> {
+    // A member of a group whose topic does not exist would learn of it only with its next look at the metadata.
+    while let Err(error) = create_topics(&config.kafka, NAME).await {
+        status.kafka.down(&error.to_string());
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            () = tokio::time::sleep(TOPIC_RETRY) => {}
+        }
+    }
+    Consumer::new(config, Arc::clone(status))?.run(shutdown).await
+}

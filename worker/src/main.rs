@@ -1,0 +1,43 @@
+//! `user-activity-worker`: settings, a port for its health, and [`worker::run`].
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use common::{config, probe, shutdown};
+use worker::{Cli, Command, Config};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli: Cli = match config::parse(std::env::args_os(), config::process_environment) {
+        Ok(cli) => cli,
+        Err(unusable) => return unusable.report().into(),
+    };
+    let config = match Config::check(&cli) {
+        Ok(config) => config,
+        Err(errors) => return config::Unusable::from(errors).report().into(),
+    };
+    if let Some(Command::Healthcheck(args)) = &cli.command {
+        return probe::run(config.admin_port, args).into();
+    }
+    config.log.start();
+    let result = start(config);
+    match &result {
+        Ok(()) => log::info!("drained: everything in flight was stored and committed"),
+        Err(error) => log::error!("ended: {error:#}"),
+    }
+    if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn start(config: Config) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        let shutdown = shutdown::on_signal()?;
+        let listener = worker::bind(&config).await?;
+        worker::run(config, listener, shutdown).await
+    });
+    // What still runs in a blocking call, such as a look-up at a broker that is away, must not hold up the end.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    result
+}

@@ -1,0 +1,173 @@
+//! Where a partition starts: at the **earlier** of the group's commit and the lowest position of any bucket.
+//!
+//! A commit or a position that is missing, or beyond the end of the log, counts as the beginning. So nothing is skipped
+//! because of a commit that ran ahead of what Redis still has; what it does have is a cheap duplicate, and an emptied
+//! Redis is refilled by itself.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::store::{Placement, PositionScope, Positions, Store, StoreError};
+use rdkafka::consumer::{Consumer, StreamConsumer};
+use rdkafka::error::KafkaError;
+use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
+
+use crate::commit::{NextOffset, Slot};
+use crate::group::Group;
+
+/// For one look-up at the brokers.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why partitions have no place yet.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    /// The brokers have no answer.
+    #[error("the brokers don't say where partitions begin and end: {0}")]
+    Kafka(#[from] KafkaError),
+    /// The store has no answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What the brokers know of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Log {
+    /// The first offset there is.
+    pub low: i64,
+    /// The offset of the next record to be written.
+    pub high: i64,
+    /// The group's commit.
+    pub committed: Option<i64>,
+}
+
+/// A partition's place, written in every bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placed {
+    /// Which life of the partition.
+    pub slot: Slot,
+    /// The next offset to read.
+    pub start: NextOffset,
+    /// The group's commit.
+    pub committed: Option<NextOffset>,
+    /// How many offsets before `start` were never stored and are not there any more.
+    pub missing: i64,
+}
+
+/// Where to start, and how many offsets are gone that should have been read.
+fn decide(log: Log, positions: &Positions) -> (NextOffset, bool, i64) {
+    let known = std::iter::once(log.committed).chain(positions.iter().copied());
+    let trusted = known.map(|offset| offset.filter(|offset| (0..=log.high).contains(offset)));
+    match trusted.min() {
+        Some(Some(lowest)) if lowest > log.low => (NextOffset(lowest), false, 0),
+        Some(Some(lowest)) => (NextOffset(log.low), true, log.low - lowest),
+        _ => (NextOffset(log.low), true, 0),
+    }
+}
+
+/// Finds a place for each of the partitions and writes it into every bucket. Those it can't place now are left away.
+///
+/// # Errors
+/// [`PlaceError`] when the brokers or the store have no answer; trying again is safe.
+pub async fn place(
+    kafka: Arc<StreamConsumer<Group>>,
+    store: Arc<Store>,
+    scope: PositionScope,
+    topic: String,
+    slots: Vec<Slot>,
+) -> Result<Vec<Placed>, PlaceError> {
+    store.check().await?;
+    let partitions: Vec<i32> = slots.iter().map(|slot| slot.partition).collect();
+    let asked = partitions.clone();
+    let logs = tokio::task::spawn_blocking(move || logs(&kafka, &topic, &asked)).await;
+    // The closure neither panics nor is it cancelled.
+    let logs = logs.unwrap_or(Err(KafkaError::Canceled))?;
+    let positions = store.positions(&scope, &partitions).await?;
+    let mut placements = Vec::new();
+    let mut placed = Vec::new();
+    for slot in slots {
+        let (Some(log), Some(positions)) = (logs.get(&slot.partition), positions.get(&slot.partition)) else {
+            continue;
+        };
+        let (start, beginning, missing) = decide(*log, positions);
+        placements.push(Placement { partition: slot.partition, start: start.0, beginning });
+        placed.push(Placed { slot, start, committed: log.committed.map(NextOffset), missing });
+    }
+    let refused = store.place(&scope, &placements).await?;
+    placed.retain(|place| !refused.contains(&place.slot.partition));
+    Ok(placed)
+}
+
+/// Asks the brokers. A partition without a leader is left away, so that it does not hold up the others.
+fn logs(kafka: &StreamConsumer<Group>, topic: &str, partitions: &[i32]) -> Result<HashMap<i32, Log>, KafkaError> {
+    let mut asked = TopicPartitionList::with_capacity(partitions.len());
+    for partition in partitions {
+        asked.add_partition(topic, *partition);
+    }
+    let committed = kafka.committed_offsets(asked, LOOKUP_TIMEOUT)?;
+    let mut logs = HashMap::new();
+    let mut failure = None;
+    for partition in partitions {
+        let commit = committed.find_partition(topic, *partition).and_then(|found| match found.offset() {
+            KafkaOffset::Offset(offset) => Some(offset),
+            _ => None,
+        });
+        match kafka.fetch_watermarks(topic, *partition, LOOKUP_TIMEOUT) {
+            Ok((low, high)) => drop(logs.insert(*partition, Log { low, high, committed: commit })),
+            Err(error) => failure = Some(error),
+        }
+    }
+    match failure {
+        Some(error) if logs.is_empty() => Err(error),
+        _ => Ok(logs),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::store::BUCKETS;
+
+    use super::*;
+
+    fn start(low: i64, high: i64, committed: Option<i64>, positions: &Positions) -> (i64, bool, i64) {
+        let (start, beginning, missing) = decide(Log { low, high, committed }, positions);
+        (start.0, beginning, missing)
+    }
+
+    fn all(position: i64) -> Positions {
+        [Some(position); BUCKETS]
+    }
+
+    fn all_but_one(position: i64, one: Option<i64>) -> Positions {
+        let mut positions = all(position);
+        positions[7] = one;
+        positions
+    }
+
+    #[test]
+    fn the_earlier_of_commit_and_lowest_position_wins() {
+        assert_eq!(start(0, 100, Some(50), &all(60)), (50, false, 0));
+        assert_eq!(start(0, 100, Some(60), &all_but_one(60, Some(40))), (40, false, 0));
+        assert_eq!(start(0, 100, Some(100), &all(100)), (100, false, 0));
+    }
+
+    #[test]
+    fn what_is_missing_counts_as_the_beginning() {
+        assert_eq!(start(5, 100, None, &all(60)), (5, true, 0));
+        assert_eq!(start(5, 100, Some(60), &all_but_one(60, None)), (5, true, 0));
+        assert_eq!(start(5, 100, None, &[None; BUCKETS]), (5, true, 0));
+    }
+
+    #[test]
+    fn what_lies_beyond_the_end_of_the_log_counts_as_the_beginning() {
+        assert_eq!(start(0, 100, Some(101), &all(60)), (0, true, 0));
+        assert_eq!(start(0, 100, Some(60), &all_but_one(60, Some(101))), (0, true, 0));
+    }
+
+    #[test]
+    fn what_the_retention_took_is_counted() {
+        assert_eq!(start(80, 100, Some(50), &all(60)), (80, true, 30));
+        assert_eq!(start(80, 100, Some(80), &all(80)), (80, true, 0));
+        assert_eq!(start(100, 100, Some(50), &all(50)), (100, true, 50));
+    }
+}

@@ -1,0 +1,122 @@
+//! A batch: what was read and is not yet on its way to Redis.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use common::store::StoredEvent;
+
+use crate::commit::{NextOffset, Slot};
+use crate::dead_letter::DeadLetter;
+use crate::decode::Decoded;
+
+/// Most records of a batch. Larger ones gain nothing in Redis and cost latency.
+const MOST_RECORDS: usize = 500;
+/// Most bytes of a batch, give or take its last record.
+const MOST_BYTES: usize = 4 * 1024 * 1024;
+/// How long a batch waits for company; at high rates it is full before.
+const LINGER: Duration = Duration::from_millis(2);
+
+/// Records in the order they were read. Time comes in as an argument.
+#[derive(Debug, Default)]
+pub struct Pending {
+    /// Those that are events.
+    pub events: Vec<StoredEvent>,
+    /// Those that can't be.
+    pub letters: Vec<DeadLetter>,
+    /// How far it goes in each partition.
+    pub ends: BTreeMap<i32, (Slot, NextOffset)>,
+    bytes: usize,
+    since: Option<Instant>,
+}
+
+impl Pending {
+    /// Adds a record; `end` is the offset behind it.
+    pub fn add(&mut self, slot: Slot, end: NextOffset, record: Decoded, now: Instant) {
+        match record {
+            Decoded::Event(event) => {
+                self.bytes += event.size();
+                self.events.push(event);
+            }
+            Decoded::Poison(letter) => {
+                self.bytes += letter.size();
+                self.letters.push(letter);
+            }
+        }
+        self.ends.insert(slot.partition, (slot, end));
+        self.since.get_or_insert(now);
+    }
+
+    /// A partition was displaced or revoked: its dead letters and its position stay where they are. Its events may go
+    /// on their way, to store them is right whoever does it.
+    pub fn forget(&mut self, partition: i32) {
+        self.ends.remove(&partition);
+        self.letters.retain(|letter| letter.partition() != partition);
+    }
+
+    /// Whether no further record belongs in it.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.events.len() + self.letters.len() >= MOST_RECORDS || self.bytes >= MOST_BYTES
+    }
+
+    /// When it should go, also if it is not full; `None` while it is empty.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        self.since.map(|since| since + LINGER)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::event::{EventTypes, Timestamp};
+    use rdkafka::message::OwnedMessage;
+
+    use super::*;
+    use crate::decode::decode;
+
+    fn record(value: &[u8], partition: i32, offset: i64) -> OwnedMessage {
+        let time = rdkafka::Timestamp::NotAvailable;
+        OwnedMessage::new(Some(value.to_vec()), None, "events".into(), time, partition, offset, None)
+    }
+
+    fn add(pending: &mut Pending, value: &[u8], partition: i32, offset: i64, now: Instant) {
+        let decoded = decode(&record(value, partition, offset), &EventTypes::default(), "w", Timestamp::now());
+        pending.add(Slot { partition, epoch: 1 }, NextOffset(offset + 1), decoded, now);
+    }
+
+    const GOOD: &[u8] = br#"{"eventId":"e","userId":"u","eventType":"LOGIN","timestamp":"2026-02-17T10:00:00Z"}"#;
+
+    #[test]
+    fn a_batch_is_due_a_moment_after_its_first_record() {
+        let (mut pending, now) = (Pending::default(), Instant::now());
+        assert_eq!(pending.due(), None);
+        add(&mut pending, GOOD, 0, 5, now);
+        add(&mut pending, GOOD, 0, 6, now + LINGER);
+        assert_eq!(pending.due(), Some(now + LINGER));
+        assert_eq!(pending.ends[&0], (Slot { partition: 0, epoch: 1 }, NextOffset(7)));
+    }
+
+    #[test]
+    fn a_batch_is_full_by_number_or_by_size() {
+        let (mut pending, now) = (Pending::default(), Instant::now());
+        for offset in 0..499 {
+            add(&mut pending, b"poison", 0, offset, now);
+        }
+        assert!(!pending.is_full());
+        add(&mut pending, GOOD, 0, 499, now);
+        assert!(pending.is_full());
+        let mut large = Pending::default();
+        add(&mut large, &vec![b' '; MOST_BYTES], 0, 0, now);
+        assert!(large.is_full());
+    }
+
+    #[test]
+    fn a_forgotten_partition_leaves_no_letter_and_no_position() {
+        let (mut pending, now) = (Pending::default(), Instant::now());
+        add(&mut pending, b"poison", 0, 1, now);
+        add(&mut pending, b"poison", 1, 1, now);
+        pending.forget(0);
+        assert_eq!(pending.letters.iter().map(DeadLetter::partition).collect::<Vec<_>>(), [1]);
+        assert_eq!(pending.ends.keys().collect::<Vec<_>>(), [&1]);
+    }
+}
