@@ -125,6 +125,12 @@ impl Ledger {
         }
     }
 
+    /// The present life of a partition.
+    #[must_use]
+    pub fn current(&self, partition: i32) -> Option<Slot> {
+        self.partitions.get(&partition).map(|state| Slot { partition, epoch: state.epoch })
+    }
+
     /// The partitions that wait for a place.
     #[must_use]
     pub fn unplaced(&self) -> Vec<Slot> {

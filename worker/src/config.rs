@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use common::config::{
-    Checks, ConfigErrors, KafkaArgs, KafkaSettings, ProcessArgs, RedisArgs, RedisSettings, millis, one_of, range, text,
+    Checks, ConfigErrors, KafkaArgs, KafkaSettings, ProcessArgs, RedisArgs, RedisSettings, duration, millis, one_of,
+    range, text,
 };
 use common::kafka::ConsumerSettings;
 use common::probe::HealthcheckArgs;
 use common::store::UserIndex;
 use common::telemetry::LogSettings;
 
+use crate::breaker::BreakerSettings;
+use crate::desk::positions::PositionsCommand;
 use crate::event_log::EventLogMode;
 
 const DEFAULT_ADMIN_PORT: u16 = 3001;
@@ -40,6 +43,9 @@ pub struct Cli {
 pub enum Command {
     /// Ask the process on this machine whether it is ready.
     Healthcheck(HealthcheckArgs),
+    /// Look at and move the place where the workers start.
+    #[command(subcommand)]
+    Positions(PositionsCommand),
 }
 
 #[derive(Debug, Clone, Args)]
@@ -63,6 +69,27 @@ struct WorkerArgs {
     /// Index events per user: on or off
     #[arg(long, env = "USER_INDEX", default_value = "on", value_name = "SWITCH")]
     user_index: String,
+    /// Percent of the last records of a partition that, when they can't be events, hold it back from dead-lettering
+    #[arg(long, env = "DEAD_LETTER_BREAKER_PERCENT", default_value = "50", value_name = "PERCENT")]
+    dead_letter_breaker_percent: String,
+    /// How many last records that looks at
+    #[arg(long, env = "DEAD_LETTER_BREAKER_WINDOW", default_value = "1000", value_name = "N")]
+    dead_letter_breaker_window: String,
+    /// How many of them at least must be such
+    #[arg(long, env = "DEAD_LETTER_BREAKER_MIN", default_value = "100", value_name = "N")]
+    dead_letter_breaker_min: String,
+    /// So many in a row hold in any case
+    #[arg(long, env = "DEAD_LETTER_BREAKER_IN_A_ROW", default_value = "500", value_name = "N")]
+    dead_letter_breaker_in_a_row: String,
+    /// Between looks whether the next records of a held partition are better
+    #[arg(long, env = "DEAD_LETTER_BREAKER_PROBE", default_value = "10s", value_name = "DURATION")]
+    dead_letter_breaker_probe: String,
+    /// Longest hold, after which dead-lettering goes on
+    #[arg(long, env = "DEAD_LETTER_BREAKER_HOLD", default_value = "5m", value_name = "DURATION")]
+    dead_letter_breaker_hold: String,
+    /// Dead letters a second of a partition then
+    #[arg(long, env = "DEAD_LETTER_BREAKER_RATE", default_value = "10", value_name = "N")]
+    dead_letter_breaker_rate: String,
     /// Name in heartbeats and stored events, without spaces; host name and process id when absent
     #[arg(long, env = "WORKER_NAME", value_name = "NAME")]
     worker_name: Option<String>,
@@ -83,6 +110,8 @@ pub struct Config {
     pub bind_address: IpAddr,
     /// Which events to log.
     pub event_log: EventLogMode,
+    /// When to hold a partition back from dead-lettering.
+    pub breaker: BreakerSettings,
     /// Whether to index per user.
     pub user_index: UserIndex,
     /// Kafka's part.
@@ -127,12 +156,32 @@ impl Config {
                 &worker.user_index,
                 one_of(&[("on", UserIndex::On), ("off", UserIndex::Off)]),
             ),
+            breaker: worker.breaker(&mut checks),
             redis: cli.redis.check(&mut checks),
-            shutdown_timeout: checks.take("SHUTDOWN_TIMEOUT", &cli.process.shutdown_timeout, common::config::duration),
+            shutdown_timeout: checks.take("SHUTDOWN_TIMEOUT", &cli.process.shutdown_timeout, duration),
             log: LogSettings::check(&cli.process, &mut checks),
             kafka: cli.kafka.check(&mut checks),
         };
         checks.finish(config)
+    }
+}
+
+impl WorkerArgs {
+    fn breaker(&self, checks: &mut Checks) -> BreakerSettings {
+        let number = range(1..=1_000_000_usize);
+        BreakerSettings {
+            window: checks.take("DEAD_LETTER_BREAKER_WINDOW", &self.dead_letter_breaker_window, number),
+            percent: checks.take("DEAD_LETTER_BREAKER_PERCENT", &self.dead_letter_breaker_percent, range(1..=100)),
+            at_least: checks.take("DEAD_LETTER_BREAKER_MIN", &self.dead_letter_breaker_min, range(1..=1_000_000)),
+            in_a_row: checks.take(
+                "DEAD_LETTER_BREAKER_IN_A_ROW",
+                &self.dead_letter_breaker_in_a_row,
+                range(1..=1_000_000),
+            ),
+            probe_period: checks.take("DEAD_LETTER_BREAKER_PROBE", &self.dead_letter_breaker_probe, duration),
+            longest_hold: checks.take("DEAD_LETTER_BREAKER_HOLD", &self.dead_letter_breaker_hold, duration),
+            forced_rate: checks.take("DEAD_LETTER_BREAKER_RATE", &self.dead_letter_breaker_rate, range(1..=1_000_000)),
+        }
     }
 }
 

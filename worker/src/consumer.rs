@@ -26,9 +26,10 @@ use rdkafka::{Message, Offset as KafkaOffset, TopicPartitionList};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout, timeout_at};
 
+use crate::breaker::{Breakers, Reaction};
 use crate::commit::{Ledger, NextOffset, Offset, Slot, Ticket, Verdict, has_fallen};
 use crate::dead_letter::DeadLetters;
-use crate::decode::decode;
+use crate::decode::{Decoded, decode};
 use crate::event_log::EventLog;
 use crate::group::{Change, Group};
 use crate::placement::{PlaceError, Placed, place};
@@ -65,6 +66,7 @@ pub struct Consumer {
     letters: Arc<DeadLetters>,
     types: EventTypes,
     ledger: Ledger,
+    breakers: Breakers,
     log: EventLog,
     /// Read, not yet on its way.
     pending: Pending,
@@ -103,6 +105,7 @@ impl Consumer {
             letters: Arc::new(letters),
             types: EventTypes::default(),
             ledger: Ledger::default(),
+            breakers: Breakers::new(config.breaker),
             log: EventLog::new(config.event_log, now),
             pending: Pending::default(),
             burying: None,
@@ -197,7 +200,15 @@ impl Consumer {
                     self.count_missing(partition, missing, offset);
                 }
                 let decoded = decode(record, &self.types, &self.config.name, now);
-                self.pending.add(slot, offset.next(), decoded, clock);
+                match self.breakers.observe(partition, matches!(decoded, Decoded::Poison(_)), clock) {
+                    Reaction::Pass => self.pending.add(slot, offset.next(), decoded, clock),
+                    Reaction::PassThenPause => {
+                        self.pending.add(slot, offset.next(), decoded, clock);
+                        self.pause(partition);
+                    }
+                    Reaction::Probed => {}
+                    Reaction::Displace => self.displace(slot),
+                }
             }
             Verdict::Stale => {}
             Verdict::Displaced => {
@@ -308,6 +319,7 @@ impl Consumer {
             Change::Revoked(partitions) => {
                 for partition in partitions {
                     self.ledger.revoke(partition);
+                    self.breakers.revoke(partition);
                     self.pending.forget(partition);
                 }
             }
@@ -324,14 +336,21 @@ impl Consumer {
     fn after_displacement(&mut self, partition: i32) {
         self.status.counters.replacements.add(1);
         self.pending.forget(partition);
-        if let Err(error) = self.kafka.pause(&self.list([(partition, KafkaOffset::Invalid)])) {
-            log::debug!("partition {partition}: can't be paused, its records are dropped instead: {error}");
-        }
+        self.breakers.rewind(partition);
+        self.pause(partition);
         self.tell_partitions();
     }
 
+    fn pause(&self, partition: i32) {
+        if let Err(error) = self.kafka.pause(&self.list([(partition, KafkaOffset::Invalid)])) {
+            log::debug!("partition {partition}: can't be paused, its records are dropped instead: {error}");
+        }
+    }
+
     fn start_placing(&mut self) {
-        let slots = self.ledger.unplaced();
+        let now = Instant::now();
+        let mut slots = self.ledger.unplaced();
+        slots.retain(|slot| self.breakers.may_place(slot.partition, now));
         if slots.is_empty() {
             return;
         }
@@ -378,8 +397,9 @@ impl Consumer {
 
     fn tell_partitions(&self) {
         let (assigned, unplaced) = (self.ledger.assigned().len(), self.ledger.unplaced().len());
-        let partitions = &self.status.partitions;
+        let (partitions, held) = (&self.status.partitions, self.breakers.reasons(Instant::now()));
         match (assigned, unplaced) {
+            _ if !held.is_empty() => partitions.down(&held.join("; ")),
             (0, _) => partitions.up("none assigned: more workers than partitions, or joining"),
             (_, 0) => partitions.up(&format!("{assigned} assigned")),
             (_, _) => partitions.down(&format!("{unplaced} of {assigned} wait for their place; see store and kafka")),
@@ -395,9 +415,27 @@ impl Consumer {
             log::info!(new = summary.new, duplicates = summary.duplicates;
                 "processed {} more events in the last second, {} of them duplicates", summary.new + summary.duplicates, summary.duplicates);
         }
+        self.turn_breakers(now);
         if now >= self.settle_after && self.has_room() {
             self.settle_after = now + SETTLE_PERIOD;
             self.settle();
+        }
+    }
+
+    fn turn_breakers(&mut self, now: Instant) {
+        let (resume, displace) = self.breakers.due(now);
+        for partition in resume {
+            if let Err(error) = self.kafka.resume(&self.list([(partition, KafkaOffset::Invalid)])) {
+                log::warn!("partition {partition}: can't be resumed: {error}");
+            }
+        }
+        for partition in displace {
+            if let Some(slot) = self.ledger.current(partition) {
+                self.displace(slot);
+            }
+        }
+        if !self.breakers.reasons(now).is_empty() {
+            self.tell_partitions();
         }
     }
 
@@ -408,15 +446,21 @@ impl Consumer {
     }
 
     fn commit(&mut self) {
-        let commits = self.ledger.take_commits();
+        let commits = self.take_commits();
         if commits.is_empty() {
             return;
         }
         let group = self.kafka.context();
-        group.note_stored(&commits);
         if let Err(error) = self.kafka.commit(&group.commit_list(&commits), CommitMode::Async) {
             log::debug!("commit not sent, the next one makes up for it: {error}");
         }
+    }
+
+    /// What is to be committed now, also by a revocation that comes before the next time.
+    fn take_commits(&mut self) -> Vec<(i32, NextOffset)> {
+        let commits = self.ledger.take_commits();
+        self.kafka.context().note_stored(&commits);
+        commits
     }
 
     /// Tells Redis that this worker lives and compares the positions it holds with those that were acknowledged: the
@@ -477,7 +521,7 @@ impl Consumer {
         let deadline = tokio::time::Instant::now() + self.config.shutdown_timeout;
         self.failed = 0;
         let finished = timeout_at(deadline, self.finish()).await;
-        let commits = self.ledger.take_commits();
+        let commits = self.take_commits();
         let (kafka, name) = (self.kafka, self.config.name.clone());
         let left = timeout(Duration::from_secs(1), self.store.leave(&name)).await;
         if !matches!(left, Ok(Ok(()))) {

@@ -4,18 +4,20 @@
 //! 2. [`placement`]: where a partition starts;
 //! 3. [`consumer`]: the loop, the only `select!`;
 //! 4. [`decode`]: a record is an event, or a dead letter;
-//! 5. [`dead_letter`]: what can't be an event goes to its topic;
+//! 5. [`dead_letter`]: what can't be an event goes to its topic, unless the [`breaker`] holds it back;
 //! 6. [`recorder`]: a batch on its way to Redis;
 //! 7. [`commit`]: the ledger: what is stored, how far positions and commits may move.
 //!
-//! [`admin`] and [`status`] say how it is, [`event_log`] what it did.
+//! [`admin`] and [`status`] say how it is, [`event_log`] what it did; [`desk`] is for operators.
 
 pub mod admin;
+pub mod breaker;
 pub mod commit;
 mod config;
 pub mod consumer;
 pub mod dead_letter;
 pub mod decode;
+pub mod desk;
 pub mod event_log;
 pub mod group;
 pub mod placement;

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use common::{config, probe, shutdown};
+use worker::desk::positions;
 use worker::{Cli, Command, Config};
 
 #[global_allocator]
@@ -18,25 +19,29 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(errors) => return config::Unusable::from(errors).report().into(),
     };
-    if let Some(Command::Healthcheck(args)) = &cli.command {
-        return probe::run(config.admin_port, args).into();
-    }
     config.log.start();
-    let result = start(config);
-    match &result {
-        Ok(()) => log::info!("drained: everything in flight was stored and committed"),
-        Err(error) => log::error!("ended: {error:#}"),
+    let result = match &cli.command {
+        Some(Command::Healthcheck(args)) => return probe::run(config.admin_port, args).into(),
+        Some(Command::Positions(command)) => run(positions::run(&config, command)),
+        None => run(work(config)),
+    };
+    if let Err(error) = &result {
+        log::error!("ended: {error:#}");
     }
     if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn start(config: Config) -> anyhow::Result<()> {
+async fn work(config: Config) -> anyhow::Result<()> {
+    let shutdown = shutdown::on_signal()?;
+    let listener = worker::bind(&config).await?;
+    worker::run(config, listener, shutdown).await?;
+    log::info!("drained: everything in flight was stored and committed");
+    Ok(())
+}
+
+fn run(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(async {
-        let shutdown = shutdown::on_signal()?;
-        let listener = worker::bind(&config).await?;
-        worker::run(config, listener, shutdown).await
-    });
+    let result = runtime.block_on(work);
     // What still runs in a blocking call, such as a look-up at a broker that is away, must not hold up the end.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result

@@ -92,4 +92,20 @@ impl Store {
         let refused = |nth: usize| buckets.iter().any(|placed| placed.get(nth) != Some(&1));
         Ok((0..placements.len()).filter(|nth| refused(*nth)).map(|nth| placements[nth].partition).collect())
     }
+
+    /// Writes positions into every bucket, whatever they were. For operators, with the group stopped.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis has no good answer; writing again is safe.
+    pub async fn overwrite_positions(&self, scope: &PositionScope, targets: &[(i32, i64)]) -> Result<(), StoreError> {
+        let mut pipeline = redis::pipe();
+        for bucket in 0..BUCKETS {
+            let command = pipeline.cmd("HSET").arg(self.layout.positions(bucket));
+            for (partition, offset) in targets {
+                command.arg(scope.field(*partition)).arg(*offset);
+            }
+            pipeline.ignore();
+        }
+        self.write.pipeline(&pipeline).await
+    }
 }

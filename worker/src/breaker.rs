@@ -1,0 +1,368 @@
+//! The breaker: keeps a bad deployment from shovelling good traffic into the dead-letter topic.
+//!
+//! Per partition. When too large a share of what is read can't be an event, the partition is *held*: it is read no
+//! further, nothing of it is published. From time to time a *probe* classifies the next window without publishing; if
+//! that looks well, reading goes on. After the longest hold dead-lettering goes on, slowly and with an alarm, so that
+//! nothing needs a hand for ever. Pure: time comes in as an argument.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+/// How long a probe waits for its window to fill: a partition may have fewer records.
+const PROBE_TIME: Duration = Duration::from_secs(5);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// When to hold a partition, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BreakerSettings {
+    /// Records that are looked back on.
+    pub window: usize,
+    /// Poison among them, in percent, from which on the partition is held.
+    pub percent: usize,
+    /// So many at least, so that a few don't stop a quiet partition.
+    pub at_least: usize,
+    /// Poison in a row that holds in any case.
+    pub in_a_row: usize,
+    /// Between probes.
+    pub probe_period: Duration,
+    /// After this, dead-lettering goes on.
+    pub longest_hold: Duration,
+    /// Dead letters a second then.
+    pub forced_rate: usize,
+}
+
+/// What to do with a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reaction {
+    /// Go on with it.
+    Pass,
+    /// Go on with it, then pause the partition until [`Breakers::due`] names it.
+    PassThenPause,
+    /// It was only looked at.
+    Probed,
+    /// Displace the partition: it is held from now on, or its probe is over.
+    Displace,
+}
+
+#[derive(Debug)]
+enum Mode {
+    /// Reading. The next `grace` records were probed and are let pass.
+    Closed {
+        grace: usize,
+    },
+    Held {
+        since: Instant,
+        probe_at: Instant,
+    },
+    Probing {
+        since: Instant,
+        until: Instant,
+        seen: usize,
+        poison: usize,
+    },
+    /// Beyond the longest hold: so many dead letters are left in the second that `began`.
+    Forced {
+        began: Instant,
+        left: usize,
+        paused: bool,
+    },
+}
+
+#[derive(Debug)]
+struct Breaker {
+    mode: Mode,
+    recent: VecDeque<bool>,
+    poison: usize,
+    in_a_row: usize,
+}
+
+/// The breakers of all partitions.
+#[derive(Debug)]
+pub struct Breakers {
+    settings: BreakerSettings,
+    partitions: BTreeMap<i32, Breaker>,
+}
+
+impl Breakers {
+    /// All closed.
+    #[must_use]
+    pub fn new(settings: BreakerSettings) -> Self {
+        Self { settings, partitions: BTreeMap::new() }
+    }
+
+    /// A partition has been taken away.
+    pub fn revoke(&mut self, partition: i32) {
+        self.partitions.remove(&partition);
+    }
+
+    /// A partition is read again from an earlier place: what was seen of it is going to be seen again.
+    pub fn rewind(&mut self, partition: i32) {
+        if let Some(breaker) = self.partitions.get_mut(&partition) {
+            breaker.forget();
+        }
+    }
+
+    /// A record was classified.
+    pub fn observe(&mut self, partition: i32, poison: bool, now: Instant) -> Reaction {
+        let settings = self.settings;
+        let breaker = self.partitions.entry(partition).or_insert_with(|| Breaker::new(Mode::Closed { grace: 0 }));
+        breaker.count(poison, &settings);
+        let (trips, recovered) = (breaker.trips(&settings), breaker.recovered(&settings));
+        match &mut breaker.mode {
+            Mode::Closed { grace } if *grace > 0 => {
+                *grace -= 1;
+                Reaction::Pass
+            }
+            Mode::Closed { .. } if trips => {
+                breaker.hold(now, now, &settings);
+                Reaction::Displace
+            }
+            Mode::Closed { .. } => Reaction::Pass,
+            // Records that were under way when the partition was held.
+            Mode::Held { .. } => Reaction::Probed,
+            Mode::Probing { seen, poison: bad, .. } => {
+                *seen += 1;
+                *bad += usize::from(poison);
+                if *seen < settings.window {
+                    return Reaction::Probed;
+                }
+                breaker.conclude(now, &settings);
+                Reaction::Displace
+            }
+            Mode::Forced { left, paused, .. } if poison => {
+                *left = left.saturating_sub(1);
+                *paused = *left == 0;
+                if *paused { Reaction::PassThenPause } else { Reaction::Pass }
+            }
+            Mode::Forced { .. } if recovered => {
+                breaker.mode = Mode::Closed { grace: 0 };
+                Reaction::Pass
+            }
+            Mode::Forced { .. } => Reaction::Pass,
+        }
+    }
+
+    /// Whether a partition may be placed now: to be read, or to be probed.
+    pub fn may_place(&mut self, partition: i32, now: Instant) -> bool {
+        let settings = self.settings;
+        let Some(breaker) = self.partitions.get_mut(&partition) else { return true };
+        if let Mode::Held { since, probe_at } = breaker.mode {
+            if now.duration_since(since) >= settings.longest_hold {
+                breaker.mode = Mode::Forced { began: now, left: settings.forced_rate, paused: false };
+            } else if now >= probe_at {
+                breaker.mode = Mode::Probing { since, until: now + PROBE_TIME, seen: 0, poison: 0 };
+            } else {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// What time alone brings about: partitions to resume, and partitions to displace because their probe is over.
+    pub fn due(&mut self, now: Instant) -> (Vec<i32>, Vec<i32>) {
+        let (mut resume, mut displace) = (Vec::new(), Vec::new());
+        let settings = self.settings;
+        for (partition, breaker) in &mut self.partitions {
+            match &mut breaker.mode {
+                Mode::Forced { began, left, paused } if now.duration_since(*began) >= SECOND => {
+                    (*began, *left) = (now, settings.forced_rate);
+                    if std::mem::take(paused) {
+                        resume.push(*partition);
+                    }
+                }
+                Mode::Probing { until, .. } if now >= *until => {
+                    breaker.conclude(now, &settings);
+                    displace.push(*partition);
+                }
+                _ => {}
+            }
+        }
+        (resume, displace)
+    }
+
+    /// A sentence for each partition that is not simply read.
+    #[must_use]
+    pub fn reasons(&self, now: Instant) -> Vec<String> {
+        let BreakerSettings { window, percent, in_a_row, longest_hold, forced_rate, .. } = self.settings;
+        let sentence = |(partition, breaker): (&i32, &Breaker)| match breaker.mode {
+            Mode::Closed { .. } => None,
+            Mode::Held { since, .. } | Mode::Probing { since, .. } => Some(format!(
+                "partition {partition} is held for {} s: {percent} % of its last {window} records, or {in_a_row} in a row, can't be events; \
+                 deploy workers that know them, or wait: after {} they are dead-lettered",
+                now.duration_since(since).as_secs(),
+                humantime::format_duration(longest_hold)
+            )),
+            Mode::Forced { .. } => Some(format!(
+                "partition {partition} is dead-lettered at up to {forced_rate} a second: it was held for the longest time and is no better"
+            )),
+        };
+        self.partitions.iter().filter_map(sentence).collect()
+    }
+}
+
+impl Breaker {
+    fn new(mode: Mode) -> Self {
+        Self { mode, recent: VecDeque::new(), poison: 0, in_a_row: 0 }
+    }
+
+    fn forget(&mut self) {
+        self.recent.clear();
+        (self.poison, self.in_a_row) = (0, 0);
+    }
+
+    fn count(&mut self, poison: bool, settings: &BreakerSettings) {
+        self.recent.push_back(poison);
+        self.poison += usize::from(poison);
+        if self.recent.len() > settings.window {
+            self.poison -= usize::from(self.recent.pop_front() == Some(true));
+        }
+        self.in_a_row = if poison { self.in_a_row + 1 } else { 0 };
+    }
+
+    fn trips(&self, settings: &BreakerSettings) -> bool {
+        let many = self.poison >= settings.at_least && self.poison * 100 >= self.recent.len() * settings.percent;
+        many || self.in_a_row >= settings.in_a_row
+    }
+
+    fn recovered(&self, settings: &BreakerSettings) -> bool {
+        self.recent.len() >= settings.window && !self.trips(settings)
+    }
+
+    fn hold(&mut self, since: Instant, now: Instant, settings: &BreakerSettings) {
+        *self = Self::new(Mode::Held { since, probe_at: now + settings.probe_period });
+    }
+
+    /// The probe is over: read on, or hold on.
+    fn conclude(&mut self, now: Instant, settings: &BreakerSettings) {
+        let Mode::Probing { since, seen, poison, .. } = self.mode else { return };
+        if seen > 0 && poison * 100 < seen * settings.percent {
+            *self = Self::new(Mode::Closed { grace: seen });
+        } else {
+            self.hold(since, now, settings);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SETTINGS: BreakerSettings = BreakerSettings {
+        window: 1000,
+        percent: 50,
+        at_least: 100,
+        in_a_row: 500,
+        probe_period: Duration::from_secs(10),
+        longest_hold: Duration::from_secs(300),
+        forced_rate: 10,
+    };
+
+    /// Feeds records until a reaction other than `Pass`; gives it with the number of records it took.
+    fn feed(breakers: &mut Breakers, records: impl IntoIterator<Item = bool>, now: Instant) -> (usize, Reaction) {
+        let mut taken = 0;
+        for poison in records {
+            taken += 1;
+            let reaction = breakers.observe(0, poison, now);
+            if !matches!(reaction, Reaction::Pass | Reaction::Probed) {
+                return (taken, reaction);
+            }
+        }
+        (taken, Reaction::Pass)
+    }
+
+    fn held() -> (Breakers, Instant) {
+        let (mut breakers, now) = (Breakers::new(SETTINGS), Instant::now());
+        assert_eq!(feed(&mut breakers, [true; 200], now), (100, Reaction::Displace));
+        (breakers, now)
+    }
+
+    #[test]
+    fn a_few_bad_records_do_not_stop_a_quiet_partition() {
+        let (mut breakers, now) = (Breakers::new(SETTINGS), Instant::now());
+        assert_eq!(feed(&mut breakers, [true; 99], now), (99, Reaction::Pass));
+        assert!(breakers.reasons(now).is_empty());
+    }
+
+    #[test]
+    fn half_of_the_last_thousand_holds_and_less_does_not() {
+        let (mut breakers, now) = (Breakers::new(SETTINGS), Instant::now());
+        let third = (0..10_000).map(|n| n % 3 == 0);
+        assert_eq!(feed(&mut breakers, third, now), (10_000, Reaction::Pass));
+        let (_, reaction) = feed(&mut breakers, (0..10_000).map(|n| n % 3 != 0), now);
+        assert_eq!(reaction, Reaction::Displace);
+        assert!(breakers.reasons(now)[0].starts_with("partition 0 is held"));
+    }
+
+    #[test]
+    fn five_hundred_in_a_row_hold_also_where_the_share_is_small() {
+        let (mut breakers, now) = (Breakers::new(BreakerSettings { percent: 100, ..SETTINGS }), Instant::now());
+        feed(&mut breakers, [false; 1000], now);
+        assert_eq!(feed(&mut breakers, [true; 600], now), (500, Reaction::Displace));
+    }
+
+    #[test]
+    fn only_the_partition_itself_is_held() {
+        let (mut breakers, now) = held();
+        assert!(!breakers.may_place(0, now));
+        assert!(breakers.may_place(1, now));
+        assert_eq!(breakers.observe(1, true, now), Reaction::Pass);
+    }
+
+    #[test]
+    fn a_probe_that_looks_well_lets_the_same_records_pass() {
+        let (mut breakers, start) = held();
+        let later = start + SETTINGS.probe_period;
+        assert!(breakers.may_place(0, later));
+        // 150 bad ones, then good ones: a burst, no bad deployment.
+        let burst = || (0..1000).map(|n| n < 150);
+        assert_eq!(feed(&mut breakers, burst(), later), (1000, Reaction::Displace));
+        assert!(breakers.may_place(0, later));
+        assert_eq!(feed(&mut breakers, burst(), later), (1000, Reaction::Pass));
+        assert!(breakers.reasons(later).is_empty());
+    }
+
+    #[test]
+    fn a_probe_that_looks_bad_holds_on_until_the_next() {
+        let (mut breakers, start) = held();
+        let later = start + SETTINGS.probe_period;
+        assert!(breakers.may_place(0, later));
+        assert_eq!(feed(&mut breakers, [true; 1000], later), (1000, Reaction::Displace));
+        assert!(!breakers.may_place(0, later));
+        assert!(breakers.may_place(0, later + SETTINGS.probe_period));
+    }
+
+    #[test]
+    fn a_probe_that_finds_no_more_records_ends_by_time() {
+        let (mut breakers, start) = held();
+        let later = start + SETTINGS.probe_period;
+        assert!(breakers.may_place(0, later));
+        assert_eq!(feed(&mut breakers, [true, false, false], later).1, Reaction::Pass);
+        assert_eq!(breakers.due(later), (vec![], vec![]));
+        assert_eq!(breakers.due(later + PROBE_TIME), (vec![], vec![0]));
+        assert!(breakers.may_place(0, later), "one in three is fine");
+    }
+
+    #[test]
+    fn after_the_longest_hold_dead_lettering_goes_on_slowly_until_it_is_well_again() {
+        let (mut breakers, start) = held();
+        let later = start + SETTINGS.longest_hold;
+        assert!(breakers.may_place(0, later));
+        assert_eq!(feed(&mut breakers, [true; 100], later), (10, Reaction::PassThenPause));
+        assert_eq!(breakers.due(later), (vec![], vec![]));
+        assert_eq!(breakers.due(later + SECOND), (vec![0], vec![]));
+        assert_eq!(feed(&mut breakers, [true; 100], later), (10, Reaction::PassThenPause));
+        assert!(breakers.reasons(later)[0].contains("at up to 10 a second"));
+        breakers.due(later + SECOND * 2);
+        feed(&mut breakers, [false; 1001], later);
+        assert!(breakers.reasons(later).is_empty());
+    }
+
+    #[test]
+    fn records_that_are_read_again_do_not_count_twice() {
+        let (mut breakers, now) = (Breakers::new(SETTINGS), Instant::now());
+        for _ in 0..10 {
+            assert_eq!(feed(&mut breakers, [true; 60], now), (60, Reaction::Pass));
+            breakers.rewind(0);
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! The operators' desk: subcommands that look at, check and repair what the workers do.
+
+pub mod positions;
+
+use common::kafka::consumer_config;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+
+use crate::{Config, NAME};
+
+/// For one look-up at the brokers.
+pub(crate) const LOOKUP_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// A client that knows the group but does not join it.
+pub(crate) fn observer(config: &Config) -> Result<BaseConsumer, KafkaError> {
+    consumer_config(&config.kafka, NAME, &config.consumer).create()
+}
+
+/// The partitions of a topic, in order.
+pub(crate) fn partitions(consumer: &BaseConsumer, topic: &str) -> anyhow::Result<Vec<i32>> {
+    let metadata = consumer.fetch_metadata(Some(topic), LOOKUP_TIMEOUT)?;
+    let found = metadata.topics().iter().find(|found| found.name() == topic);
+    let mut partitions: Vec<i32> =
+        found.map(|topic| topic.partitions().iter().map(|p| p.id()).collect()).unwrap_or_default();
+    anyhow::ensure!(!partitions.is_empty(), "the topic {topic} does not exist; check KAFKA_TOPIC and KAFKA_BROKERS");
+    partitions.sort_unstable();
+    Ok(partitions)
+}
