@@ -15,6 +15,7 @@ use common::telemetry::LogSettings;
 
 use crate::breaker::BreakerSettings;
 use crate::desk::positions::PositionsCommand;
+use crate::desk::verify::VerifyArgs;
 use crate::event_log::EventLogMode;
 
 const DEFAULT_ADMIN_PORT: u16 = 3001;
@@ -46,6 +47,8 @@ pub enum Command {
     /// Look at and move the place where the workers start.
     #[command(subcommand)]
     Positions(PositionsCommand),
+    /// Read the topic and the store and say whether each record has become what it should; exit code 1 when not.
+    Verify(VerifyArgs),
 }
 
 #[derive(Debug, Clone, Args)]

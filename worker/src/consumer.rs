@@ -52,8 +52,8 @@ const SEEK_TIMEOUT: Duration = Duration::from_millis(500);
 
 type Written = (Ticket, Vec<StoredEvent>, Result<Receipt, StoreError>);
 type Buried = (Pending, Result<(), PublishError>);
-/// What was acknowledged before the look, and what the look found.
-type Beaten = (Vec<(Slot, [NextOffset; BUCKETS])>, Result<HashMap<i32, Positions>, StoreError>);
+/// What was acknowledged before the look, and what the look found: what is wrong with the server, and the positions.
+type Beaten = (Vec<(Slot, [NextOffset; BUCKETS])>, Result<(Vec<String>, HashMap<i32, Positions>), StoreError>);
 
 /// A member of the group, with all it is doing.
 pub struct Consumer {
@@ -76,6 +76,8 @@ pub struct Consumer {
     writes: FuturesOrdered<BoxFuture<'static, Written>>,
     placing: Option<BoxFuture<'static, Result<Vec<Placed>, PlaceError>>>,
     beating: Option<BoxFuture<'static, Beaten>>,
+    /// What is wrong with the Redis server, as last said.
+    warnings: Vec<String>,
     place_after: Instant,
     beat_after: Instant,
     settle_after: Instant,
@@ -112,6 +114,7 @@ impl Consumer {
             writes: FuturesOrdered::new(),
             placing: None,
             beating: None,
+            warnings: Vec::new(),
             place_after: now,
             beat_after: now,
             settle_after: now + SETTLE_PERIOD,
@@ -478,8 +481,9 @@ impl Consumer {
             let partitions: Vec<i32> = acknowledged.iter().map(|(slot, _)| slot.partition).collect();
             let found = async {
                 store.check().await?;
+                let warnings = store.inspect().await?;
                 store.beat(&heartbeat).await?;
-                store.positions(&scope, &partitions).await
+                Ok((warnings, store.positions(&scope, &partitions).await?))
             };
             let found = found.await;
             (acknowledged, found)
@@ -487,15 +491,19 @@ impl Consumer {
     }
 
     fn on_beaten(&mut self, (acknowledged, found): Beaten) -> anyhow::Result<()> {
-        let found = match found {
+        let (warnings, found) = match found {
             Ok(found) => found,
-            Err(error @ StoreError::Layout { .. }) => return Err(error.into()),
+            Err(error @ (StoreError::Layout { .. } | StoreError::Unfit { .. })) => return Err(error.into()),
             Err(error) => {
                 self.status.store.down(&error.to_string());
                 return Ok(());
             }
         };
         self.status.store.up("Redis answers");
+        if self.warnings != warnings {
+            warnings.iter().for_each(|warning| log::warn!("{warning}"));
+            self.warnings = warnings;
+        }
         for (slot, acked) in acknowledged {
             if found.get(&slot.partition).is_some_and(|found| has_fallen(&acked, found)) {
                 log::warn!(partition = slot.partition; "partition {}: Redis has lost positions, and so perhaps data; placing it anew", slot.partition);

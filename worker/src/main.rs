@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use common::{config, probe, shutdown};
-use worker::desk::positions;
+use worker::desk::{positions, verify};
 use worker::{Cli, Command, Config};
 
 #[global_allocator]
@@ -23,6 +23,10 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Some(Command::Healthcheck(args)) => return probe::run(config.admin_port, args).into(),
         Some(Command::Positions(command)) => run(positions::run(&config, command)),
+        Some(Command::Verify(args)) => match run(verify::run(&config, args)) {
+            Ok(false) => return ExitCode::FAILURE,
+            result => result.map(drop),
+        },
         None => run(work(config)),
     };
     if let Err(error) = &result {
@@ -39,7 +43,7 @@ async fn work(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+fn run<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(work);
     // What still runs in a blocking call, such as a look-up at a broker that is away, must not hold up the end.

@@ -98,7 +98,11 @@ impl ClientContext for LogContext {
     fn error(&self, error: rdkafka::error::KafkaError, reason: &str) {
         log::debug!(target: "librdkafka", "{error}: {reason}");
     }
+
+    fn stats(&self, _: rdkafka::Statistics) {}
 }
+
+impl rdkafka::consumer::ConsumerContext for LogContext {}
 
 /// One log line of librdkafka.
 pub fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {

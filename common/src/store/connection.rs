@@ -42,6 +42,14 @@ pub enum StoreError {
         /// The value needed.
         wanted: &'static str,
     },
+    /// The server may throw away what it has acknowledged.
+    #[error(
+        "Redis evicts data when it is full (maxmemory-policy {policy}), which can't be noticed: set maxmemory-policy noeviction"
+    )]
+    Unfit {
+        /// Its policy.
+        policy: String,
+    },
     /// A reply that can't be read as what it should be.
     #[error("Redis holds something unexpected: {0}")]
     Corrupt(String),

@@ -21,6 +21,7 @@ mod connection;
 mod layout;
 mod positions;
 mod read;
+mod server;
 mod workers;
 mod write;
 
@@ -30,7 +31,7 @@ use self::connection::Lane;
 pub use self::connection::StoreError;
 pub use self::layout::{BUCKETS, Layout, bucket_of, score_of};
 pub use self::positions::{Placement, PositionScope, Positions};
-pub use self::read::{Cursor, Order, Page, Row, Walk};
+pub use self::read::{Cursor, Found, Order, Page, Row, Walk};
 pub use self::workers::{HEARTBEAT_TTL, Heartbeat};
 pub use self::write::{Batch, Move, Origin, Receipt, StoredEvent, UserIndex};
 use crate::config::RedisSettings;

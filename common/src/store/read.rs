@@ -62,6 +62,15 @@ pub struct Page {
     pub next: Option<Cursor>,
 }
 
+/// What is stored of an event.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Which record it was stored from; `None` when it has no body.
+    pub origin: Option<Origin>,
+    /// Whether lists show it.
+    pub listed: bool,
+}
+
 /// One bucket's part of a walk.
 #[derive(Debug, Clone, Default)]
 struct Head {
@@ -230,6 +239,26 @@ impl Store {
         let end = body.iter().position(|byte| *byte == 0).ok_or_else(corrupt)?;
         let origin = Origin::parse(&body[end + 1..]).ok_or_else(corrupt)?;
         Ok(Some((Bytes::from(body).slice(..end), origin)))
+    }
+
+    /// What is stored of each of these events.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis has no good answer.
+    pub async fn look_up(&self, ids: &[&str]) -> Result<Vec<Found>, StoreError> {
+        let mut pipeline = redis::pipe();
+        for id in ids {
+            let bucket = bucket_of(id);
+            pipeline.cmd("GET").arg(self.layout.event(bucket, id));
+            pipeline.cmd("ZSCORE").arg(self.layout.index(bucket)).arg(id);
+        }
+        let replies: Vec<Option<Vec<u8>>> = self.export.pipeline(&pipeline).await?;
+        let origin = |body: &Vec<u8>| Origin::parse(&body[body.iter().position(|byte| *byte == 0)? + 1..]);
+        let found = |pair: &[Option<Vec<u8>>]| match pair {
+            [body, score] => Found { origin: body.as_ref().and_then(origin), listed: score.is_some() },
+            _ => Found::default(),
+        };
+        Ok(replies.chunks(2).map(found).collect())
     }
 
     /// The JSON of those rows that still have a body, in order.

@@ -1,8 +1,9 @@
 //! The operators' desk: subcommands that look at, check and repair what the workers do.
 
 pub mod positions;
+pub mod verify;
 
-use common::kafka::consumer_config;
+use common::kafka::{LogContext, consumer_config};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 
@@ -12,12 +13,15 @@ use crate::{Config, NAME};
 pub(crate) const LOOKUP_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// A client that knows the group but does not join it.
-pub(crate) fn observer(config: &Config) -> Result<BaseConsumer, KafkaError> {
-    consumer_config(&config.kafka, NAME, &config.consumer).create()
+pub(crate) type Observer = BaseConsumer<LogContext>;
+
+/// Makes an [`Observer`]; it connects in the background.
+pub(crate) fn observer(config: &Config) -> Result<Observer, KafkaError> {
+    consumer_config(&config.kafka, NAME, &config.consumer).create_with_context(LogContext)
 }
 
 /// The partitions of a topic, in order.
-pub(crate) fn partitions(consumer: &BaseConsumer, topic: &str) -> anyhow::Result<Vec<i32>> {
+pub(crate) fn partitions(consumer: &Observer, topic: &str) -> anyhow::Result<Vec<i32>> {
     let metadata = consumer.fetch_metadata(Some(topic), LOOKUP_TIMEOUT)?;
     let found = metadata.topics().iter().find(|found| found.name() == topic);
     let mut partitions: Vec<i32> =

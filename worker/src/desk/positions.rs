@@ -5,11 +5,11 @@ use std::sync::Arc;
 use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand};
 use common::store::{PositionScope, Positions, Store};
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 use serde::Serialize;
 
-use super::{LOOKUP_TIMEOUT, observer, partitions};
+use super::{LOOKUP_TIMEOUT, Observer, observer, partitions};
 use crate::Config;
 
 /// What to do with positions.
@@ -87,12 +87,7 @@ pub async fn run(config: &Config, command: &PositionsCommand) -> anyhow::Result<
     }
 }
 
-async fn rows(
-    config: &Config,
-    store: &Store,
-    scope: &PositionScope,
-    consumer: &BaseConsumer,
-) -> anyhow::Result<Vec<Row>> {
+async fn rows(config: &Config, store: &Store, scope: &PositionScope, consumer: &Observer) -> anyhow::Result<Vec<Row>> {
     let topic = &config.kafka.topics.events;
     let partitions = partitions(consumer, topic)?;
     let mut asked = TopicPartitionList::new();
@@ -110,7 +105,7 @@ async fn rows(
     partitions.iter().map(row).collect()
 }
 
-fn ensure_stopped(config: &Config, consumer: &BaseConsumer) -> anyhow::Result<()> {
+fn ensure_stopped(config: &Config, consumer: &Observer) -> anyhow::Result<()> {
     let group = &config.consumer.group;
     let groups = consumer.fetch_group_list(Some(group), LOOKUP_TIMEOUT)?;
     let members = groups.groups().iter().find(|found| found.name() == group).map_or(0, |found| found.members().len());
@@ -146,7 +141,7 @@ async fn move_to(
     config: &Config,
     store: &Store,
     scope: &PositionScope,
-    consumer: &BaseConsumer,
+    consumer: &Observer,
     targets: &[(i32, i64)],
 ) -> anyhow::Result<()> {
     store.overwrite_positions(scope, targets).await?;
