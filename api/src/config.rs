@@ -52,9 +52,12 @@ struct HttpArgs {
     /// Longest time to answer once the body is read; the larger of 10s and the producer's time-out + 5s when absent
     #[arg(long, env = "HTTP_REQUEST_TIMEOUT", value_name = "DURATION")]
     http_request_timeout: Option<String>,
-    /// Longest time for a client to send its headers, and again its body
+    /// Longest time for a client to send a body
     #[arg(long, env = "HTTP_READ_TIMEOUT", default_value = "10s", value_name = "DURATION")]
     http_read_timeout: String,
+    /// Longest time for a connection to be idle or to send its headers; above that of the load balancer in front
+    #[arg(long, env = "HTTP_IDLE_TIMEOUT", default_value = "75s", value_name = "DURATION")]
+    http_idle_timeout: String,
     /// Largest body of a single event
     #[arg(long, env = "HTTP_MAX_BODY", default_value = "256KiB", value_name = "SIZE")]
     http_max_body: String,
@@ -72,8 +75,10 @@ pub struct Config {
     pub bind_address: IpAddr,
     /// To answer, once the body is read.
     pub request_timeout: Duration,
-    /// For a client to send its headers, and again its body.
+    /// For a client to send a body.
     pub read_timeout: Duration,
+    /// For a connection to be idle or to send its headers.
+    pub idle_timeout: Duration,
     /// Largest body of a single event, in bytes.
     pub max_body: usize,
     /// Most connections at a time.
@@ -115,6 +120,7 @@ impl Config {
                 .unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
             request_timeout,
             read_timeout: checks.take("HTTP_READ_TIMEOUT", &http.http_read_timeout, duration),
+            idle_timeout: checks.take("HTTP_IDLE_TIMEOUT", &http.http_idle_timeout, duration),
             max_body: checks.take("HTTP_MAX_BODY", &http.http_max_body, bytes(1024..=16 * 1024 * 1024)),
             max_connections: checks.take("HTTP_MAX_CONNECTIONS", &http.http_max_connections, range(1..=1_000_000)),
             redis: cli.redis.check(&mut checks),

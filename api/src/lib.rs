@@ -21,6 +21,7 @@ use common::kafka::{KafkaPublisher, Publisher, create_topics, producer_config};
 use common::shutdown::Shutdown;
 use common::store::Store;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 pub use crate::config::{Cli, Command, Config};
 
@@ -38,8 +39,28 @@ pub struct App {
     pub types: EventTypes,
     /// How the parts are.
     pub checks: Checks,
+    /// Turns at streaming a full list: more at a time would hurt the other readers.
+    pub exports: Arc<Semaphore>,
     /// Limits and time-outs.
     pub config: Config,
+}
+
+/// Full lists that are streamed at a time.
+const MOST_EXPORTS: usize = 2;
+
+impl App {
+    /// An application of these parts, about which nothing is known yet.
+    #[must_use]
+    pub fn new(publisher: Arc<dyn Publisher>, store: Store, config: Config, draining: Shutdown) -> Self {
+        Self {
+            publisher,
+            store: Arc::new(store),
+            types: EventTypes::default(),
+            checks: Checks::new(draining),
+            exports: Arc::new(Semaphore::new(MOST_EXPORTS)),
+            config,
+        }
+    }
 }
 
 /// How the parts are.
@@ -83,14 +104,8 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> a
     log::info!("listening on http://{address}");
     let publisher = KafkaPublisher::new(producer_config(&config.kafka, NAME), &config.kafka.topics.events)?;
     let publisher = Arc::new(publisher);
-    let store = Arc::new(Store::new(&config.redis)?);
-    let app = Arc::new(App {
-        publisher: Arc::clone(&publisher) as Arc<dyn Publisher>,
-        store,
-        types: EventTypes::default(),
-        checks: Checks::new(shutdown.clone()),
-        config,
-    });
+    let store = Store::new(&config.redis)?;
+    let app = Arc::new(App::new(Arc::clone(&publisher) as Arc<dyn Publisher>, store, config, shutdown.clone()));
     let watching = [
         tokio::spawn(watch_kafka(Arc::clone(&app), Arc::clone(&publisher))),
         tokio::spawn(watch_store(Arc::clone(&app))),

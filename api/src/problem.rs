@@ -43,6 +43,8 @@ pub enum Problem {
     Publish(PublishError),
     /// The store has no answer.
     Store(StoreError),
+    /// Others are reading the full list.
+    TooManyExports,
 }
 
 /// Where a record may be when the reply is not 201.
@@ -92,6 +94,7 @@ impl Problem {
             Self::Publish(PublishError::Refused(_)) => (StatusCode::INTERNAL_SERVER_ERROR, "publish-refused"),
             Self::Publish(_) => (StatusCode::SERVICE_UNAVAILABLE, "publish-unavailable"),
             Self::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "store-unavailable"),
+            Self::TooManyExports => (StatusCode::TOO_MANY_REQUESTS, "too-many-exports"),
         }
     }
 
@@ -131,6 +134,7 @@ impl Problem {
             Self::Publish(PublishError::Unknown(_)) => {
                 "the brokers did not acknowledge the event in time; it may still arrive".into()
             }
+            Self::TooManyExports => "two full lists are being read already; wait, or read in pages with ?limit=".into(),
             Self::Store(_) => "the store can't be read at the moment; try again later".into(),
         }
     }
@@ -182,7 +186,7 @@ impl Reply for Problem {
             Self::BodyTooLarge(_) | Self::BodyTooSlow(_) | Self::BodyBroken => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            _ if status == StatusCode::SERVICE_UNAVAILABLE => {
+            _ if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
             _ => {}

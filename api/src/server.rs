@@ -33,10 +33,7 @@ const MAX_HEAD: usize = 256 * 1024;
 pub async fn serve(app: Arc<App>, listener: TcpListener, shutdown: Shutdown) -> usize {
     let service = TowerToHyperService::new(warp::service(routes::all(&app)));
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(app.config.read_timeout)
-        .max_buf_size(MAX_HEAD)
-        .pipeline_flush(true);
+    http.timer(TokioTimer::new()).header_read_timeout(app.config.idle_timeout).max_buf_size(MAX_HEAD);
     let graceful = GracefulShutdown::new();
     let limit = Arc::new(Semaphore::new(app.config.max_connections));
     loop {

@@ -1,6 +1,7 @@
 //! What a part of the system last said about itself: well or not, why, and since when.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 
@@ -22,6 +23,8 @@ pub struct Condition {
 pub struct Check {
     name: &'static str,
     state: Mutex<Condition>,
+    /// Whether nothing was said yet: the first answer is news whatever it is.
+    silent: AtomicBool,
 }
 
 impl Check {
@@ -29,7 +32,11 @@ impl Check {
     #[must_use]
     pub fn new(name: &'static str, reason: &str) -> Self {
         let since = Timestamp::now().to_string();
-        Self { name, state: Mutex::new(Condition { ok: false, reason: reason.to_owned(), since }) }
+        Self {
+            name,
+            state: Mutex::new(Condition { ok: false, reason: reason.to_owned(), since }),
+            silent: AtomicBool::new(true),
+        }
     }
 
     /// Works.
@@ -55,9 +62,11 @@ impl Check {
 
     fn set(&self, ok: bool, reason: &str) {
         let mut state = self.lock();
-        if state.ok != ok {
+        if self.silent.swap(false, Ordering::Relaxed) || state.ok != ok {
             let level = if ok { log::Level::Info } else { log::Level::Warn };
             log::log!(level, check = self.name, ok; "{}: {reason}", self.name);
+        }
+        if state.ok != ok {
             state.since = Timestamp::now().to_string();
         }
         state.ok = ok;

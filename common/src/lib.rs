@@ -11,6 +11,7 @@ pub mod config;
 pub mod event;
 pub mod health;
 pub mod kafka;
+pub mod mutation;
 pub mod probe;
 pub mod shutdown;
 pub mod store;

@@ -39,6 +39,16 @@ pub struct Slot {
     pub epoch: u64,
 }
 
+/// A partition that waits for a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vacancy {
+    /// Which life of it.
+    pub slot: Slot,
+    /// It must not start after this: the log was seen to go back to here, so what Redis says of later offsets is about
+    /// records that are not there any more.
+    pub ceiling: Option<NextOffset>,
+}
+
 /// What a delivered record is to its partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -67,6 +77,11 @@ impl Ticket {
     pub fn slots(&self) -> impl Iterator<Item = Slot> + '_ {
         self.ends.iter().map(|(slot, _)| *slot)
     }
+
+    /// How far it goes in each.
+    pub fn ends(&self) -> impl Iterator<Item = (i32, NextOffset)> + '_ {
+        self.ends.iter().map(|(slot, end)| (slot.partition, *end))
+    }
 }
 
 #[derive(Debug)]
@@ -91,6 +106,8 @@ struct Partition {
     live: Option<Live>,
     /// Where a gap right after a placement was doubted once.
     doubted: Option<NextOffset>,
+    /// See [`Vacancy`].
+    ceiling: Option<NextOffset>,
 }
 
 /// See the module.
@@ -104,7 +121,7 @@ impl Ledger {
     /// A partition has been assigned; it waits for its place.
     pub fn assign(&mut self, partition: i32) {
         let epoch = self.next_epoch();
-        self.partitions.insert(partition, Partition { epoch, live: None, doubted: None });
+        self.partitions.insert(partition, Partition { epoch, live: None, doubted: None, ceiling: None });
     }
 
     /// A partition has been taken away.
@@ -133,9 +150,13 @@ impl Ledger {
 
     /// The partitions that wait for a place.
     #[must_use]
-    pub fn unplaced(&self) -> Vec<Slot> {
+    pub fn unplaced(&self) -> Vec<Vacancy> {
         let waiting = self.partitions.iter().filter(|(_, p)| p.live.is_none());
-        waiting.map(|(partition, p)| Slot { partition: *partition, epoch: p.epoch }).collect()
+        let vacancy = |(partition, p): (&i32, &Partition)| Vacancy {
+            slot: Slot { partition: *partition, epoch: p.epoch },
+            ceiling: p.ceiling,
+        };
+        waiting.map(vacancy).collect()
     }
 
     /// All assigned partitions.
@@ -148,6 +169,7 @@ impl Ledger {
     pub fn place(&mut self, slot: Slot, start: NextOffset, committed: Option<NextOffset>) -> bool {
         match self.partitions.get_mut(&slot.partition) {
             Some(partition) if partition.epoch == slot.epoch && partition.live.is_none() => {
+                partition.ceiling = None;
                 partition.live = Some(Live {
                     expected: start,
                     fresh: true,
@@ -174,7 +196,11 @@ impl Ledger {
         let missing = offset.0 - live.expected.0;
         let doubtful = missing > 0 && live.fresh && state.doubted != Some(live.expected);
         if missing < 0 || doubtful {
-            state.doubted = Some(live.expected);
+            if doubtful {
+                state.doubted = Some(live.expected);
+            } else {
+                state.ceiling = Some(NextOffset(offset.0));
+            }
             self.displace(slot);
             return Verdict::Displaced;
         }
@@ -242,6 +268,11 @@ impl Ledger {
             .collect()
     }
 
+    /// A commit has failed: what was taken for committed may not be.
+    pub fn doubt_commits(&mut self) {
+        self.partitions.values_mut().filter_map(|state| state.live.as_mut()).for_each(|live| live.committed = None);
+    }
+
     /// What Redis has acknowledged of each position, to compare with what it says later.
     #[must_use]
     pub fn acknowledged(&self) -> Vec<(Slot, [NextOffset; BUCKETS])> {
@@ -281,7 +312,7 @@ mod tests {
     fn placed(start: i64) -> (Ledger, Slot) {
         let mut ledger = Ledger::default();
         ledger.assign(0);
-        let slot = ledger.unplaced()[0];
+        let slot = ledger.unplaced()[0].slot;
         assert!(ledger.place(slot, NextOffset(start), Some(NextOffset(start))));
         (ledger, slot)
     }
@@ -340,7 +371,7 @@ mod tests {
         assert!(ledger.displace(slot));
         assert!(!ledger.displace(slot), "a second doubt about the same life changes nothing");
         assert_eq!(ledger.deliver(0, Offset(15)), Verdict::Stale);
-        let again = ledger.unplaced()[0];
+        let again = ledger.unplaced()[0].slot;
         assert!(!ledger.place(slot, NextOffset(10), None), "a placement of the earlier life is too late");
         assert!(ledger.place(again, NextOffset(10), Some(NextOffset(10))));
         ledger.acknowledge(&ticket);
@@ -354,7 +385,7 @@ mod tests {
         ledger.revoke(0);
         assert_eq!(ledger.deliver(0, Offset(10)), Verdict::Stale);
         ledger.assign(0);
-        assert_ne!(ledger.unplaced(), [slot]);
+        assert_ne!(ledger.unplaced()[0].slot, slot);
         assert_eq!(ledger.assigned(), [0]);
     }
 
@@ -362,7 +393,7 @@ mod tests {
     fn a_gap_right_after_a_placement_is_believed_the_second_time() {
         let (mut ledger, _) = placed(10);
         assert_eq!(ledger.deliver(0, Offset(12)), Verdict::Displaced);
-        let again = ledger.unplaced()[0];
+        let again = ledger.unplaced()[0].slot;
         ledger.place(again, NextOffset(10), None);
         assert_eq!(ledger.deliver(0, Offset(12)), Verdict::Accepted { slot: again, missing: 2 });
         // Later ones are the log's own, such as the markers of a transactional producer.
@@ -378,10 +409,33 @@ mod tests {
     }
 
     #[test]
+    fn a_log_that_went_back_is_read_again_from_where_it_went_back_to() {
+        let (mut ledger, _) = placed(10);
+        read(&mut ledger, 10..13);
+        ledger.deliver(0, Offset(7));
+        let Vacancy { slot, ceiling } = ledger.unplaced()[0];
+        assert_eq!(ceiling, Some(NextOffset(7)));
+        ledger.place(slot, NextOffset(7), None);
+        ledger.displace(slot);
+        assert_eq!(ledger.unplaced()[0].ceiling, None, "it counts once");
+    }
+
+    #[test]
+    fn after_a_failed_commit_all_is_committed_again() {
+        let (mut ledger, slot) = placed(10);
+        let end = read(&mut ledger, 10..12);
+        let (ticket, _) = ledger.dispatch([(slot, end)], ALL);
+        ledger.acknowledge(&ticket);
+        assert_eq!(ledger.take_commits().len(), 1);
+        ledger.doubt_commits();
+        assert_eq!(ledger.take_commits(), [(0, NextOffset(12))]);
+    }
+
+    #[test]
     fn a_missing_commit_is_made_up_for_at_the_placement() {
         let mut ledger = Ledger::default();
         ledger.assign(0);
-        let slot = ledger.unplaced()[0];
+        let slot = ledger.unplaced()[0].slot;
         ledger.place(slot, NextOffset(0), None);
         assert_eq!(ledger.take_commits(), [(0, NextOffset(0))]);
     }

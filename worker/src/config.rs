@@ -14,6 +14,7 @@ use common::store::UserIndex;
 use common::telemetry::LogSettings;
 
 use crate::breaker::BreakerSettings;
+use crate::desk::dead_letters::DeadLettersCommand;
 use crate::desk::positions::PositionsCommand;
 use crate::desk::verify::VerifyArgs;
 use crate::event_log::EventLogMode;
@@ -47,6 +48,9 @@ pub enum Command {
     /// Look at and move the place where the workers start.
     #[command(subcommand)]
     Positions(PositionsCommand),
+    /// List and show what could not be an event, and publish it again.
+    #[command(subcommand)]
+    DeadLetters(DeadLettersCommand),
     /// Read the topic and the store and say whether each record has become what it should; exit code 1 when not.
     Verify(VerifyArgs),
 }

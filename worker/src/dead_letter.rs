@@ -5,15 +5,20 @@
 //! the spellings that existing tools read: Kafka Connect's (text), Spring Kafka's (numbers as big-endian bytes), and
 //! ours.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
+
 use common::config::KafkaSettings;
 use common::event::Violation;
 use common::kafka::{KafkaPublisher, PublishError, dead_letter_producer_config};
-use futures::future::try_join_all;
+use futures::future::join_all;
 use rdkafka::Message;
 use rdkafka::Timestamp;
 use rdkafka::error::KafkaResult;
 use rdkafka::message::{Header, Headers, OwnedHeaders};
 use rdkafka::producer::FutureRecord;
+
+use crate::commit::{NextOffset, Offset};
 
 /// How the failure is named where tools expect a class.
 const EXCEPTION: &str = "user_activity.InvalidEvent";
@@ -61,10 +66,18 @@ impl DeadLetter {
         self.partition
     }
 
-    /// Bytes of its value.
+    /// The offset it was read from.
+    #[must_use]
+    pub fn offset(&self) -> Offset {
+        Offset(self.offset)
+    }
+
+    /// Bytes of its key, value and headers.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.value.as_ref().map_or(0, Vec::len)
+        let bytes = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
+        let headers = self.headers.iter().map(|(key, value)| key.len() + bytes(value));
+        bytes(&self.key) + bytes(&self.value) + headers.sum::<usize>()
     }
 
     /// The original's headers, then ours. Those of an earlier dead-lettering give way to the new ones, counted on.
@@ -114,6 +127,9 @@ pub struct DeadLetters {
     topic: String,
     group: String,
     worker: String,
+    /// Those that the brokers have, and whose partition has not come past them yet: read again, they are not
+    /// published again.
+    acknowledged: Mutex<BTreeSet<(i32, Offset)>>,
 }
 
 impl DeadLetters {
@@ -125,28 +141,59 @@ impl DeadLetters {
         let config = dead_letter_producer_config(settings, client_id);
         let topic = settings.topics.dead_letters.clone();
         let publisher = KafkaPublisher::new(config, &topic)?;
-        Ok(Self { publisher, topic, group: group.to_owned(), worker: worker.to_owned() })
+        Ok(Self {
+            publisher,
+            topic,
+            group: group.to_owned(),
+            worker: worker.to_owned(),
+            acknowledged: Mutex::default(),
+        })
     }
 
-    /// Publishes all of them and waits until the brokers have each.
-    ///
-    /// # Errors
-    /// The first failure; some of them may have arrived.
-    pub async fn publish(&self, letters: &[DeadLetter]) -> Result<(), PublishError> {
-        try_join_all(letters.iter().map(|letter| self.send(letter))).await?;
-        for DeadLetter { topic, partition, offset, reason, message, .. } in letters {
-            log::warn!(topic, partition, offset, reason; "dead letter: {topic}-{partition} offset {offset}: {message}");
+    /// Publishes all of them and waits until the brokers have each. Gives, for every partition with a failure, the
+    /// offset of its first and why.
+    pub async fn publish(&self, letters: &[DeadLetter]) -> BTreeMap<i32, (Offset, PublishError)> {
+        let results = join_all(letters.iter().map(|letter| self.publish_once(letter))).await;
+        let mut failures = BTreeMap::new();
+        for (letter, result) in letters.iter().zip(results) {
+            if let Err(error) = result {
+                failures.entry(letter.partition).or_insert((letter.offset(), error));
+            }
         }
+        failures
+    }
+
+    /// A partition has come past everything before `end`, or is not ours any more.
+    pub fn forget(&self, partition: i32, end: NextOffset) {
+        let mut acknowledged = self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+        if !acknowledged.is_empty() {
+            acknowledged.retain(|(of, offset)| *of != partition || offset.next() > end);
+        }
+    }
+
+    async fn publish_once(&self, letter: &DeadLetter) -> Result<(), PublishError> {
+        let at = (letter.partition, letter.offset());
+        if self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner).contains(&at) {
+            return Ok(());
+        }
+        match self.send(letter, letter.timestamp.to_millis()).await {
+            // The dead-letter topic may have narrower bounds for timestamps; a header holds the original one.
+            Err(PublishError::Refused(_)) => self.send(letter, None).await?,
+            result => result?,
+        }
+        self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner).insert(at);
+        let DeadLetter { topic, partition, offset, reason, message, .. } = letter;
+        log::warn!(topic, partition, offset, reason; "dead letter: {topic}-{partition} offset {offset}: {message}");
         Ok(())
     }
 
-    async fn send(&self, letter: &DeadLetter) -> Result<(), PublishError> {
+    async fn send(&self, letter: &DeadLetter, timestamp: Option<i64>) -> Result<(), PublishError> {
         let record = FutureRecord {
             topic: &self.topic,
             partition: None,
             payload: letter.value.as_deref(),
             key: letter.key.as_deref(),
-            timestamp: letter.timestamp.to_millis(),
+            timestamp,
             headers: Some(letter.headers(&self.group, &self.worker)),
         };
         self.publisher.send(record).await.map(drop)

@@ -26,6 +26,8 @@ pub enum Change {
     Assigned(Vec<i32>),
     /// These were taken away.
     Revoked(Vec<i32>),
+    /// A commit did not arrive.
+    CommitFailed,
 }
 
 /// The context of the consumer.
@@ -144,7 +146,8 @@ impl ConsumerContext for Group {
 
     fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
         if let Err(error) = result {
-            log::debug!("commit failed, the next one makes up for it: {error}");
+            log::debug!("commit failed, it is repeated: {error}");
+            self.tell(Change::CommitFailed);
         }
     }
 }

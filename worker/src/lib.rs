@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use common::kafka::create_topics;
+use common::kafka::{TopicError, create_topics};
 use common::shutdown::Shutdown;
 use tokio::net::TcpListener;
 
@@ -72,14 +72,22 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> a
     result
 }
 
+async fn topics(config: &Config, status: &Status) -> Result<(), TopicError> {
+    loop {
+        match create_topics(&config.kafka, NAME).await {
+            Err(error @ TopicError::Settings(_)) => return Err(error),
+            Err(error) => status.kafka.down(&error.to_string()),
+            Ok(()) => return Ok(()),
+        }
+        tokio::time::sleep(TOPIC_RETRY).await;
+    }
+}
+
 async fn work(config: &Config, status: &Arc<Status>, shutdown: &Shutdown) -> anyhow::Result<()> {
     // A member of a group whose topic does not exist would learn of it only with its next look at the metadata.
-    while let Err(error) = create_topics(&config.kafka, NAME).await {
-        status.kafka.down(&error.to_string());
-        tokio::select! {
-            () = shutdown.cancelled() => return Ok(()),
-            () = tokio::time::sleep(TOPIC_RETRY) => {}
-        }
+    tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        created = topics(config, status) => created?,
     }
     Consumer::new(config, Arc::clone(status))?.run(shutdown).await
 }

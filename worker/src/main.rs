@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use common::{config, probe, shutdown};
-use worker::desk::{positions, verify};
+use worker::desk::{dead_letters, positions, verify};
 use worker::{Cli, Command, Config};
 
 #[global_allocator]
@@ -23,6 +23,7 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Some(Command::Healthcheck(args)) => return probe::run(config.admin_port, args).into(),
         Some(Command::Positions(command)) => run(positions::run(&config, command)),
+        Some(Command::DeadLetters(command)) => run(dead_letters::run(&config, command)),
         Some(Command::Verify(args)) => match run(verify::run(&config, args)) {
             Ok(false) => return ExitCode::FAILURE,
             result => result.map(drop),

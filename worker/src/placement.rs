@@ -4,16 +4,17 @@
 //! because of a commit that ran ahead of what Redis still has; what it does have is a cheap duplicate, and an emptied
 //! Redis is refilled by itself.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use common::mutation::{Mutation, active};
 use common::store::{Placement, PositionScope, Positions, Store, StoreError};
 use rdkafka::consumer::{Consumer, StreamConsumer};
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 
-use crate::commit::{NextOffset, Slot};
+use crate::commit::{NextOffset, Slot, Vacancy};
 use crate::group::Group;
 
 /// For one look-up at the brokers.
@@ -56,6 +57,9 @@ pub struct Placed {
 
 /// Where to start, and how many offsets are gone that should have been read.
 fn decide(log: Log, positions: &Positions) -> (NextOffset, bool, i64) {
+    if active(Mutation::StartFromCommit) {
+        return (NextOffset(log.committed.unwrap_or(log.low)), true, 0);
+    }
     let known = std::iter::once(log.committed).chain(positions.iter().copied());
     let trusted = known.map(|offset| offset.filter(|offset| (0..=log.high).contains(offset)));
     match trusted.min() {
@@ -70,26 +74,29 @@ fn decide(log: Log, positions: &Positions) -> (NextOffset, bool, i64) {
 /// # Errors
 /// [`PlaceError`] when the brokers or the store have no answer; trying again is safe.
 pub async fn place(
-    kafka: Arc<StreamConsumer<Group>>,
+    kafka: Weak<StreamConsumer<Group>>,
     store: Arc<Store>,
     scope: PositionScope,
     topic: String,
-    slots: Vec<Slot>,
+    vacancies: Vec<Vacancy>,
 ) -> Result<Vec<Placed>, PlaceError> {
     store.check().await?;
-    let partitions: Vec<i32> = slots.iter().map(|slot| slot.partition).collect();
+    let partitions: Vec<i32> = vacancies.iter().map(|vacancy| vacancy.slot.partition).collect();
     let asked = partitions.clone();
-    let logs = tokio::task::spawn_blocking(move || logs(&kafka, &topic, &asked)).await;
+    // Weak: the client is closed by whoever drops it last, which must not be a look-up that nobody waits for.
+    let look_up = move || logs(&*kafka.upgrade().ok_or(KafkaError::Canceled)?, &topic, &asked);
+    let logs = tokio::task::spawn_blocking(look_up).await;
     // The closure neither panics nor is it cancelled.
     let logs = logs.unwrap_or(Err(KafkaError::Canceled))?;
     let positions = store.positions(&scope, &partitions).await?;
     let mut placements = Vec::new();
     let mut placed = Vec::new();
-    for slot in slots {
+    for Vacancy { slot, ceiling } in vacancies {
         let (Some(log), Some(positions)) = (logs.get(&slot.partition), positions.get(&slot.partition)) else {
             continue;
         };
         let (start, beginning, missing) = decide(*log, positions);
+        let start = ceiling.map_or(start, |ceiling| start.min(ceiling).max(NextOffset(log.low)));
         placements.push(Placement { partition: slot.partition, start: start.0, beginning });
         placed.push(Placed { slot, start, committed: log.committed.map(NextOffset), missing });
     }
@@ -105,9 +112,14 @@ fn logs(kafka: &StreamConsumer<Group>, topic: &str, partitions: &[i32]) -> Resul
         asked.add_partition(topic, *partition);
     }
     let committed = kafka.committed_offsets(asked, LOOKUP_TIMEOUT)?;
+    let metadata = kafka.fetch_metadata(Some(topic), LOOKUP_TIMEOUT)?;
+    let known = metadata.topics().iter().filter(|found| found.name() == topic).flat_map(|topic| topic.partitions());
+    let led: BTreeSet<i32> =
+        known.filter(|partition| partition.leader() >= 0).map(|partition| partition.id()).collect();
     let mut logs = HashMap::new();
     let mut failure = None;
-    for partition in partitions {
+    // One without a leader would be waited for until the time-out.
+    for partition in partitions.iter().filter(|partition| led.contains(partition)) {
         let commit = committed.find_partition(topic, *partition).and_then(|found| match found.offset() {
             KafkaOffset::Offset(offset) => Some(offset),
             _ => None,

@@ -1,11 +1,12 @@
 //! A batch: what was read and is not yet on its way to Redis.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem::take;
 use std::time::{Duration, Instant};
 
 use common::store::StoredEvent;
 
-use crate::commit::{NextOffset, Slot};
+use crate::commit::{NextOffset, Offset, Slot};
 use crate::dead_letter::DeadLetter;
 use crate::decode::Decoded;
 
@@ -51,6 +52,45 @@ impl Pending {
     pub fn forget(&mut self, partition: i32) {
         self.ends.remove(&partition);
         self.letters.retain(|letter| letter.partition() != partition);
+    }
+
+    /// Takes everything of these partitions out, into a batch of its own.
+    #[must_use]
+    pub fn split_off(&mut self, partitions: &BTreeSet<i32>) -> Self {
+        if partitions.is_empty() {
+            return Self::default();
+        }
+        let (events, kept_events) =
+            take(&mut self.events).into_iter().partition(|e| partitions.contains(&e.partition()));
+        let (letters, kept_letters) =
+            take(&mut self.letters).into_iter().partition(|l| partitions.contains(&l.partition()));
+        let (ends, kept_ends) = take(&mut self.ends).into_iter().partition(|(p, _)| partitions.contains(p));
+        let mut split = Self { events, letters, ends, bytes: 0, since: self.since };
+        *self = Self { events: kept_events, letters: kept_letters, ends: kept_ends, bytes: 0, since: self.since };
+        split.measure();
+        self.measure();
+        split
+    }
+
+    /// The partitions that have dead letters in it.
+    #[must_use]
+    pub fn lettered(&self) -> BTreeSet<i32> {
+        self.letters.iter().map(DeadLetter::partition).collect()
+    }
+
+    /// A partition goes no further than the record at `offset`, which has to be read again.
+    pub fn cut(&mut self, partition: i32, offset: Offset) {
+        if let Some((_, end)) = self.ends.get_mut(&partition) {
+            *end = NextOffset(offset.0);
+        }
+    }
+
+    fn measure(&mut self) {
+        let letters = self.letters.iter().map(DeadLetter::size);
+        self.bytes = self.events.iter().map(StoredEvent::size).chain(letters).sum();
+        if self.events.is_empty() && self.letters.is_empty() {
+            self.since = None;
+        }
     }
 
     /// Whether no further record belongs in it.
@@ -108,6 +148,23 @@ mod tests {
         let mut large = Pending::default();
         add(&mut large, &vec![b' '; MOST_BYTES], 0, 0, now);
         assert!(large.is_full());
+    }
+
+    #[test]
+    fn partitions_can_be_taken_out_of_a_batch() {
+        let (mut pending, now) = (Pending::default(), Instant::now());
+        add(&mut pending, GOOD, 0, 1, now);
+        add(&mut pending, b"poison", 1, 1, now);
+        add(&mut pending, GOOD, 1, 2, now);
+        assert_eq!(pending.lettered(), BTreeSet::from([1]));
+        let mut aside = pending.split_off(&BTreeSet::from([1]));
+        assert_eq!((pending.events.len(), pending.letters.len(), pending.ends.len()), (1, 0, 1));
+        assert_eq!((aside.events.len(), aside.letters.len(), aside.ends.len()), (1, 1, 1));
+        assert_eq!(aside.due(), pending.due());
+        aside.cut(1, Offset(1));
+        assert_eq!(aside.ends[&1].1, NextOffset(1));
+        assert_eq!(pending.split_off(&BTreeSet::from([0])).events.len(), 1);
+        assert_eq!(pending.due(), None);
     }
 
     #[test]

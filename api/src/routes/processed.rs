@@ -2,6 +2,7 @@
 //! in pages with `limit` or `cursor`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use common::config::range;
@@ -17,9 +18,26 @@ use crate::problem::Problem;
 
 const MAX_LIMIT: usize = 1000;
 const DEFAULT_LIMIT: usize = 100;
-/// Rows of one step of the full list; two steps are in memory at a time.
+/// Rows of one step of the full list; three steps are in memory at a time.
 const STEP: usize = 500;
+/// Bytes that a step is kept to, once bodies turn out to be large.
+const STEP_BYTES: usize = 2 * 1024 * 1024;
+/// How long a client may take none of a full list before it is cut off.
+const READER_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a full list waits for its turn.
+const EXPORT_PATIENCE: Duration = Duration::from_secs(5);
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// Why a full list broke off.
+#[derive(Debug, thiserror::Error)]
+enum ExportError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the client has gone")]
+    Gone,
+    #[error("the client took nothing for {} s", READER_PATIENCE.as_secs())]
+    Stalled,
+}
 
 /// What the query asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -84,23 +102,29 @@ async fn page(app: &App, limit: usize, cursor: Option<&Cursor>) -> Result<warp::
     Ok(response)
 }
 
-/// The first step is read before anything is sent, so that a store that is away is still a 503. A failure after that
-/// breaks the transfer: a list that looks complete is complete.
+/// Two steps are read before anything is sent, so that a store that is away is still a 503, and a short list is one
+/// piece. A failure after that breaks the transfer: a list that looks complete is complete.
 async fn everything(app: &Arc<App>) -> Result<warp::reply::Response, Problem> {
     let mut walk = Walk::new(&app.store, Order::Ascending, None, true);
     let (first, _) = walk.next(STEP).await.map_err(Problem::Store)?;
-    if first.len() < STEP {
+    let (second, _) = walk.next(STEP).await.map_err(Problem::Store)?;
+    if second.is_empty() {
         let mut response = Response::new(join(b"[", &first, b"]")).into_response();
         response.headers_mut().insert(CONTENT_TYPE, JSON);
         return Ok(response);
     }
+    let exports = Arc::clone(&app.exports);
+    let turn = tokio::time::timeout(EXPORT_PATIENCE, exports.acquire_owned()).await;
+    // The semaphore is never closed.
+    let turn = turn.ok().and_then(Result::ok).ok_or(Problem::TooManyExports)?;
     let (steps, mut streamed) = mpsc::channel(1);
     tokio::spawn(async move {
-        if let Err(error) = stream(first, walk, &steps).await {
+        if let Err(error) = stream([first, second], walk, &steps).await {
             log::warn!("a full list broke off: {error}");
             // Nobody to tell when the client has gone as well.
-            drop(steps.send(Err(error)).await);
+            drop(steps.try_send(Err(error)));
         }
+        drop(turn);
     });
     let mut response = warp::reply::stream(poll_fn(move |context| streamed.poll_recv(context))).into_response();
     response.headers_mut().insert(CONTENT_TYPE, JSON);
@@ -108,21 +132,35 @@ async fn everything(app: &Arc<App>) -> Result<warp::reply::Response, Problem> {
 }
 
 async fn stream(
-    mut events: Vec<Bytes>,
+    first: [Vec<Bytes>; 2],
     mut walk: Walk,
-    steps: &mpsc::Sender<Result<Vec<u8>, StoreError>>,
-) -> Result<(), StoreError> {
+    steps: &mpsc::Sender<Result<Vec<u8>, ExportError>>,
+) -> Result<(), ExportError> {
     let mut opening: &[u8] = b"[";
-    while !events.is_empty() {
-        if steps.send(Ok(join(opening, &events, b""))).await.is_err() {
-            return Ok(());
-        }
+    for events in first {
+        send(steps, join(opening, &events, b"")).await?;
         opening = b",";
-        (events, _) = walk.next(STEP).await?;
     }
-    // A client that is gone by now has all but the bracket.
-    drop(steps.send(Ok(b"]".to_vec())).await);
-    Ok(())
+    let mut rows = STEP;
+    loop {
+        let (events, _) = walk.next(rows).await?;
+        if events.is_empty() {
+            return send(steps, b"]".to_vec()).await;
+        }
+        let step = join(b",", &events, b"");
+        // Large bodies come in fewer rows, so that a step stays within its bytes.
+        rows = (STEP_BYTES * events.len() / step.len()).clamp(1, STEP);
+        send(steps, step).await?;
+    }
+}
+
+/// Hands over a step once the client has taken the one before.
+async fn send(steps: &mpsc::Sender<Result<Vec<u8>, ExportError>>, step: Vec<u8>) -> Result<(), ExportError> {
+    match tokio::time::timeout(READER_PATIENCE, steps.send(Ok(step))).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(ExportError::Gone),
+        Err(_) => Err(ExportError::Stalled),
+    }
 }
 
 /// The events separated by commas, between `opening` and `closing`.

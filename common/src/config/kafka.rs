@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::values::one_of;
-use super::{Checks, millis, range, text};
+use super::{Checks, range, text};
 
 const HEADING: &str = "Kafka";
 
@@ -106,15 +106,30 @@ pub struct KafkaSettings {
 impl KafkaArgs {
     /// Types the settings.
     pub fn check(&self, checks: &mut Checks) -> KafkaSettings {
-        let delivery_timeout = checks.take("KAFKA_PRODUCER_TIMEOUT_MS", &self.kafka_producer_timeout_ms, millis);
-        let request_timeout = checks.take("KAFKA_REQUEST_TIMEOUT_MS", &self.kafka_request_timeout_ms, millis);
+        // The bounds are those of the client library, which would refuse other values one at a time.
+        let up_to_five_minutes = |from: u64| move |raw: &str| range(from..=300_000)(raw).map(Duration::from_millis);
+        let delivery_timeout =
+            checks.take("KAFKA_PRODUCER_TIMEOUT_MS", &self.kafka_producer_timeout_ms, up_to_five_minutes(100));
+        let request_timeout =
+            checks.take("KAFKA_REQUEST_TIMEOUT_MS", &self.kafka_request_timeout_ms, up_to_five_minutes(10));
+        let linger_ms = checks.take("KAFKA_LINGER_MS", &self.kafka_linger_ms, range(0..=900_000));
+        if !delivery_timeout.is_zero() && u128::from(linger_ms) >= delivery_timeout.as_millis() {
+            checks.complain(format!(
+                "KAFKA_LINGER_MS={linger_ms}: must be shorter than KAFKA_PRODUCER_TIMEOUT_MS={}",
+                delivery_timeout.as_millis()
+            ));
+        }
         let topics = self.topics(checks);
         let retries = self.kafka_producer_retries.as_deref().filter(|raw| !raw.is_empty());
         KafkaSettings {
             brokers: checks.take("KAFKA_BROKERS", &self.kafka_brokers, brokers),
             client_id: self.kafka_client_id.clone(),
             topics,
-            connection_timeout: checks.take("KAFKA_CONNECTION_TIMEOUT_MS", &self.kafka_connection_timeout_ms, millis),
+            connection_timeout: checks.take(
+                "KAFKA_CONNECTION_TIMEOUT_MS",
+                &self.kafka_connection_timeout_ms,
+                up_to_five_minutes(1000),
+            ),
             request_timeout: request_timeout.min(delivery_timeout),
             delivery_timeout,
             // Idempotence rules out 0: a retry is what makes "exactly once into the log" possible.
@@ -124,7 +139,7 @@ impl KafkaArgs {
                 &self.kafka_producer_retry_backoff_ms,
                 |raw| range(1..=300_000_u64)(raw).map(Duration::from_millis),
             ),
-            linger_ms: checks.take("KAFKA_LINGER_MS", &self.kafka_linger_ms, range(0..=900_000)),
+            linger_ms,
             compression: checks.take(
                 "KAFKA_COMPRESSION",
                 &self.kafka_compression,

@@ -59,7 +59,12 @@ pub fn producer_config(settings: &KafkaSettings, client_id: &str) -> ClientConfi
 #[must_use]
 pub fn dead_letter_producer_config(settings: &KafkaSettings, client_id: &str) -> ClientConfig {
     let mut config = producer_config(settings, client_id);
-    config.set("message.max.bytes", "1000000000").set("queue.buffering.max.kbytes", "1048576");
+    // A worker waits for its dead letters, and must not wait so long that the group takes it for dead.
+    let timeout = settings.delivery_timeout.min(Duration::from_secs(10)).as_millis().to_string();
+    config
+        .set("message.max.bytes", "1000000000")
+        .set("queue.buffering.max.kbytes", "1048576")
+        .set("message.timeout.ms", timeout);
     config
 }
 

@@ -15,6 +15,7 @@ use rdkafka::types::RDKafkaErrorCode;
 use super::client::LogContext;
 use crate::event::UserEvent;
 use crate::health::Check;
+use crate::mutation::{Mutation, active};
 
 /// Where a record ended up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,9 +52,14 @@ type Client = FutureProducer<LogContext>;
 /// Publishes through librdkafka. A producer that met a fatal error (one after which it refuses every record) is
 /// replaced by a new one at the next use.
 pub struct KafkaPublisher {
-    config: ClientConfig,
     topic: String,
-    current: Arc<RwLock<Client>>,
+    current: Arc<Current>,
+}
+
+/// The producer in use, and what a new one is made of.
+struct Current {
+    config: ClientConfig,
+    client: RwLock<Client>,
 }
 
 impl KafkaPublisher {
@@ -62,41 +68,40 @@ impl KafkaPublisher {
     /// # Errors
     /// When librdkafka refuses the settings.
     pub fn new(config: ClientConfig, topic: &str) -> KafkaResult<Self> {
-        let client = config.create_with_context(LogContext)?;
-        Ok(Self { config, topic: topic.to_owned(), current: Arc::new(RwLock::new(client)) })
+        let client = RwLock::new(config.create_with_context(LogContext)?);
+        Ok(Self { topic: topic.to_owned(), current: Arc::new(Current { config, client }) })
     }
 
     /// Hands over one record and waits for the acknowledgement.
     pub fn send(&self, record: FutureRecord<'_, [u8], [u8]>) -> BoxFuture<'static, Result<Delivered, PublishError>> {
-        let client = self.current();
-        let sent = client.send_result(record).map_err(|(error, _)| classify(&error, Stage::Enqueue));
-        let this = (Arc::clone(&self.current), self.config.clone());
-        match sent {
-            Ok(delivery) => Box::pin(async move {
-                match delivery.await {
-                    Ok(Ok(at)) => Ok(Delivered { partition: at.partition, offset: at.offset }),
-                    Ok(Err((error, _))) => {
-                        if client.client().fatal_error().is_some() {
-                            replace(&this.0, &this.1, &client);
-                        }
-                        Err(classify(&error, Stage::Sent))
-                    }
-                    Err(_) => Err(PublishError::Unknown("the producer was closed".into())),
-                }
-            }),
-            Err(error) => {
-                if client.client().fatal_error().is_some() {
-                    replace(&this.0, &this.1, &client);
-                }
-                Box::pin(std::future::ready(Err(error)))
+        let client = self.current.get();
+        let delivery = match client.send_result(record) {
+            Ok(delivery) => delivery,
+            Err((error, _)) => {
+                self.current.replace_if_fatal(&client);
+                return Box::pin(std::future::ready(Err(classify(&error, Stage::Enqueue))));
             }
+        };
+        if active(Mutation::ReplyBeforeAck) {
+            return Box::pin(std::future::ready(Ok(Delivered { partition: -1, offset: -1 })));
         }
+        let current = Arc::clone(&self.current);
+        Box::pin(async move {
+            match delivery.await {
+                Ok(Ok(at)) => Ok(Delivered { partition: at.partition, offset: at.offset }),
+                Ok(Err((error, _))) => {
+                    current.replace_if_fatal(&client);
+                    Err(classify(&error, Stage::Sent))
+                }
+                Err(_) => Err(PublishError::Unknown("the producer was closed".into())),
+            }
+        })
     }
 
     /// Asks the brokers about the topic and notes the answer, for as long as the process runs.
     pub async fn watch(&self, check: &Check, period: Duration) {
         loop {
-            let (client, topic) = (self.current(), self.topic.clone());
+            let (client, topic) = (self.current.get(), self.topic.clone());
             let asked = tokio::task::spawn_blocking(move || reachable(&client, &topic)).await;
             match asked.unwrap_or_else(|e| Err(e.to_string())) {
                 Ok(()) => check.up("the brokers answer and the topic has leaders"),
@@ -111,11 +116,31 @@ impl KafkaPublisher {
     /// # Errors
     /// When records are left after `timeout`.
     pub fn flush(&self, timeout: Duration) -> KafkaResult<()> {
-        self.current().flush(timeout)
+        self.current.get().flush(timeout)
+    }
+}
+
+impl Current {
+    fn get(&self) -> Client {
+        self.client.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn current(&self) -> Client {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Puts a new producer in the place of one that has failed for good, unless somebody else was faster. The old one
+    /// lives on until its records in flight have their answers.
+    fn replace_if_fatal(&self, used: &Client) {
+        let Some((_, reason)) = used.client().fatal_error() else { return };
+        let mut client = self.client.write().unwrap_or_else(PoisonError::into_inner);
+        if client.client().native_ptr() != used.client().native_ptr() {
+            return;
+        }
+        match self.config.create_with_context(LogContext) {
+            Ok(new) => {
+                log::error!("fatal producer error: {reason}; a new producer takes over");
+                *client = new;
+            }
+            // The same settings made a producer before; the next record tries again.
+            Err(error) => log::error!("fatal producer error: {reason}; no new producer yet: {error}"),
+        }
     }
 }
 
@@ -126,24 +151,6 @@ impl Publisher for KafkaPublisher {
             .insert(Header { key: "event-type", value: Some(event.event_type.as_str()) });
         let record = FutureRecord::to(&self.topic).key(event.user_id.as_str().as_bytes()).payload(json);
         self.send(record.timestamp(event.timestamp.millis()).headers(headers))
-    }
-}
-
-/// Puts a new producer in the place of `broken`, unless somebody else was faster. The old one lives on until its
-/// records in flight have their answers.
-fn replace(current: &RwLock<Client>, config: &ClientConfig, broken: &Client) {
-    let mut current = current.write().unwrap_or_else(PoisonError::into_inner);
-    if current.client().native_ptr() != broken.client().native_ptr() {
-        return;
-    }
-    let reason = broken.client().fatal_error().map(|(_, reason)| reason).unwrap_or_default();
-    match config.create_with_context(LogContext) {
-        Ok(client) => {
-            log::error!("fatal producer error: {reason}; a new producer takes over");
-            *current = client;
-        }
-        // The same settings made a producer before; the next record tries again.
-        Err(error) => log::error!("fatal producer error: {reason}; no new producer yet: {error}"),
     }
 }
 

@@ -22,6 +22,9 @@ pub enum TopicError {
     /// No broker answered.
     #[error("no Kafka broker at {0} answers ({1})")]
     Unreachable(String, KafkaError),
+    /// The client library refuses the settings; trying again is no use.
+    #[error("the Kafka settings can't be used: {0}")]
+    Settings(KafkaError),
     /// The brokers refused.
     #[error("the brokers refused to create the topic {0}: {1}")]
     Refused(String, RDKafkaErrorCode),
@@ -34,7 +37,7 @@ pub enum TopicError {
 pub async fn create_topics(settings: &KafkaSettings, client_id: &str) -> Result<(), TopicError> {
     let unreachable = |e| TopicError::Unreachable(settings.brokers.clone(), e);
     let admin: AdminClient<LogContext> =
-        producer_config(settings, client_id).create_with_context(LogContext).map_err(unreachable)?;
+        producer_config(settings, client_id).create_with_context(LogContext).map_err(TopicError::Settings)?;
     let topics = settings.topics.clone();
     let timeout = settings.request_timeout;
     let (admin, partitions) = tokio::task::spawn_blocking(move || {

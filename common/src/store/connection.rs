@@ -98,12 +98,16 @@ impl Lane {
         let work = async {
             let (generation, mut connection) = self.connection().await?;
             used = Some(generation);
-            exchange(&mut connection).await.map_err(|e| self.classify(&e))
+            // Without tokio's budget: a batch that ran out of it halfway would be overtaken by the next one, whose
+            // positions then don't match.
+            tokio::task::unconstrained(exchange(&mut connection)).await.map_err(|e| self.classify(&e))
         };
         let result = tokio::time::timeout(self.timeout, work).await.unwrap_or_else(|_| {
             Err(self.unreachable(format!("no answer within {}", humantime::format_duration(self.timeout))))
         });
-        if let (Err(StoreError::Unreachable { .. }), Some(generation)) = (&result, used) {
+        // Also after a refusal: it may come from a server that was the primary until now.
+        let broken = matches!(result, Err(StoreError::Unreachable { .. } | StoreError::Refused { .. }));
+        if let (true, Some(generation)) = (broken, used) {
             self.drop_connection(generation);
         }
         result
@@ -120,7 +124,7 @@ impl Lane {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.timeout))
             .set_response_timeout(None)
-            // Transactions of one batch must enter the queue in order, so it has to have room for several batches.
+            // Room for the transactions of several batches, so that none has to wait to be sent.
             .set_pipeline_buffer_size(1024);
         let made = self.client.get_multiplexed_async_connection_with_config(&config).await;
         let mut state = self.lock();
@@ -166,12 +170,17 @@ impl Lane {
         StoreError::Unreachable { address: self.address.clone(), reason }
     }
 
+    fn refused(&self, error: &RedisError) -> StoreError {
+        StoreError::Refused { address: self.address.clone(), reason: error.to_string() }
+    }
+
     fn classify(&self, error: &RedisError) -> StoreError {
         match error.kind() {
             ErrorKind::Io => self.unreachable(error.to_string()),
+            ErrorKind::AuthenticationFailed => self.refused(error),
             ErrorKind::Parse | ErrorKind::UnexpectedReturnType => StoreError::Corrupt(error.to_string()),
             _ if error.is_unrecoverable_error() => self.unreachable(error.to_string()),
-            _ => StoreError::Refused { address: self.address.clone(), reason: error.to_string() },
+            _ => self.refused(error),
         }
     }
 }

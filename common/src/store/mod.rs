@@ -22,6 +22,7 @@ mod layout;
 mod positions;
 mod read;
 mod server;
+mod trim;
 mod workers;
 mod write;
 

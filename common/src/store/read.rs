@@ -79,7 +79,8 @@ struct Head {
     exhausted: bool,
 }
 
-/// A walk over a list, a few rows at a time. Rows that are inserted behind it are not visited, rows before it are.
+/// A walk over a list, a few rows at a time. Every row that was there at its start is visited once; one that is inserted
+/// meanwhile is visited if it lies beyond what has been fetched of its bucket.
 pub struct Walk {
     store: Arc<Store>,
     full: bool,
@@ -130,9 +131,6 @@ impl Walk {
             // Until the winner runs dry its rows can be taken without asking anyone.
             while rows.len() < limit && self.first_bucket() == Some(first) {
                 rows.extend(self.heads[first].buffered.pop_front());
-                if self.heads[first].buffered.is_empty() && !self.heads[first].exhausted {
-                    break;
-                }
             }
         }
         Ok(rows)

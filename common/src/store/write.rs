@@ -1,17 +1,20 @@
 //! The atomic write: one transaction per bucket and batch, all of them under way at once.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use futures::future::try_join_all;
 use redis::{FromRedisValue, Pipeline, Value};
 
 use super::positions::PositionScope;
-use super::{BUCKETS, Layout, Store, StoreError, bucket_of, millis, score_of};
+use super::{BUCKETS, Store, StoreError, bucket_of, millis, score_of};
 use crate::event::{EventId, EventType, Timestamp, UserEvent, UserId};
+use crate::mutation::{Mutation, active};
 
 /// The shortest life of a body: an event older than the retention is recorded like any other.
 const SHORTEST_LIFE_MS: i64 = 3_600_000;
+
+/// One in so many entries of a user's index also trims it.
+const TRIM_ONE_IN: i64 = 64;
 
 /// Moves positions, those that still stand where the caller left them. ARGV: field, from, to, and so on. Replies with 1
 /// or 0 for each.
@@ -21,6 +24,11 @@ const COMPARE_AND_SET: &str = "local moved = {} \
         redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2]) moved[#moved + 1] = 1 \
       else moved[#moved + 1] = 0 end \
     end \
+    return moved";
+
+/// What the mutation `no-compare` runs instead.
+const MOVE_ANYWAY: &str = "local moved = {} \
+    for i = 1, #ARGV, 3 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2]) moved[#moved + 1] = 1 end \
     return moved";
 
 /// Where a stored event came from.
@@ -65,6 +73,7 @@ pub struct StoredEvent {
     user_id: UserId,
     event_type: EventType,
     timestamp: Timestamp,
+    partition: i32,
     score: i64,
     bucket: usize,
     user_bucket: usize,
@@ -82,6 +91,7 @@ impl StoredEvent {
             bucket: bucket_of(id.as_str()),
             user_bucket: bucket_of(event.user_id.as_str()),
             timestamp: event.timestamp,
+            partition: origin.partition,
             user_id: event.user_id,
             event_type: event.event_type,
             body,
@@ -93,6 +103,12 @@ impl StoredEvent {
     #[must_use]
     pub fn id(&self) -> &EventId {
         &self.id
+    }
+
+    /// The partition of its record.
+    #[must_use]
+    pub fn partition(&self) -> i32 {
+        self.partition
     }
 
     /// Whose it is.
@@ -192,9 +208,24 @@ impl Store {
             receipt.mismatches.extend(part.mismatches);
         }
         receipt.duplicates.sort_unstable();
+        if active(Mutation::IndexOnlyNew) {
+            self.index_new(batch, &receipt).await?;
+        }
         receipt.mismatches.sort_unstable();
         receipt.mismatches.dedup();
         Ok(receipt)
+    }
+}
+
+impl Store {
+    /// What the mutation `index-only-new` does.
+    async fn index_new(&self, batch: &Batch, receipt: &Receipt) -> Result<(), StoreError> {
+        let mut commands = redis::pipe();
+        for (nth, event) in batch.events.iter().enumerate().filter(|(nth, _)| !receipt.duplicates.contains(nth)) {
+            let index = self.layout.index(batch.events[nth].bucket);
+            commands.cmd("ZADD").arg(index).arg("NX").arg(event.score).arg(event.id.as_str()).ignore();
+        }
+        self.write.pipeline(&commands).await
     }
 }
 
@@ -222,9 +253,13 @@ impl Transaction {
         for event in batch.events.iter().filter(own) {
             let expiry = (event.timestamp.millis() + retention).max(now.millis() + SHORTEST_LIFE_MS);
             let key = store.layout.event(bucket, event.id.as_str());
-            commands.cmd("SET").arg(key).arg(&event.body).arg("NX").arg("PXAT").arg(expiry);
+            let set = commands.cmd("SET").arg(key).arg(&event.body);
+            if !active(Mutation::ClaimWithoutNx) {
+                set.arg("NX");
+            }
+            set.arg("PXAT").arg(expiry);
         }
-        if !events.is_empty() {
+        if !events.is_empty() && !active(Mutation::IndexOnlyNew) {
             let index = commands.cmd("ZADD").arg(store.layout.index(bucket)).arg("NX");
             batch.events.iter().filter(own).for_each(|event| {
                 index.arg(event.score).arg(event.id.as_str());
@@ -232,10 +267,11 @@ impl Transaction {
             commands.ignore();
         }
         if user_index == UserIndex::On {
-            add_user_entries(&mut commands, &store.layout, batch, bucket, store.retention);
+            add_user_entries(&mut commands, store, batch, bucket, now);
         }
         if !batch.moves[bucket].is_empty() {
-            let script = commands.cmd("EVAL").arg(COMPARE_AND_SET).arg(1).arg(store.layout.positions(bucket));
+            let script = if active(Mutation::NoCompare) { MOVE_ANYWAY } else { COMPARE_AND_SET };
+            let script = commands.cmd("EVAL").arg(script).arg(1).arg(store.layout.positions(bucket));
             for step in &batch.moves[bucket] {
                 script.arg(scope.field(step.partition)).arg(step.from).arg(step.to);
             }
@@ -260,20 +296,24 @@ impl Transaction {
 }
 
 /// The entries of users whose bucket this is; they ride in its transaction, so that its position covers them.
-fn add_user_entries(commands: &mut Pipeline, layout: &Layout, batch: &Batch, bucket: usize, retention: Duration) {
+fn add_user_entries(commands: &mut Pipeline, store: &Store, batch: &Batch, bucket: usize, now: Timestamp) {
     // An event may be dated a day ahead, so its entry must outlive the retention by that.
-    let life = millis(retention) + crate::event::MAX_CLOCK_SKEW.num_milliseconds();
+    let life = millis(store.retention) + crate::event::MAX_CLOCK_SKEW.num_milliseconds();
     let mut users: HashMap<&str, Vec<&StoredEvent>> = HashMap::new();
     for event in batch.events.iter().filter(|event| event.user_bucket == bucket) {
         users.entry(event.user_id.as_str()).or_default().push(event);
     }
     for (user, events) in users {
-        let key = layout.user_index(bucket, user);
+        let key = store.layout.user_index(bucket, user);
         let entries = commands.cmd("ZADD").arg(&key).arg("NX");
         events.iter().for_each(|event| {
             entries.arg(event.score).arg(event.id.as_str());
         });
         commands.ignore().cmd("PEXPIRE").arg(&key).arg(life).ignore();
+        if events.iter().any(|event| event.score % TRIM_ONE_IN == 0) {
+            let before = format!("({}", store.horizon(now) * 1024);
+            commands.cmd("ZREMRANGEBYSCORE").arg(&key).arg("-inf").arg(before).ignore();
+        }
     }
 }
 

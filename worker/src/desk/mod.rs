@@ -1,9 +1,11 @@
 //! The operators' desk: subcommands that look at, check and repair what the workers do.
 
+pub mod dead_letters;
 pub mod positions;
 pub mod verify;
 
 use common::kafka::{LogContext, consumer_config};
+use rdkafka::client::Client;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 
@@ -22,11 +24,19 @@ pub(crate) fn observer(config: &Config) -> Result<Observer, KafkaError> {
 
 /// The partitions of a topic, in order.
 pub(crate) fn partitions(consumer: &Observer, topic: &str) -> anyhow::Result<Vec<i32>> {
-    let metadata = consumer.fetch_metadata(Some(topic), LOOKUP_TIMEOUT)?;
+    partitions_known_to(consumer.client(), topic)
+}
+
+/// As [`partitions`], for any client.
+pub(crate) fn partitions_known_to(client: &Client<LogContext>, topic: &str) -> anyhow::Result<Vec<i32>> {
+    let metadata = client.fetch_metadata(Some(topic), LOOKUP_TIMEOUT)?;
     let found = metadata.topics().iter().find(|found| found.name() == topic);
     let mut partitions: Vec<i32> =
         found.map(|topic| topic.partitions().iter().map(|p| p.id()).collect()).unwrap_or_default();
-    anyhow::ensure!(!partitions.is_empty(), "the topic {topic} does not exist; check KAFKA_TOPIC and KAFKA_BROKERS");
+    anyhow::ensure!(
+        !partitions.is_empty(),
+        "the topic {topic} does not exist; check KAFKA_TOPIC, KAFKA_DLQ_TOPIC and KAFKA_BROKERS"
+    );
     partitions.sort_unstable();
     Ok(partitions)
 }

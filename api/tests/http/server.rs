@@ -1,0 +1,297 @@
+//! Connections: time-outs, limits and the end, over TCP.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::App;
+use common::event::UserEvent;
+use common::kafka::{Delivered, PublishError, Publisher};
+use common::shutdown::Shutdown;
+use common::testing::FakePublisher;
+use futures::future::BoxFuture;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use crate::support::{EVENT, app, problem};
+
+/// Longer than anything here should take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Time for something that must not happen.
+const MOMENT: Duration = Duration::from_millis(300);
+
+struct Server {
+    address: SocketAddr,
+    shutdown: Shutdown,
+    serving: JoinHandle<usize>,
+}
+
+impl Server {
+    async fn start(app: Arc<App>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, shutdown) = (listener.local_addr().unwrap(), Shutdown::new());
+        let serving = tokio::spawn(api::server::serve(app, listener, shutdown.clone()));
+        Self { address, shutdown, serving }
+    }
+
+    async fn connect(&self) -> Connection {
+        Connection(TcpStream::connect(self.address).await.unwrap())
+    }
+
+    /// Sends a request on a connection of its own and gives the reply.
+    async fn reply(&self, request: &str) -> Reply {
+        let mut connection = self.connect().await;
+        connection.send(request).await;
+        connection.reply().await
+    }
+
+    /// The number of connections that were left when the drain was over.
+    async fn ended(self) -> usize {
+        timeout(PATIENCE, self.serving).await.unwrap().unwrap()
+    }
+}
+
+struct Connection(TcpStream);
+
+impl Connection {
+    async fn send(&mut self, text: &str) {
+        self.0.write_all(text.as_bytes()).await.unwrap();
+    }
+
+    /// All that comes until the server closes the connection.
+    async fn rest(&mut self) -> String {
+        let mut text = Vec::new();
+        timeout(PATIENCE, self.0.read_to_end(&mut text)).await.unwrap().unwrap();
+        String::from_utf8(text).unwrap()
+    }
+
+    /// The next reply; the server may keep the connection open.
+    async fn reply(&mut self) -> Reply {
+        timeout(PATIENCE, self.next_reply()).await.unwrap()
+    }
+
+    async fn next_reply(&mut self) -> Reply {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(self.0.read_u8().await.unwrap());
+        }
+        let reply = Reply { head: String::from_utf8(head).unwrap(), body: Vec::new() };
+        let mut body = vec![0; reply.header("content-length").parse().unwrap()];
+        self.0.read_exact(&mut body).await.unwrap();
+        Reply { body, ..reply }
+    }
+}
+
+#[derive(Debug)]
+struct Reply {
+    head: String,
+    body: Vec<u8>,
+}
+
+impl Reply {
+    fn status(&self) -> u16 {
+        self.head.split(' ').nth(1).unwrap().parse().unwrap()
+    }
+
+    fn header(&self, name: &str) -> &str {
+        let lines = self.head.lines().filter_map(|line| line.split_once(": "));
+        lines.filter(|(found, _)| *found == name).map(|(_, value)| value).next().unwrap_or_default()
+    }
+
+    /// The problem in a reply of this status.
+    fn refusal(&self, status: u16) -> Value {
+        assert_eq!(self.status(), status, "{}", self.head);
+        problem(status, self.header("content-type"), &self.body)
+    }
+}
+
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")
+}
+
+fn post(body: &str) -> String {
+    format!("POST /events/generate HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+}
+
+/// Answers a record each time it is allowed to.
+#[derive(Clone)]
+struct Held {
+    allowed: Arc<Semaphore>,
+    taken: Arc<Semaphore>,
+}
+
+impl Held {
+    fn new() -> Self {
+        let none = || Arc::new(Semaphore::new(0));
+        Self { allowed: none(), taken: none() }
+    }
+
+    /// Once a record was handed over.
+    async fn taken(&self) {
+        timeout(PATIENCE, self.taken.acquire()).await.unwrap().unwrap().forget();
+    }
+}
+
+impl Publisher for Held {
+    fn publish(&self, _: &UserEvent<'_>, _: &[u8]) -> BoxFuture<'static, Result<Delivered, PublishError>> {
+        self.taken.add_permits(1);
+        let allowed = Arc::clone(&self.allowed);
+        Box::pin(async move {
+            allowed.acquire().await.unwrap().forget();
+            Ok(Delivered { partition: 0, offset: 0 })
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_slow_body_is_told_so_and_a_broken_one_is_not_published() {
+    let publisher = FakePublisher::default();
+    let server = Server::start(app(publisher.clone(), &["--http-read-timeout", "200ms"])).await;
+    let mut slow = server.connect().await;
+    slow.send(post(EVENT).strip_suffix('}').unwrap()).await;
+    let reply = slow.reply().await;
+    assert!(reply.refusal(408)["detail"].as_str().unwrap().contains("200ms"));
+    assert_eq!(reply.header("connection"), "close");
+    assert_eq!(slow.rest().await, "", "the connection is closed");
+
+    // What has come is an event; more was announced.
+    let mut broken = server.connect().await;
+    broken.send(&format!("POST /events/generate HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{EVENT}")).await;
+    broken.0.shutdown().await.unwrap();
+    broken.rest().await;
+    assert!(publisher.published().is_empty());
+}
+
+#[tokio::test]
+async fn a_connection_that_sends_nothing_is_closed_in_time() {
+    let server = Server::start(app(FakePublisher::default(), &["--http-idle-timeout", "200ms"])).await;
+    let mut idle = server.connect().await;
+    let mut half = server.connect().await;
+    half.send("GET /livez HT").await;
+    let mut kept = server.connect().await;
+    kept.send(&get("/livez")).await;
+    assert_eq!(kept.reply().await.status(), 200);
+    for connection in [&mut idle, &mut half, &mut kept] {
+        connection.rest().await;
+    }
+}
+
+#[tokio::test]
+async fn a_reply_does_not_wait_for_the_rest_of_what_comes_after_the_request() {
+    let server = Server::start(app(FakePublisher::default(), &[])).await;
+    let mut connection = server.connect().await;
+    let head = format!("POST /events/generate HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n", EVENT.len());
+    connection.send(&format!("{head}{EVENT}\r\n")).await;
+    assert_eq!(connection.reply().await.status(), 201);
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_is_told_the_limit_however_it_is_sent() {
+    let publisher = FakePublisher::default();
+    let server = Server::start(app(publisher.clone(), &["--http-max-body", "2000"])).await;
+    let head = "POST /events/generate HTTP/1.1\r\nHost: x\r\n";
+    let chunk = format!("3e8\r\n{}\r\n", " ".repeat(1000));
+    let announced = format!("{head}Content-Length: 2001\r\n\r\n");
+    let chunked = format!("{head}Transfer-Encoding: chunked\r\n\r\n{chunk}{chunk}1\r\n \r\n");
+    for request in [announced, chunked] {
+        let mut connection = server.connect().await;
+        connection.send(&request).await;
+        let reply = connection.reply().await;
+        let detail = reply.refusal(413)["detail"].clone();
+        assert!(detail.as_str().unwrap().contains("2000 bytes"), "{detail}");
+        assert_eq!(connection.rest().await, "", "the connection is closed");
+    }
+    assert!(publisher.published().is_empty());
+
+    let fits = format!("{head}Transfer-Encoding: chunked\r\n\r\n22\r\n{EVENT}\r\n0\r\n\r\n");
+    assert_eq!(server.reply(&fits).await.status(), 201);
+}
+
+#[tokio::test]
+async fn headers_that_are_too_large_are_told_the_limit() {
+    let server = Server::start(app(FakePublisher::default(), &[])).await;
+    let with = |size: usize| format!("GET /livez HTTP/1.1\r\nHost: x\r\nX-Long: {}\r\n\r\n", "x".repeat(size));
+    assert_eq!(server.reply(&with(30_000)).await.status(), 200);
+    let detail = server.reply(&with(40_000)).await.refusal(431)["detail"].clone();
+    assert!(detail.as_str().unwrap().contains("32768 bytes"), "{detail}");
+}
+
+#[tokio::test]
+async fn head_is_answered_like_get_without_a_body() {
+    let server = Server::start(app(FakePublisher::default(), &[])).await;
+    for path in ["/livez", "/readyz", "/health", "/events/processed", "/events/some-id", "/nope"] {
+        let got = server.reply(&get(path)).await;
+        let mut connection = server.connect().await;
+        let head = get(path).replace("GET", "HEAD").replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n");
+        connection.send(&head).await;
+        let reply = connection.rest().await;
+        assert!(reply.starts_with(&format!("HTTP/1.1 {} ", got.status())), "{path}: {reply}");
+        assert!(reply.ends_with("\r\n\r\n"), "{path}: {reply}");
+        assert!(reply.contains(&format!("content-type: {}\r\n", got.header("content-type"))), "{path}: {reply}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_takes_one_request_after_the_other_also_behind_a_refused_one() {
+    let server = Server::start(app(FakePublisher::default(), &[])).await;
+    let mut connection = server.connect().await;
+    for (body, status) in [(EVENT, 201), ("{}", 400), (EVENT, 201)] {
+        connection.send(&post(body)).await;
+        assert_eq!(connection.reply().await.status(), status);
+    }
+}
+
+#[tokio::test]
+async fn one_connection_more_than_the_limit_waits_until_another_ends() {
+    let server = Server::start(app(FakePublisher::default(), &["--http-max-connections", "2"])).await;
+    let mut open = [server.connect().await, server.connect().await];
+    for connection in &mut open {
+        connection.send(&get("/livez")).await;
+        assert_eq!(connection.reply().await.status(), 200);
+    }
+    let mut waiting = server.connect().await;
+    waiting.send(&get("/livez")).await;
+    assert!(timeout(MOMENT, waiting.next_reply()).await.is_err(), "it is not served yet");
+    drop(open);
+    assert_eq!(waiting.reply().await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_drain_answers_what_is_in_flight_closes_what_is_idle_and_takes_nothing_new() {
+    let publisher = Held::new();
+    let server = Server::start(app(publisher.clone(), &[])).await;
+    let (mut idle, mut busy) = (server.connect().await, server.connect().await);
+    idle.send(&get("/livez")).await;
+    assert_eq!(idle.reply().await.status(), 200);
+    busy.send(&post(EVENT)).await;
+    publisher.taken().await;
+
+    server.shutdown.cancel();
+    assert_eq!(idle.rest().await, "", "closed at once");
+    assert!(TcpStream::connect(server.address).await.is_err(), "nobody listens any more");
+    sleep(MOMENT).await;
+    assert!(!server.serving.is_finished(), "it waits for the post");
+    publisher.allowed.add_permits(1);
+    assert_eq!(busy.reply().await.status(), 201);
+    assert_eq!(busy.rest().await, "");
+    assert_eq!(server.ended().await, 0);
+}
+
+#[tokio::test]
+async fn a_drain_ends_at_its_deadline_and_counts_what_was_left() {
+    let publisher = Held::new();
+    let server = Server::start(app(publisher.clone(), &["--shutdown-timeout", "200ms"])).await;
+    let mut busy = [server.connect().await, server.connect().await, server.connect().await];
+    for connection in &mut busy {
+        connection.send(&post(EVENT)).await;
+        publisher.taken().await;
+    }
+    publisher.allowed.add_permits(1);
+    assert_eq!(busy[0].reply().await.status(), 201);
+    server.shutdown.cancel();
+    assert_eq!(server.ended().await, 2);
+}

@@ -1,0 +1,34 @@
+//! What the tests of both halves share.
+
+use std::sync::Arc;
+
+use api::{App, Config};
+use common::kafka::Publisher;
+use common::shutdown::Shutdown;
+use common::store::Store;
+use serde_json::Value;
+
+pub(crate) const EVENT: &str = r#"{"userId":"u","eventType":"LOGIN"}"#;
+
+/// The API with these flags. Its store is where nobody listens.
+pub(crate) fn app(publisher: impl Publisher, flags: &[&str]) -> Arc<App> {
+    let args = ["user-activity-api", "--redis-url", "redis://127.0.0.1:9", "--kafka-topic", "the-topic"];
+    let cli = common::config::parse(args.iter().chain(flags), |_| None).unwrap();
+    let config = Config::check(&cli).unwrap();
+    let store = Store::new(&config.redis).unwrap();
+    Arc::new(App::new(Arc::new(publisher), store, config, Shutdown::new()))
+}
+
+/// The body of a reply that is not a success, once its shape is checked.
+pub(crate) fn problem(status: u16, content_type: &str, body: &[u8]) -> Value {
+    let text = String::from_utf8_lossy(body);
+    assert_eq!(content_type, "application/problem+json", "{text}");
+    let problem: Value = serde_json::from_slice(body).unwrap();
+    assert_eq!(problem["status"], status, "{text}");
+    assert_eq!(problem["success"], false, "{text}");
+    assert!(problem["type"].as_str().unwrap().starts_with("urn:user-activity:problem:"), "{text}");
+    for member in ["title", "detail", "message", "error"] {
+        assert!(!problem[member].as_str().unwrap().is_empty(), "{member}: {text}");
+    }
+    problem
+}

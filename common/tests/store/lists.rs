@@ -1,0 +1,193 @@
+//! Lists: each row once, in one order, however they are read and whatever happens meanwhile.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::event::Timestamp;
+use common::store::{Order, Walk, bucket_of, score_of};
+
+use crate::support::event_json;
+use crate::world::{RETENTION, TIMEOUT, World, ago, stored};
+
+impl World {
+    /// Stores events of these ids, one second apart, the last one now.
+    async fn seconds_apart(&self, ids: &[String]) -> Vec<Bytes> {
+        let at = |nth: usize| ago(Duration::from_secs((ids.len() - nth) as u64));
+        let jsons: Vec<String> = ids.iter().enumerate().map(|(n, id)| event_json(id, "u", at(n), "{}")).collect();
+        self.write(jsons.iter().map(|json| stored(json, 1)).collect()).await;
+        jsons.into_iter().map(Bytes::from).collect()
+    }
+
+    /// Writes index entries and bodies of one timestamp and score, which real ids share only by accident. Gives the
+    /// bodies in the order of the ids.
+    fn collide(&self, mut ids: Vec<String>) -> Vec<Bytes> {
+        let score = score_of(ago(Duration::from_mins(1)), "x");
+        let mut pipeline = redis::pipe();
+        for id in &ids {
+            pipeline.cmd("ZADD").arg(self.bucket_key("ix", bucket_of(id), "")).arg(score).arg(id).ignore();
+            pipeline.cmd("SET").arg(self.bucket_key("ev", bucket_of(id), &format!(":{id}"))).arg(id).ignore();
+        }
+        pipeline.query::<()>(&mut self.redis()).unwrap();
+        ids.sort();
+        ids.into_iter().map(Bytes::from).collect()
+    }
+}
+
+fn ids(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("e-{n}")).collect()
+}
+
+/// `count` ids of one bucket.
+fn ids_in(bucket: usize, count: usize) -> Vec<String> {
+    (0..).map(|n| format!("e-{n}")).filter(|id| bucket_of(id) == bucket).take(count).collect()
+}
+
+fn reversed(rows: &[Bytes]) -> Vec<Bytes> {
+    rows.iter().rev().cloned().collect()
+}
+
+#[tokio::test]
+async fn a_page_holds_up_to_its_limit_and_the_last_one_has_no_next() {
+    let world = World::new();
+    assert!(world.store.page(Order::Ascending, None, 10).await.unwrap().next.is_none(), "an empty store");
+    let all = world.seconds_apart(&ids(20)).await;
+    for (limit, pages) in [(1, 20), (7, 3), (10, 2), (20, 1), (21, 1)] {
+        let (mut cursor, mut sizes) = (None, Vec::new());
+        loop {
+            let page = world.store.page(Order::Ascending, cursor.as_ref(), limit).await.unwrap();
+            sizes.push(page.events.len());
+            cursor = page.next;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        assert_eq!((sizes.len(), sizes.iter().sum()), (pages, all.len()), "limit {limit}: {sizes:?}");
+        assert!(sizes[..pages - 1].iter().all(|size| *size == limit), "limit {limit}: {sizes:?}");
+    }
+}
+
+#[tokio::test]
+async fn equal_timestamps_have_one_order_for_every_reader_and_both_directions() {
+    let world = World::new();
+    let at = ago(Duration::from_mins(1));
+    let mut rows: Vec<(i64, String)> = (0..500).map(|n| format!("e-{n}")).map(|id| (score_of(at, &id), id)).collect();
+    world.write(rows.iter().map(|(_, id)| stored(&event_json(id, "u", at, "{}"), 1)).collect()).await;
+    rows.sort();
+    let expected: Vec<Bytes> = rows.iter().map(|(_, id)| event_json(id, "u", at, "{}").into()).collect();
+
+    let other = world.again(TIMEOUT, RETENTION);
+    assert_eq!(world.paged(Order::Ascending, 33).await, expected);
+    assert_eq!(other.walked(Order::Ascending, 100, true).await, expected);
+    assert_eq!(other.paged(Order::Descending, 50).await, reversed(&expected));
+}
+
+#[tokio::test]
+async fn thousands_of_rows_of_one_score_in_one_bucket_are_each_listed_once() {
+    let world = World::new();
+    let all = world.collide(ids_in(3, 3_000));
+    assert_eq!(world.paged(Order::Ascending, 100).await, all);
+    assert_eq!(world.paged(Order::Descending, 100).await, reversed(&all));
+    assert_eq!(world.walked(Order::Ascending, 500, true).await, all);
+    assert_eq!(world.walked(Order::Descending, 500, true).await, reversed(&all));
+}
+
+#[tokio::test]
+async fn rows_of_one_score_in_all_buckets_are_each_listed_once_between_rows_of_others() {
+    let world = World::new();
+    let (earlier, later) = (ago(Duration::from_mins(2)), Timestamp::now());
+    let edges = [("first", earlier), ("last", later)].map(|(id, at)| event_json(id, "u", at, "{}"));
+    world.write(edges.iter().map(|json| stored(json, 1)).collect()).await;
+    let mut all = world.collide(ids(2_000));
+    all.insert(0, edges[0].clone().into());
+    all.push(edges[1].clone().into());
+    for limit in [1_000, 77] {
+        assert_eq!(world.paged(Order::Ascending, limit).await, all);
+        assert_eq!(world.paged(Order::Descending, limit).await, reversed(&all));
+    }
+}
+
+#[tokio::test]
+async fn rows_inserted_between_two_pages_are_seen_before_the_cursor_and_not_behind_it() {
+    let world = World::new();
+    let all = world.seconds_apart(&ids(40)).await;
+    let behind = event_json("behind", "u", ago(Duration::from_secs(39)), "{}");
+    let before = event_json("before", "u", ago(Duration::from_secs(2)), "{}");
+    for order in [Order::Ascending, Order::Descending] {
+        let world = world.again(TIMEOUT, RETENTION);
+        let first = world.store.page(order, None, 20).await.unwrap();
+        // What lies ahead of one direction lies behind the other.
+        let (ahead, passed) = if order == Order::Ascending { (&before, &behind) } else { (&behind, &before) };
+        world.write(vec![stored(&behind, 1), stored(&before, 1)]).await;
+        let second = world.store.page(order, first.next.as_ref(), 100).await.unwrap();
+
+        let seen: Vec<&Bytes> = first.events.iter().chain(&second.events).collect();
+        assert!(seen.iter().any(|row| *row == ahead), "{order:?}");
+        assert!(!seen.iter().any(|row| *row == passed), "{order:?}");
+        for row in &all {
+            assert_eq!(seen.iter().filter(|one| **one == row).count(), 1, "{order:?}: {row:?}");
+        }
+        for id in ["behind", "before"] {
+            world.command::<()>(&["ZREM", &world.bucket_key("ix", bucket_of(id), ""), id]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_walk_gives_each_row_once_while_others_are_inserted_all_around() {
+    let world = World::new();
+    let all = world.seconds_apart(&ids(200)).await;
+    let mut walk = Walk::new(&world.store, Order::Ascending, None, false);
+    let mut seen = Vec::new();
+    for n in 0.. {
+        let at = ago(Duration::from_secs((n * 7) % 200));
+        world.write(vec![stored(&event_json(&format!("inserted-{n}"), "u", at, "{}"), 1)]).await;
+        let (events, last) = walk.next(10).await.unwrap();
+        seen.extend(events);
+        if last.is_none() {
+            break;
+        }
+        assert!(n < 100, "the walk ends");
+    }
+    let number = seen.len();
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), number, "nothing comes twice");
+    assert!(all.iter().all(|row| seen.contains(row)), "everything that was there is given");
+}
+
+#[tokio::test]
+async fn rows_whose_body_has_expired_are_skipped_and_do_not_end_the_list() {
+    let world = World::new();
+    let all = world.seconds_apart(&ids(100)).await;
+    let expired = |n: usize| (10..60).contains(&n) || n >= 90;
+    for id in (0..100).filter(|n| expired(*n)).map(|n| format!("e-{n}")) {
+        assert_eq!(world.command::<i32>(&["DEL", &world.bucket_key("ev", bucket_of(&id), &format!(":{id}"))]), 1);
+    }
+    let left: Vec<Bytes> = (0..100).filter(|n| !expired(*n)).map(|n| all[n].clone()).collect();
+    // A step of ten meets whole steps of nothing.
+    assert_eq!(world.walked(Order::Ascending, 10, false).await, left);
+    assert_eq!(world.paged(Order::Ascending, 10).await, left);
+    assert_eq!(world.paged(Order::Descending, 7).await, reversed(&left));
+    let page = world.store.page(Order::Ascending, None, 30).await.unwrap();
+    assert_eq!(page.events, left[..30], "a page is filled");
+}
+
+#[tokio::test]
+async fn what_is_older_than_the_retention_is_not_listed() {
+    let world = World::new();
+    let hour = Duration::from_hours(1);
+    let [old, young] = [("old", hour * 2), ("young", hour / 2)].map(|(id, age)| event_json(id, "u", ago(age), "{}"));
+    world.write(vec![stored(&old, 1), stored(&young, 1)]).await;
+    assert_eq!(world.paged(Order::Ascending, 10).await, [old.clone(), young.clone()]);
+
+    let short = world.again(TIMEOUT, hour);
+    for order in [Order::Ascending, Order::Descending] {
+        assert_eq!(short.paged(order, 1).await, [young.as_str()]);
+        assert_eq!(short.walked(order, 10, true).await, [young.as_str()]);
+    }
+    // A cursor from the time before it does not open the past again.
+    let cursor = world.store.page(Order::Descending, None, 1).await.unwrap().next;
+    assert!(cursor.is_some());
+    assert!(short.store.page(Order::Descending, cursor.as_ref(), 10).await.unwrap().events.is_empty());
+    assert!(short.store.event("old").await.unwrap().is_some(), "it is recorded like any other");
+}

@@ -1,0 +1,13 @@
+//! The store on a real Redis: `scripts/test integration` names one in `TEST_REDIS_URL`. Each test has a key prefix of
+//! its own; those that freeze, fill, empty or kill a Redis start one of their own.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, its helpers too")]
+
+mod lists;
+mod outages;
+mod positions;
+#[path = "../support/mod.rs"]
+mod support;
+mod workers;
+mod world;
+mod writes;

@@ -1,0 +1,120 @@
+//! A Redis that hangs, goes away, comes back or lets nobody in.
+
+use std::time::{Duration, Instant};
+
+use common::config::{RedisSettings, Secret};
+use common::event::Timestamp;
+use common::store::{Batch, Heartbeat, Order, Store, StoreError, UserIndex, Walk};
+use futures::TryFutureExt;
+use futures::future::{BoxFuture, join_all};
+
+use crate::support::event_json;
+use crate::world::{RETENTION, Server, World, eventually, stored};
+
+const SHORT: Duration = Duration::from_millis(500);
+
+impl World {
+    /// Every kind of exchange at once; how each ended, and how long the slowest took.
+    async fn everything(&self) -> (Vec<Result<(), StoreError>>, Duration) {
+        let events = vec![stored(&event_json("e", "u", Timestamp::now(), "{}"), 1)];
+        let batch = Batch { events, ..Batch::default() };
+        let mut export = Walk::new(&self.store, Order::Ascending, None, true);
+        let heartbeat = Heartbeat::default();
+        let exchanges: [BoxFuture<'_, Result<(), StoreError>>; 7] = [
+            Box::pin(self.store.write(&self.scope, &batch, UserIndex::On).map_ok(drop)),
+            Box::pin(self.store.positions(&self.scope, &[0]).map_ok(drop)),
+            Box::pin(self.store.page(Order::Ascending, None, 10).map_ok(drop)),
+            Box::pin(export.next(10).map_ok(drop)),
+            Box::pin(self.store.event("e").map_ok(drop)),
+            Box::pin(self.store.check()),
+            Box::pin(self.store.beat(&heartbeat)),
+        ];
+        let start = Instant::now();
+        (join_all(exchanges).await, start.elapsed())
+    }
+
+    async fn everything_fails_in_time(&self) {
+        let (ends, took) = self.everything().await;
+        for end in ends {
+            assert!(matches!(end, Err(StoreError::Unreachable { .. })), "{end:?}");
+        }
+        assert!(took < SHORT + Duration::from_millis(500), "{took:?}");
+    }
+
+    async fn everything_works(&self) {
+        let (ends, _) = self.everything().await;
+        assert!(ends.iter().all(Result::is_ok), "{ends:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_redis_that_hangs_is_an_error_in_time_and_the_same_store_works_afterwards() {
+    let server = Server::start(&[]).await;
+    let world = World::on(&server.url()).again(SHORT, RETENTION);
+    world.everything_works().await;
+    server.freeze();
+    world.everything_fails_in_time().await;
+    // By now the connection itself has to be made anew, which hangs as well.
+    world.everything_fails_in_time().await;
+    server.thaw();
+    eventually(async || world.store.check().await).await;
+    world.everything_works().await;
+}
+
+#[tokio::test]
+async fn a_redis_that_is_killed_is_an_error_in_time_and_the_same_store_works_with_the_next_one() {
+    let mut server = Server::start(&[]).await;
+    let world = World::on(&server.url()).again(SHORT, RETENTION);
+    world.everything_works().await;
+    server.kill();
+    world.everything_fails_in_time().await;
+    world.everything_fails_in_time().await;
+    server.restart().await;
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    world.everything_works().await;
+}
+
+#[tokio::test]
+async fn many_callers_of_a_redis_that_is_away_fail_together_not_one_after_the_other() {
+    let server = Server::start(&[]).await;
+    let world = World::on(&server.url()).again(SHORT, RETENTION);
+    server.freeze();
+    let start = Instant::now();
+    let ends = join_all((0..200).map(|_| world.store.event("e"))).await;
+    assert!(ends.iter().all(Result::is_err));
+    assert!(start.elapsed() < SHORT + Duration::from_millis(500), "{:?}", start.elapsed());
+}
+
+fn open(url: &str) -> Result<Store, StoreError> {
+    Store::new(&RedisSettings { url: Secret::new(url.to_owned()), timeout: SHORT, ..RedisSettings::default() })
+}
+
+#[tokio::test]
+async fn wrong_credentials_are_a_refusal_not_an_outage() {
+    let server = Server::start(&["--requirepass", "right"]).await;
+    let without = open(&server.url()).unwrap().check().await.unwrap_err();
+    assert!(matches!(without, StoreError::Refused { .. }), "{without}");
+    let wrong = open(&server.url().replace("//", "//:wrong@")).unwrap().check().await.unwrap_err();
+    assert!(matches!(wrong, StoreError::Refused { .. }), "{wrong}");
+}
+
+#[tokio::test]
+async fn no_error_shows_credentials() {
+    const PASSWORD: &str = "hunter2-the-password";
+    let server = Server::start(&["--requirepass", "another"]).await;
+    let mut errors = Vec::new();
+    for url in [server.url(), "redis://127.0.0.1:9".into()] {
+        for login in [format!("//:{PASSWORD}@"), format!("//user:{PASSWORD}@")] {
+            errors.push(open(&url.replace("//", &login)).unwrap().check().await.unwrap_err());
+        }
+    }
+    for unusable in
+        ["redis://user:PASSWORD@host:port", "PASSWORD@host", "redis://u:PASSWORD@host/zero", "x://:PASSWORD@h"]
+    {
+        let url = unusable.replace("PASSWORD", PASSWORD);
+        errors.push(open(&url).err().unwrap_or_else(|| panic!("{unusable} can be used")));
+    }
+    for error in errors {
+        assert!(!format!("{error} {error:?}").contains(PASSWORD), "{error:?}");
+    }
+}

@@ -1,0 +1,193 @@
+//! Positions never get ahead of the data, whatever happens to either.
+
+use std::array;
+
+use common::event::Timestamp;
+use common::store::{
+    BUCKETS, Batch, Move, Order, Placement, PositionScope, Positions, StoreError, UserIndex, bucket_of,
+};
+use futures::StreamExt;
+use futures::future::join_all;
+use futures::stream::FuturesOrdered;
+
+use crate::support::event_json;
+use crate::world::{Server, World, stored};
+
+fn step(partition: i32, from: i64, to: i64) -> Move {
+    Move { partition, from, to }
+}
+
+fn start(partition: i32, start: i64) -> Placement {
+    Placement { partition, start, beginning: false }
+}
+
+fn beginning(partition: i32, start: i64) -> Placement {
+    Placement { partition, start, beginning: true }
+}
+
+/// A batch of one event that makes the same moves in every bucket.
+fn batch(id: &str, moves: &[Move]) -> Batch {
+    let events = vec![stored(&event_json(id, "u", Timestamp::now(), "{}"), 1)];
+    Batch { events, moves: array::from_fn(|_| moves.to_vec()) }
+}
+
+impl World {
+    /// The refused partitions.
+    async fn place(&self, placements: &[Placement]) -> Vec<i32> {
+        self.store.place(&self.scope, placements).await.unwrap()
+    }
+
+    /// The partitions that did not stand where `batch` expects them.
+    async fn moved(&self, batch: &Batch) -> Vec<i32> {
+        self.store.write(&self.scope, batch, UserIndex::On).await.unwrap().mismatches
+    }
+
+    async fn position(&self, partition: i32) -> Positions {
+        self.store.positions(&self.scope, &[partition]).await.unwrap()[&partition]
+    }
+}
+
+#[tokio::test]
+async fn a_position_moves_only_from_where_the_caller_left_it() {
+    let world = World::new();
+    assert_eq!(world.place(&[beginning(0, 5), beginning(1, 5)]).await, [0; 0]);
+    assert!(world.moved(&batch("a", &[step(0, 5, 9), step(1, 5, 7)])).await.is_empty());
+    assert_eq!(world.position(0).await, [Some(9); BUCKETS]);
+
+    // Too low, too high: a zombie, or a rollback. The other partition of the batch goes on.
+    assert_eq!(world.moved(&batch("b", &[step(0, 5, 20), step(1, 7, 8)])).await, [0]);
+    assert_eq!(world.moved(&batch("c", &[step(0, 10, 20)])).await, [0]);
+    assert_eq!(world.position(0).await, [Some(9); BUCKETS]);
+    assert_eq!(world.position(1).await, [Some(8); BUCKETS]);
+    let ids = ["a", "b", "c"].map(|id| world.store.event(id));
+    assert!(join_all(ids).await.into_iter().all(|event| event.unwrap().is_some()), "the data of all three stays");
+}
+
+#[tokio::test]
+async fn a_partition_without_a_position_does_not_move() {
+    let world = World::new();
+    assert_eq!(world.moved(&batch("a", &[step(0, 0, 1)])).await, [0]);
+    assert_eq!(world.position(0).await, [None; BUCKETS]);
+}
+
+#[tokio::test]
+async fn a_mismatch_in_one_bucket_is_reported_and_stops_that_bucket_only() {
+    let world = World::new();
+    world.place(&[beginning(0, 5)]).await;
+    let deleted: i32 = world.command(&["HDEL", &world.bucket_key("at", 11, ""), "group|topic:0"]);
+    assert_eq!(deleted, 1, "the position of bucket 11 is lost");
+    assert_eq!(world.moved(&batch("a", &[step(0, 5, 6)])).await, [0]);
+    assert_eq!(world.position(0).await, array::from_fn(|bucket| (bucket != 11).then_some(6)));
+}
+
+#[tokio::test]
+async fn positions_move_without_events_and_only_in_the_buckets_that_are_asked() {
+    let world = World::new();
+    world.place(&[beginning(0, 0)]).await;
+    let mut lagging = Batch::default();
+    lagging.moves[4] = vec![step(0, 0, 100)];
+    assert!(world.moved(&lagging).await.is_empty());
+    assert_eq!(world.position(0).await, array::from_fn(|bucket| Some(if bucket == 4 { 100 } else { 0 })));
+}
+
+#[tokio::test]
+async fn batches_in_flight_move_in_the_order_in_which_they_were_sent() {
+    /// As many as a worker has on their way.
+    const IN_FLIGHT: usize = 4;
+    let world = World::new();
+    world.place(&[beginning(0, 0)]).await;
+    let batches: Vec<Batch> = (0..100).map(|n| batch(&format!("e-{n}"), &[step(0, n, n + 1)])).collect();
+    for batches in batches.chunks(IN_FLIGHT) {
+        let in_flight: FuturesOrdered<_> = batches.iter().map(|batch| world.moved(batch)).collect();
+        let mismatches: Vec<Vec<i32>> = in_flight.collect().await;
+        assert!(mismatches.iter().all(Vec::is_empty), "{mismatches:?}");
+    }
+    assert_eq!(world.position(0).await, [Some(100); BUCKETS]);
+    assert_eq!(world.walked(Order::Ascending, 100, false).await.len(), 100);
+}
+
+#[tokio::test]
+async fn each_group_and_topic_has_positions_of_its_own() {
+    let world = World::new();
+    world.place(&[beginning(0, 5)]).await;
+    for other in [PositionScope::new("other", "topic"), PositionScope::new("group", "other")] {
+        assert_eq!(world.store.positions(&other, &[0]).await.unwrap()[&0], [None; BUCKETS]);
+    }
+    assert_eq!(world.position(1).await, [None; BUCKETS]);
+}
+
+#[tokio::test]
+async fn placing_lowers_a_position_and_never_raises_it() {
+    let world = World::new();
+    assert_eq!(world.place(&[beginning(0, 50), beginning(1, 10)]).await, [0; 0]);
+    assert_eq!(world.place(&[start(0, 40), start(1, 11)]).await, [1]);
+    assert_eq!(world.position(0).await, [Some(40); BUCKETS]);
+    assert_eq!(world.position(1).await, [Some(10); BUCKETS]);
+    assert_eq!(world.place(&[start(1, 10)]).await, [0; 0], "the same place is no rise");
+}
+
+#[tokio::test]
+async fn one_bucket_that_holds_less_refuses_the_start() {
+    let world = World::new();
+    world.place(&[beginning(0, 50)]).await;
+    world.command::<()>(&["HSET", &world.bucket_key("at", 11, ""), "group|topic:0", "10"]);
+    assert_eq!(world.place(&[start(0, 40)]).await, [0]);
+    assert_eq!(world.position(0).await[11], Some(10));
+    assert_eq!(world.place(&[start(0, 10)]).await, [0; 0]);
+    assert_eq!(world.position(0).await, [Some(10); BUCKETS]);
+}
+
+#[tokio::test]
+async fn the_beginning_of_the_log_may_raise_a_position_nothing_is_left_before_it() {
+    let world = World::new();
+    world.place(&[beginning(0, 5)]).await;
+    assert_eq!(world.place(&[beginning(0, 1_000)]).await, [0; 0]);
+    assert_eq!(world.position(0).await, [Some(1_000); BUCKETS]);
+}
+
+#[tokio::test]
+async fn an_operator_overwrites_the_positions_of_every_bucket_and_of_no_other_partition() {
+    let world = World::new();
+    world.place(&[beginning(0, 50), beginning(1, 50), beginning(2, 50)]).await;
+    world.store.overwrite_positions(&world.scope, &[(0, 7), (1, 90)]).await.unwrap();
+    assert_eq!(world.position(0).await, [Some(7); BUCKETS]);
+    assert_eq!(world.position(1).await, [Some(90); BUCKETS]);
+    assert_eq!(world.position(2).await, [Some(50); BUCKETS]);
+}
+
+#[tokio::test]
+async fn a_store_that_was_emptied_after_a_look_at_it_refuses_the_start() {
+    let server = Server::start(&[]).await;
+    let world = World::on(&server.url());
+    world.place(&[beginning(0, 5)]).await;
+    assert_eq!(world.position(0).await, [Some(5); BUCKETS]);
+
+    world.command::<()>(&["FLUSHALL"]);
+    assert_eq!(world.place(&[start(0, 5)]).await, [0]);
+    assert_eq!(world.position(0).await, [None; BUCKETS]);
+    assert_eq!(world.place(&[beginning(0, 0)]).await, [0; 0]);
+    assert_eq!(world.position(0).await, [Some(0); BUCKETS]);
+}
+
+#[tokio::test]
+async fn a_redis_without_memory_refuses_and_moves_nothing() {
+    let server = Server::start(&["--maxmemory-policy", "noeviction"]).await;
+    let world = World::on(&server.url());
+    world.place(&[beginning(0, 0)]).await;
+    let with_event = batch("e", &[step(0, 0, 1)]);
+    let mut only_moves = Batch::default();
+    only_moves.moves[bucket_of("u")] = vec![step(0, 0, 1)];
+
+    world.command::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
+    for batch in [&with_event, &only_moves] {
+        let refused = world.store.write(&world.scope, batch, UserIndex::On).await.unwrap_err();
+        assert!(matches!(&refused, StoreError::Refused { .. }), "{refused:?}");
+        assert!(refused.to_string().contains("OOM"), "the words of Redis are passed on: {refused}");
+    }
+    assert!(world.store.place(&world.scope, &[start(0, 0)]).await.is_err());
+    assert_eq!(world.position(0).await, [Some(0); BUCKETS]);
+
+    world.command::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
+    assert!(world.moved(&with_event).await.is_empty());
+    assert_eq!(world.position(0).await, [Some(1); BUCKETS]);
+}

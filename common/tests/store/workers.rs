@@ -1,0 +1,83 @@
+//! The layout that a store claims, the server it asks for, and the heartbeats of the workers.
+
+use std::collections::HashMap;
+
+use common::event::Timestamp;
+use common::store::{HEARTBEAT_TTL, Heartbeat, StoreError};
+
+use crate::world::{Server, World};
+
+fn heartbeat(member: &str) -> Heartbeat {
+    Heartbeat { member: member.into(), partitions: vec![0, 3], stored: 7 }
+}
+
+#[tokio::test]
+async fn an_empty_store_is_claimed_and_one_of_another_layout_is_refused() {
+    let world = World::new();
+    let key = world.key("meta:layout");
+    world.store.check().await.unwrap();
+    world.store.check().await.unwrap();
+    assert_eq!(world.command::<String>(&["GET", &key]), "1|16|xxh3");
+
+    world.command::<()>(&["SET", &key, "2|32|xxh3"]);
+    let error = world.store.check().await.unwrap_err();
+    assert!(matches!(error, StoreError::Layout { .. }));
+    for part in [key.as_str(), "2|32|xxh3", "1|16|xxh3"] {
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    assert_eq!(world.command::<String>(&["GET", &key]), "2|32|xxh3", "what was found stays");
+}
+
+#[tokio::test]
+async fn a_redis_that_would_throw_data_away_is_unfit_and_other_doubts_are_warnings() {
+    let server = Server::start(&["--appendonly", "yes", "--maxmemory-policy", "noeviction"]).await;
+    let world = World::on(&server.url());
+    assert_eq!(world.store.inspect().await.unwrap(), [""; 0]);
+
+    let warned_of = async |word: &str| {
+        let warnings = world.store.inspect().await.unwrap();
+        assert!(warnings.len() == 1 && warnings[0].contains(word), "{word}: {warnings:?}");
+    };
+    world.command::<()>(&["CONFIG", "SET", "appendonly", "no"]);
+    warned_of("appendonly yes").await;
+    world.command::<()>(&["CONFIG", "SET", "appendonly", "yes"]);
+    world.command::<()>(&["REPLICAOF", "127.0.0.1", "9"]);
+    warned_of("replica").await;
+    world.command::<()>(&["REPLICAOF", "NO", "ONE"]);
+
+    world.command::<()>(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]);
+    let unfit = world.store.inspect().await.unwrap_err();
+    assert!(matches!(&unfit, StoreError::Unfit { policy } if policy == "allkeys-lru"), "{unfit}");
+    world.command::<()>(&["ACL", "SETUSER", "default", "-config"]);
+    warned_of("does not say").await;
+}
+
+#[tokio::test]
+async fn a_worker_is_alive_from_its_first_heartbeat_until_it_leaves() {
+    let world = World::new();
+    assert!(world.store.workers().await.unwrap().is_empty());
+    for member in ["a", "b", "a"] {
+        world.store.beat(&heartbeat(member)).await.unwrap();
+    }
+    let mut alive = world.store.workers().await.unwrap();
+    alive.sort();
+    assert_eq!(alive, ["a", "b"]);
+    let said: HashMap<String, String> = world.command(&["HGETALL", &world.key("wk:a")]);
+    assert_eq!((said["partitions"].as_str(), said["stored"].as_str()), ("0,3", "7"));
+    let left: u64 = world.command(&["PTTL", &world.key("wk:a")]);
+    assert!((1..=HEARTBEAT_TTL.as_millis() as u64).contains(&left), "{left}");
+
+    world.store.leave("a").await.unwrap();
+    assert_eq!(world.store.workers().await.unwrap(), ["b"]);
+    assert_eq!(world.command::<i32>(&["EXISTS", &world.key("wk:a")]), 0);
+}
+
+#[tokio::test]
+async fn a_worker_that_has_fallen_silent_is_not_alive_and_is_forgotten_in_time() {
+    let world = World::new();
+    let past = (Timestamp::now().millis() - 1).to_string();
+    world.command::<()>(&["ZADD", &world.key("workers"), &past, "silent"]);
+    assert!(world.store.workers().await.unwrap().is_empty());
+    world.store.beat(&heartbeat("alive")).await.unwrap();
+    assert_eq!(world.command::<Vec<String>>(&["ZRANGE", &world.key("workers"), "0", "-1"]), ["alive"]);
+}

@@ -1,0 +1,211 @@
+//! A store of a test's own, what is put into it, and a way to look behind it.
+
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use common::config::{RedisSettings, Secret};
+use common::event::Timestamp;
+use common::store::{Batch, Order, Origin, PositionScope, Receipt, Store, StoreError, StoredEvent, UserIndex, Walk};
+use redis::FromRedisValue;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use crate::support::{event, required};
+
+/// Stored data depends on these hash tags, bucket 0 first.
+const TAGS: [&str; 16] = ["10", "3", "1a", "b", "11", "2", "1d", "c", "12", "1", "1c", "d", "13", "0", "1b", "a"];
+/// For one exchange with Redis.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(3);
+pub(crate) const RETENTION: Duration = Duration::from_hours(7 * 24);
+
+pub(crate) struct World {
+    pub(crate) store: Arc<Store>,
+    pub(crate) scope: PositionScope,
+    settings: RedisSettings,
+}
+
+impl World {
+    /// Keys of its own on the shared Redis.
+    pub(crate) fn new() -> Self {
+        Self::on(&required("TEST_REDIS_URL"))
+    }
+
+    pub(crate) fn on(url: &str) -> Self {
+        Self::with(RedisSettings {
+            url: Secret::new(url.to_owned()),
+            key_prefix: format!("test:{}:", Uuid::now_v7()),
+            timeout: TIMEOUT,
+            retention: RETENTION,
+        })
+    }
+
+    /// The same keys with another time-out and retention, as another process would see them.
+    pub(crate) fn again(&self, timeout: Duration, retention: Duration) -> Self {
+        Self::with(RedisSettings { timeout, retention, ..self.settings.clone() })
+    }
+
+    fn with(settings: RedisSettings) -> Self {
+        let store = Arc::new(Store::new(&settings).unwrap());
+        Self { store, scope: PositionScope::new("group", "topic"), settings }
+    }
+
+    /// Stores events without moving a position.
+    pub(crate) async fn write(&self, events: Vec<StoredEvent>) -> Receipt {
+        let batch = Batch { events, ..Batch::default() };
+        self.store.write(&self.scope, &batch, UserIndex::On).await.unwrap()
+    }
+
+    /// A whole list, read by a walk in steps.
+    pub(crate) async fn walked(&self, order: Order, step: usize, full: bool) -> Vec<Bytes> {
+        let mut walk = Walk::new(&self.store, order, None, full);
+        let mut all = Vec::new();
+        loop {
+            let (events, last) = walk.next(step).await.unwrap();
+            assert_eq!(events.is_empty(), last.is_none());
+            assert!(events.len() <= step);
+            if events.is_empty() {
+                return all;
+            }
+            all.extend(events);
+        }
+    }
+
+    /// A whole list, read page by page.
+    pub(crate) async fn paged(&self, order: Order, limit: usize) -> Vec<Bytes> {
+        let (mut all, mut cursor) = (Vec::new(), None);
+        loop {
+            let page = self.store.page(order, cursor.as_ref(), limit).await.unwrap();
+            all.extend(page.events);
+            match page.next {
+                Some(next) => assert_ne!(cursor.replace(next.clone()), Some(next), "the cursor moves on"),
+                None => return all,
+            }
+        }
+    }
+
+    /// The name of a key without a bucket.
+    pub(crate) fn key(&self, name: &str) -> String {
+        format!("{}{name}", self.settings.key_prefix)
+    }
+
+    /// The name of a bucket's key, such as `ev:{10}:id`.
+    pub(crate) fn bucket_key(&self, kind: &str, bucket: usize, rest: &str) -> String {
+        self.key(&format!("{kind}:{{{}}}{rest}", TAGS[bucket]))
+    }
+
+    /// Redis itself.
+    pub(crate) fn redis(&self) -> redis::Connection {
+        redis::Client::open(self.settings.url.expose()).unwrap().get_connection().unwrap()
+    }
+
+    /// One command behind the store's back.
+    pub(crate) fn command<T: FromRedisValue>(&self, words: &[&str]) -> T {
+        redis::cmd(words[0]).arg(&words[1..]).query(&mut self.redis()).unwrap()
+    }
+}
+
+/// An event as it is stored, from a record of that offset.
+pub(crate) fn stored(json: &str, offset: i64) -> StoredEvent {
+    StoredEvent::new(event(json), &origin(offset))
+}
+
+pub(crate) fn origin(offset: i64) -> Origin {
+    Origin {
+        processed_at: Timestamp::from_millis(1_771_322_400_123).unwrap(),
+        partition: 3,
+        offset,
+        worker: "w".into(),
+    }
+}
+
+/// Some time ago, to the millisecond.
+pub(crate) fn ago(time: Duration) -> Timestamp {
+    Timestamp::from_millis(Timestamp::now().millis() - i64::try_from(time.as_millis()).unwrap()).unwrap()
+}
+
+/// Waits for what takes a moment, 5 s at most.
+pub(crate) async fn eventually<T>(mut attempt: impl AsyncFnMut() -> Result<T, StoreError>) -> T {
+    let start = Instant::now();
+    loop {
+        match attempt().await {
+            Ok(done) => return done,
+            Err(error) => assert!(start.elapsed() < Duration::from_secs(5), "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A Redis of a test's own.
+pub(crate) struct Server {
+    child: Child,
+    port: u16,
+    flags: &'static [&'static str],
+    folder: TempDir,
+}
+
+impl Server {
+    /// One that answers, with further flags of redis-server.
+    pub(crate) async fn start(flags: &'static [&'static str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let server = Self { child: spawn(&folder, port, flags), port, flags, folder };
+        server.answers().await;
+        server
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// An empty one takes the place of one that was killed.
+    pub(crate) async fn restart(&mut self) {
+        self.child = spawn(&self.folder, self.port, self.flags);
+        self.answers().await;
+    }
+
+    /// Stops answering without closing a connection, as a hung machine does.
+    pub(crate) fn freeze(&self) {
+        self.signal("STOP");
+    }
+
+    pub(crate) fn thaw(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        let kill = format!("kill -{name} {}", self.child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    }
+
+    async fn answers(&self) {
+        let connects = || std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok();
+        let start = Instant::now();
+        while !connects() {
+            assert!(start.elapsed() < Duration::from_secs(10), "redis-server does not answer");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have been killed by the test.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn spawn(folder: &TempDir, port: u16, flags: &[&str]) -> Child {
+    let mut command = Command::new("redis-server");
+    command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]).args(flags);
+    command.arg("--port").arg(port.to_string()).arg("--dir").arg(folder.path()).stdout(Stdio::null());
+    command.spawn().unwrap_or_else(|e| panic!("redis-server can't be started ({e}): run scripts/test integration"))
+}

@@ -1,0 +1,149 @@
+//! What a batch leaves in Redis, once or more often.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::event::{EventId, Timestamp};
+use common::store::{Batch, Found, Order, Receipt, UserIndex, bucket_of, score_of};
+
+use crate::support::event_json;
+use crate::world::{RETENTION, World, ago, origin, stored};
+
+/// A spelling that no serialiser would choose.
+const PAYLOAD: &str = "{ \"b\" : 1.0e+2,\n\t\"a\":[1e400, -0, 12345678901234567890123],\"é\":\"\\u00e9\" }";
+
+#[tokio::test]
+async fn a_batch_is_read_back_in_order_and_byte_for_byte() {
+    let world = World::new();
+    let json = |n: u64| event_json(&format!("e-{n}"), "u", ago(Duration::from_mins(300 - n)), PAYLOAD);
+    let jsons: Vec<String> = (0..300).map(json).collect();
+    // 7 and 300 have no common divisor: every event, in another order.
+    let batch = (0..300).map(|n| stored(&jsons[n * 7 % 300], n as i64)).collect();
+    assert_eq!(world.write(batch).await, Receipt::default());
+
+    let mut expected: Vec<Bytes> = jsons.into_iter().map(Bytes::from).collect();
+    assert_eq!(world.store.page(Order::Ascending, None, 1000).await.unwrap().events, expected);
+    assert_eq!(world.walked(Order::Ascending, 7, false).await, expected);
+    assert_eq!(world.walked(Order::Ascending, 500, true).await, expected);
+    assert_eq!(world.paged(Order::Ascending, 100).await, expected);
+    expected.reverse();
+    assert_eq!(world.walked(Order::Descending, 7, false).await, expected);
+    assert_eq!(world.paged(Order::Descending, 64).await, expected);
+}
+
+#[tokio::test]
+async fn an_event_is_read_with_where_it_came_from_and_an_unknown_one_is_none() {
+    let world = World::new();
+    let json = event_json("e", "u", Timestamp::now(), PAYLOAD);
+    world.write(vec![stored(&json, 42)]).await;
+    assert_eq!(world.store.event("e").await.unwrap(), Some((json.into(), origin(42))));
+    assert_eq!(world.store.event("another").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_batch_written_again_changes_nothing_and_its_duplicates_are_named() {
+    let world = World::new();
+    let at = Timestamp::now();
+    let batch = |names: &[&str], payload: &str, offset| {
+        names.iter().map(|name| stored(&event_json(name, "u", at, payload), offset)).collect()
+    };
+    world.write(batch(&["a", "b", "c"], r#"{"first":1}"#, 1)).await;
+    let before = world.walked(Order::Ascending, 100, false).await;
+
+    let again = world.write(batch(&["b", "new", "a", "c"], r#"{"second":2}"#, 9)).await;
+    assert_eq!(again, Receipt { duplicates: vec![0, 2, 3], ..Receipt::default() });
+    assert_eq!(world.walked(Order::Ascending, 100, false).await.len(), 4);
+    let (json, origin) = world.store.event("a").await.unwrap().unwrap();
+    assert!(before.contains(&json), "the first body wins: {json:?}");
+    assert_eq!(origin.offset, 1);
+}
+
+#[tokio::test]
+async fn an_event_that_comes_twice_in_a_batch_is_stored_once() {
+    let world = World::new();
+    let json = event_json("twice", "u", Timestamp::now(), "{}");
+    let receipt = world.write(vec![stored(&json, 1), stored(&json, 2)]).await;
+    assert_eq!(receipt.duplicates, [1]);
+    assert_eq!(world.walked(Order::Ascending, 100, false).await, [json]);
+}
+
+#[tokio::test]
+async fn redelivery_completes_a_write_of_which_a_half_was_lost() {
+    let world = World::new();
+    let (json, bucket) = (event_json("e", "u", Timestamp::now(), "{}"), bucket_of("e"));
+
+    world.write(vec![stored(&json, 1)]).await;
+    assert_eq!(world.command::<i32>(&["ZREM", &world.bucket_key("ix", bucket, ""), "e"]), 1);
+    assert!(world.walked(Order::Ascending, 10, false).await.is_empty());
+    assert_eq!(world.write(vec![stored(&json, 1)]).await.duplicates, [0]);
+    assert_eq!(world.walked(Order::Ascending, 10, false).await, [json.as_str()]);
+
+    assert_eq!(world.command::<i32>(&["DEL", &world.bucket_key("ev", bucket, ":e")]), 1);
+    assert_eq!(world.store.event("e").await.unwrap(), None);
+    assert_eq!(world.write(vec![stored(&json, 1)]).await, Receipt::default());
+    assert_eq!(world.walked(Order::Ascending, 10, false).await, [json]);
+}
+
+#[tokio::test]
+async fn what_is_stored_of_an_event_is_found_with_its_halves() {
+    let world = World::new();
+    let json = |id| event_json(id, "u", Timestamp::now(), "{}");
+    world.write(["whole", "unlisted", "bodiless"].map(|id| stored(&json(id), 1)).into()).await;
+    let key = |kind, id: &str, rest: &str| world.bucket_key(kind, bucket_of(id), rest);
+    world.command::<()>(&["ZREM", &key("ix", "unlisted", ""), "unlisted"]);
+    world.command::<()>(&["DEL", &key("ev", "bodiless", ":bodiless")]);
+
+    let found = world.store.look_up(&["bodiless", "whole", "unknown", "unlisted"]).await.unwrap();
+    let expected = [(None, true), (Some(origin(1)), true), (None, false), (Some(origin(1)), false)];
+    assert_eq!(found, expected.map(|(origin, listed)| Found { origin, listed }));
+}
+
+#[tokio::test]
+async fn a_body_lives_until_the_end_of_its_retention_and_at_least_an_hour() {
+    let world = World::new();
+    let recent = ago(Duration::from_hours(48));
+    let old = ago(RETENTION * 2);
+    let now = Timestamp::now().millis();
+    let events = [("recent", recent), ("old", old)].map(|(id, at)| stored(&event_json(id, "u", at, "{}"), 1));
+    world.write(events.into()).await;
+
+    let expiry = |id: &str| -> i64 {
+        world.command(&["PEXPIRETIME", &world.bucket_key("ev", bucket_of(id), &format!(":{id}"))])
+    };
+    assert_eq!(expiry("recent"), recent.millis() + RETENTION.as_millis() as i64);
+    let hour = now + 3_600_000;
+    assert!((hour..hour + 5_000).contains(&expiry("old")), "{} is not {hour}", expiry("old"));
+}
+
+#[tokio::test]
+async fn a_users_events_are_indexed_in_the_bucket_of_the_user_where_that_is_on() {
+    let world = World::new();
+    let at = Timestamp::now();
+    let key = |user: &str| world.bucket_key("ux", bucket_of(user), &format!(":{user}"));
+    let entries =
+        |user: &str| -> Vec<(String, i64)> { world.command(&["ZRANGE", &key(user), "0", "-1", "WITHSCORES"]) };
+    let of = |user: &str| (0..20).map(|n| stored(&event_json(&format!("{user}-{n}"), user, at, "{}"), n)).collect();
+
+    world.write(of("on")).await;
+    let mut expected: Vec<_> = (0..20).map(|n| format!("on-{n}")).map(|id| (score_of(at, &id), id)).collect();
+    expected.sort();
+    assert_eq!(entries("on"), expected.into_iter().map(|(score, id)| (id, score)).collect::<Vec<_>>());
+    // An event may be dated a day ahead.
+    let life = RETENTION.as_millis() as i64 + 24 * 3_600_000;
+    let left: i64 = world.command(&["PTTL", &key("on")]);
+    assert!((life - 5_000..=life).contains(&left), "{left}");
+
+    let batch = Batch { events: of("off"), ..Batch::default() };
+    world.store.write(&world.scope, &batch, UserIndex::Off).await.unwrap();
+    assert!(entries("off").is_empty());
+    assert_eq!(world.walked(Order::Ascending, 100, false).await.len(), 40);
+}
+
+#[tokio::test]
+async fn events_of_one_process_are_listed_in_the_order_of_their_making() {
+    let world = World::new();
+    let jsons: Vec<String> =
+        (0..300).map(|_| EventId::now()).map(|(id, at)| event_json(id.as_str(), "u", at, "{}")).collect();
+    world.write(jsons.iter().rev().map(|json| stored(json, 1)).collect()).await;
+    assert_eq!(world.paged(Order::Ascending, 100).await, jsons);
+}

@@ -1,0 +1,174 @@
+//! Batches on their way: dead letters first, then Redis.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use common::kafka::PublishError;
+use common::mutation::{Mutation, active};
+use common::store::{Batch, PositionScope, Receipt, Store, StoreError, StoredEvent, UserIndex};
+
+use super::{Consumer, TICK};
+use crate::commit::{Offset, Ticket};
+use crate::recorder::Pending;
+
+/// Batches on their way to Redis at a time.
+const MOST_IN_FLIGHT: usize = 4;
+
+/// A batch, and what Redis said.
+pub(super) type Written = (Ticket, Vec<StoredEvent>, Result<Receipt, StoreError>);
+/// A batch, and the first dead letter of each partition that could not be published.
+pub(super) type Buried = (Pending, BTreeMap<i32, (Offset, PublishError)>);
+
+impl Consumer {
+    /// Whether something of what is pending could go on its way.
+    pub(super) fn can_dispatch(&self) -> bool {
+        self.writes.len() < MOST_IN_FLIGHT
+            && (self.burying.is_none() || {
+                let waiting = self.waiting();
+                self.pending.ends.keys().any(|partition| !waiting.contains(partition))
+            })
+    }
+
+    /// Partitions that must wait for a burial to end: those it is of, and those that need one themselves.
+    fn waiting(&self) -> BTreeSet<i32> {
+        self.pending.lettered().union(&self.in_burial).copied().collect()
+    }
+
+    /// Sends what is pending on its way: partitions without dead letters to Redis at once, the others first to the
+    /// dead-letter topic.
+    pub(super) fn dispatch(&mut self) {
+        let waiting = self.waiting();
+        let mut batch = std::mem::take(&mut self.pending);
+        let aside = batch.split_off(&waiting);
+        self.write(batch);
+        if self.burying.is_some() {
+            self.pending = aside;
+        } else if !aside.letters.is_empty() {
+            self.bury(aside);
+        }
+    }
+
+    fn bury(&mut self, batch: Pending) {
+        let letters = Arc::clone(&self.letters);
+        if active(Mutation::DeadLetterNotAwaited) {
+            let unawaited = batch.letters.clone();
+            tokio::spawn(async move { letters.publish(&unawaited).await });
+            return self.write(batch);
+        }
+        self.in_burial = batch.lettered();
+        self.burying = Some(Box::pin(async move {
+            let failures = letters.publish(&batch.letters).await;
+            (batch, failures)
+        }));
+    }
+
+    /// What could be buried goes on to Redis. A partition goes no further than its first letter that could not, and
+    /// is then displaced, so that it is read again from there.
+    pub(super) fn on_buried(&mut self, (mut batch, failures): Buried) {
+        self.in_burial.clear();
+        let buried = batch.letters.len() - failures.len();
+        self.status.counters.dead_lettered.add(buried);
+        let slots: Vec<_> = failures.keys().filter_map(|partition| Some(batch.ends.get(partition)?.0)).collect();
+        for (partition, (offset, error)) in &failures {
+            log::error!(partition, offset = offset.0;
+                "partition {partition} waits at offset {}: its dead letter can't be published: {error}; the topic {} must exist, \
+                 be writable, and allow a max.message.bytes above that of the events' topic",
+                offset.0, self.config.kafka.topics.dead_letters);
+            batch.cut(*partition, *offset);
+        }
+        for partition in batch.ends.keys().filter(|partition| !failures.contains_key(partition)) {
+            self.backoffs.remove(partition);
+        }
+        self.failed += failures.len();
+        self.write(batch);
+        for slot in slots {
+            self.backoffs.entry(slot.partition).or_default().lengthen(Instant::now());
+            self.displace(slot);
+        }
+    }
+
+    fn write(&mut self, batch: Pending) {
+        if batch.ends.is_empty() && batch.events.is_empty() {
+            return;
+        }
+        let events = Batch { events: batch.events, ..Batch::default() };
+        let touched = events.touches(self.config.user_index);
+        let (ticket, moves) = self.ledger.dispatch(batch.ends.into_values(), touched);
+        self.send(ticket, Batch { moves, ..events });
+    }
+
+    /// Brings the positions of buckets without events up to date.
+    pub(super) fn settle(&mut self) -> bool {
+        let lagging = self.ledger.settle();
+        let found = lagging.is_some();
+        if let Some((ticket, moves)) = lagging {
+            self.send(ticket, Batch { moves, ..Batch::default() });
+        }
+        found
+    }
+
+    fn send(&mut self, ticket: Ticket, batch: Batch) {
+        let (store, scope, user_index) = (Arc::clone(&self.store), self.scope.clone(), self.config.user_index);
+        self.writes.push_back(Box::pin(async move {
+            if active(Mutation::PositionsAhead) {
+                let result = positions_first(&store, &scope, batch, user_index).await;
+                return (ticket, Vec::new(), result);
+            }
+            let result = store.write(&scope, &batch, user_index).await;
+            (ticket, batch.events, result)
+        }));
+    }
+
+    pub(super) fn on_written(&mut self, (ticket, events, result): Written) {
+        match result {
+            Ok(receipt) => {
+                self.status.store.up("Redis answers");
+                self.count(&events, &receipt);
+                let ignored = active(Mutation::IgnoreMismatch);
+                for slot in ticket.slots().filter(|slot| !ignored && receipt.mismatches.contains(&slot.partition)) {
+                    log::warn!(partition = slot.partition;
+                        "partition {}: its position in Redis is not where this worker left it; placing it anew", slot.partition);
+                    self.displace(slot);
+                }
+                self.ledger.acknowledge(&ticket);
+                ticket.ends().for_each(|(partition, end)| self.letters.forget(partition, end));
+            }
+            Err(error) => {
+                self.failed += 1;
+                self.status.store.down(&error.to_string());
+                ticket.slots().for_each(|slot| self.displace(slot));
+            }
+        }
+    }
+
+    fn count(&mut self, events: &[StoredEvent], receipt: &Receipt) {
+        let counters = &self.status.counters;
+        counters.new.add(events.len() - receipt.duplicates.len());
+        counters.duplicates.add(receipt.duplicates.len());
+        let mut duplicates = receipt.duplicates.iter().peekable();
+        for (nth, event) in events.iter().enumerate() {
+            let duplicate = duplicates.next_if_eq(&&nth).is_some();
+            if !self.log.admits(duplicate) {
+                continue;
+            }
+            let (id, user, kind) = (event.id().as_str(), event.user_id().as_str(), event.event_type().as_str());
+            let what = if duplicate { "skipped duplicate event" } else { "processed event" };
+            log::info!(eventId = id, userId = user, eventType = kind; "{what}");
+        }
+    }
+}
+
+/// What the mutation `positions-ahead` does.
+async fn positions_first(
+    store: &Store,
+    scope: &PositionScope,
+    batch: Batch,
+    user_index: UserIndex,
+) -> Result<Receipt, StoreError> {
+    let Batch { events, moves } = batch;
+    let receipt = store.write(scope, &Batch { moves, ..Batch::default() }, user_index).await?;
+    tokio::time::sleep(TICK).await;
+    store.write(scope, &Batch { events, ..Batch::default() }, user_index).await?;
+    Ok(receipt)
+}

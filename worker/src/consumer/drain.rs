@@ -1,0 +1,89 @@
+//! The end: finish what is in flight, commit, leave the group, each within what is left of the shutdown time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use futures::stream::StreamExt;
+use rdkafka::consumer::{CommitMode, Consumer as _};
+use rdkafka::error::KafkaResult;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::{Consumer, finished};
+
+/// For taking back the heartbeat, which expires by itself.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// For leaving the group after a failure, when there is nothing left to hand over.
+const FAILED_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Consumer {
+    /// See the module.
+    pub(super) async fn drain(mut self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + self.config.shutdown_timeout;
+        self.failed = 0;
+        let finished = timeout_at(deadline, self.finish()).await;
+        let failed = self.failed;
+        let left = self.leave(deadline).await;
+        ensure!(finished.is_ok(), "drain ended by its deadline with batches in flight; they will be read again");
+        ensure!(failed == 0, "drain: {failed} batches were not stored; they will be read again");
+        match left {
+            Some(committed) => committed.context("drain: the last commit failed; what it covers will be read again"),
+            None => {
+                bail!(
+                    "drain ended by its deadline while leaving the group; others take over after the session time-out"
+                )
+            }
+        }
+    }
+
+    /// After a failure: only makes room for others.
+    pub(super) async fn leave_at_once(self) {
+        if self.leave(Instant::now() + FAILED_TIMEOUT).await.is_none() {
+            log::warn!("the group could not be left in time; others take over after the session time-out");
+        }
+    }
+
+    async fn finish(&mut self) {
+        loop {
+            if self.pending.due().is_some() && self.can_dispatch() {
+                self.dispatch();
+            }
+            tokio::select! {
+                biased;
+                Some(written) = self.writes.next() => self.on_written(written),
+                buried = finished(&mut self.burying), if self.burying.is_some() => self.on_buried(buried),
+                else => if !self.settle() { break },
+            }
+        }
+    }
+
+    /// Commits and leaves the group, so that others take over at once. `None` when there was no time for it.
+    async fn leave(mut self, deadline: Instant) -> Option<KafkaResult<()>> {
+        let commits = self.take_commits();
+        let gone = timeout(LEAVE_TIMEOUT, self.store.leave(&self.config.name)).await;
+        if !matches!(gone, Ok(Ok(()))) {
+            log::debug!("the heartbeat could not be taken back; it expires by itself");
+        }
+        // A placement under way has the client in use.
+        self.placing = None;
+        let mut kafka = self.kafka;
+        let left = within(deadline, move || {
+            let list = kafka.context().commit_list(&commits);
+            let committed = if commits.is_empty() { Ok(()) } else { kafka.commit(&list, CommitMode::Sync) };
+            // The last owner closes it, and closing may block: that has to be this thread.
+            while let Err(shared) = Arc::try_unwrap(kafka) {
+                kafka = shared;
+                std::thread::park_timeout(Duration::from_millis(5));
+            }
+            committed
+        });
+        left.await
+    }
+}
+
+/// Runs something that may block for longer than there is time: on a thread of its own, which is then left behind.
+async fn within<T: Send + 'static>(deadline: Instant, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || drop(sender.send(work())));
+    timeout_at(deadline, receiver).await.ok()?.ok()
+}

@@ -1,0 +1,138 @@
+//! What time brings: commits, positions of quiet buckets, and the heartbeat, which is also the look whether Redis still
+//! holds what it has acknowledged.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::event::Timestamp;
+use common::mutation::{Mutation, active};
+use common::store::{BUCKETS, Heartbeat, Positions, StoreError};
+use rdkafka::Offset as KafkaOffset;
+use rdkafka::consumer::{CommitMode, Consumer as _};
+
+use super::Consumer;
+use crate::commit::{NextOffset, Slot, has_fallen};
+
+/// How long a bucket without events may lag behind.
+const SETTLE_PERIOD: Duration = Duration::from_secs(1);
+/// How often Redis is told that this worker lives, and asked for the positions it holds.
+const HEARTBEAT_PERIOD: Duration = Duration::from_secs(3);
+/// Before a commit that failed is repeated.
+const COMMIT_RETRY: Duration = Duration::from_secs(1);
+
+/// What the look found: what is wrong with the server, and the positions.
+type Found = (Vec<String>, HashMap<i32, Positions>);
+/// What was acknowledged before the look, and what it found.
+pub(super) type Beaten = (Vec<(Slot, [NextOffset; BUCKETS])>, Result<Found, StoreError>);
+
+impl Consumer {
+    pub(super) fn on_tick(&mut self) {
+        let now = Instant::now();
+        if now >= self.commit_after {
+            self.commit();
+        }
+        if let Some(summary) = self.log.turn(now) {
+            log::info!(new = summary.new, duplicates = summary.duplicates;
+                "processed {} more events in the last second, {} of them duplicates",
+                summary.new + summary.duplicates, summary.duplicates);
+        }
+        self.turn_breakers(now);
+        if now >= self.settle_after {
+            self.settle_after = now + SETTLE_PERIOD;
+            self.settle();
+        }
+    }
+
+    fn turn_breakers(&mut self, now: Instant) {
+        let (resume, displace) = self.breakers.due(now);
+        for partition in resume {
+            if let Err(error) = self.kafka.resume(&self.list(partition, KafkaOffset::Invalid)) {
+                log::warn!("partition {partition}: can't be resumed: {error}");
+            }
+        }
+        for partition in displace {
+            if let Some(slot) = self.ledger.current(partition) {
+                self.displace(slot);
+            }
+        }
+        if !self.breakers.reasons(now).is_empty() {
+            self.tell_partitions();
+        }
+    }
+
+    fn commit(&mut self) {
+        let commits = self.take_commits();
+        if commits.is_empty() {
+            return;
+        }
+        if let Err(error) = self.kafka.commit(&self.kafka.context().commit_list(&commits), CommitMode::Async) {
+            log::debug!("commit not sent, it is repeated: {error}");
+            self.retry_commits();
+        }
+    }
+
+    /// What is to be committed now, also by a revocation that comes before the next time.
+    pub(super) fn take_commits(&mut self) -> Vec<(i32, NextOffset)> {
+        let commits = self.ledger.take_commits();
+        self.kafka.context().note_stored(&commits);
+        commits
+    }
+
+    pub(super) fn retry_commits(&mut self) {
+        self.ledger.doubt_commits();
+        self.commit_after = Instant::now() + COMMIT_RETRY;
+    }
+
+    /// Tells Redis that this worker lives and compares the positions it holds with those that were acknowledged: the
+    /// one way to notice in silence that it has lost something. The owner of partition 0 also trims.
+    pub(super) fn start_beating(&mut self, now: Instant) {
+        self.beat_after = now + HEARTBEAT_PERIOD;
+        let (store, scope) = (Arc::clone(&self.store), self.scope.clone());
+        let acknowledged = self.ledger.acknowledged();
+        let heartbeat = Heartbeat {
+            member: self.config.name.clone(),
+            partitions: self.ledger.assigned(),
+            stored: self.status.counters.new.get(),
+        };
+        self.beating = Some(Box::pin(async move {
+            let partitions: Vec<i32> = acknowledged.iter().map(|(slot, _)| slot.partition).collect();
+            let found = async {
+                store.check().await?;
+                let warnings = store.inspect().await?;
+                store.beat(&heartbeat).await?;
+                if heartbeat.partitions.first() == Some(&0) {
+                    store.trim(Timestamp::now()).await?;
+                }
+                Ok((warnings, store.positions(&scope, &partitions).await?))
+            };
+            let found = found.await;
+            (acknowledged, found)
+        }));
+    }
+
+    pub(super) fn on_beaten(&mut self, (acknowledged, found): Beaten) -> anyhow::Result<()> {
+        let (warnings, found) = match found {
+            Ok(found) => found,
+            Err(error @ (StoreError::Layout { .. } | StoreError::Unfit { .. })) => return Err(error.into()),
+            Err(error) => {
+                self.status.store.down(&error.to_string());
+                return Ok(());
+            }
+        };
+        self.status.store.up("Redis answers");
+        if self.warnings != warnings {
+            warnings.iter().for_each(|warning| log::warn!("{warning}"));
+            self.warnings = warnings;
+        }
+        let ignored = active(Mutation::NoHeartbeatCheck) || active(Mutation::IgnoreMismatch);
+        for (slot, acked) in acknowledged.into_iter().filter(|_| !ignored) {
+            if found.get(&slot.partition).is_some_and(|found| has_fallen(&acked, found)) {
+                log::warn!(partition = slot.partition;
+                    "partition {}: Redis has lost positions, and so perhaps data; placing it anew", slot.partition);
+                self.displace(slot);
+            }
+        }
+        Ok(())
+    }
+}

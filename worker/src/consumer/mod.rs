@@ -1,0 +1,254 @@
+//! The loop: everything that happens to this worker happens here, one thing at a time.
+//!
+//! What it does on failure is always the same. A batch that Redis did not acknowledge, a position that was not where it
+//! was left, a dead letter without an acknowledgement, a store that has lost something: the partitions concerned are
+//! *displaced*, that is paused, their records in flight forgotten, and placed anew from what Redis then says. As long
+//! as Redis or Kafka are away, placing them fails and is tried again; meanwhile the loop keeps polling, so that the
+//! membership in the group stays alive.
+//!
+//! The loop and the records are here; `batches` sends them on their way, `places` says where partitions start,
+//! `heartbeat` looks after what time brings, `drain` ends it all.
+
+mod batches;
+mod drain;
+mod heartbeat;
+mod places;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::pending;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use common::event::{EventTypes, Timestamp};
+use common::kafka::consumer_config;
+use common::shutdown::Shutdown;
+use common::store::{PositionScope, Store};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesOrdered, StreamExt};
+use rdkafka::Message;
+use rdkafka::consumer::{Consumer as _, StreamConsumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::BorrowedMessage;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::{MissedTickBehavior, interval, sleep_until};
+
+use self::batches::{Buried, Written};
+use self::heartbeat::Beaten;
+use self::places::{Backoff, Placing};
+use crate::breaker::{Breakers, Reaction};
+use crate::commit::{Ledger, Offset, Verdict};
+use crate::dead_letter::DeadLetters;
+use crate::decode::{Decoded, decode};
+use crate::event_log::EventLog;
+use crate::group::{Change, Group};
+use crate::recorder::Pending;
+use crate::status::Status;
+use crate::{Config, NAME};
+
+/// Housekeeping: commits, the log's window, retries.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A member of the group, with all it is doing.
+pub struct Consumer {
+    config: Config,
+    status: Arc<Status>,
+    kafka: Arc<StreamConsumer<Group>>,
+    changes: UnboundedReceiver<Change>,
+    store: Arc<Store>,
+    scope: PositionScope,
+    letters: Arc<DeadLetters>,
+    types: EventTypes,
+    ledger: Ledger,
+    breakers: Breakers,
+    log: EventLog,
+    /// Read, not yet on its way.
+    pending: Pending,
+    /// Waiting for their dead letters, with the partitions they are of; nothing of these overtakes them.
+    burying: Option<BoxFuture<'static, Buried>>,
+    in_burial: BTreeSet<i32>,
+    /// On their way to Redis, in order.
+    writes: FuturesOrdered<BoxFuture<'static, Written>>,
+    placing: Option<BoxFuture<'static, Placing>>,
+    /// Partitions whose dead letters can't be published.
+    backoffs: BTreeMap<i32, Backoff>,
+    beating: Option<BoxFuture<'static, Beaten>>,
+    /// What is wrong with the Redis server, as last said.
+    warnings: Vec<String>,
+    place_after: Instant,
+    beat_after: Instant,
+    settle_after: Instant,
+    commit_after: Instant,
+    /// Batches that found no home, while draining.
+    failed: usize,
+}
+
+impl Consumer {
+    /// A consumer that has not joined yet.
+    ///
+    /// # Errors
+    /// When the client settings are refused.
+    pub fn new(config: &Config, status: Arc<Status>) -> anyhow::Result<Self> {
+        let (sender, changes) = unbounded_channel();
+        let topic = &config.kafka.topics.events;
+        let group = Group::new(topic, Arc::clone(&status), sender);
+        let kafka: StreamConsumer<Group> =
+            consumer_config(&config.kafka, NAME, &config.consumer).create_with_context(group)?;
+        let letters = DeadLetters::new(&config.kafka, NAME, &config.consumer.group, &config.name)?;
+        let now = Instant::now();
+        Ok(Self {
+            status,
+            kafka: Arc::new(kafka),
+            changes,
+            store: Arc::new(Store::new(&config.redis)?),
+            scope: PositionScope::new(&config.consumer.group, topic),
+            letters: Arc::new(letters),
+            types: EventTypes::default(),
+            ledger: Ledger::default(),
+            breakers: Breakers::new(config.breaker),
+            log: EventLog::new(config.event_log, now),
+            pending: Pending::default(),
+            burying: None,
+            in_burial: BTreeSet::new(),
+            writes: FuturesOrdered::new(),
+            placing: None,
+            backoffs: BTreeMap::new(),
+            beating: None,
+            warnings: Vec::new(),
+            place_after: now,
+            beat_after: now,
+            settle_after: now,
+            commit_after: now,
+            failed: 0,
+            config: config.clone(),
+        })
+    }
+
+    /// Works until `shutdown` is cancelled, then drains.
+    ///
+    /// # Errors
+    /// When the client has failed for good, the store's data is of another layout, or the drain left something behind.
+    pub async fn run(mut self, shutdown: &Shutdown) -> anyhow::Result<()> {
+        self.kafka.subscribe(&[&self.config.kafka.topics.events])?;
+        match self.work(shutdown).await {
+            Ok(()) => self.drain().await,
+            Err(error) => {
+                self.leave_at_once().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn work(&mut self, shutdown: &Shutdown) -> anyhow::Result<()> {
+        let kafka = Arc::clone(&self.kafka);
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            self.start_what_is_due();
+            // In this order: the end; changes of the assignment, which make records stale; answers, which free room;
+            // time; and only then new records.
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ok(()),
+                Some(change) = self.changes.recv() => self.on_change(change),
+                Some(written) = self.writes.next() => self.on_written(written),
+                buried = finished(&mut self.burying) => self.on_buried(buried),
+                placed = finished(&mut self.placing) => self.on_placed(placed)?,
+                beaten = finished(&mut self.beating) => self.on_beaten(beaten)?,
+                _ = tick.tick() => self.on_tick(),
+                () = when(self.pending.due()), if self.can_dispatch() => self.dispatch(),
+                record = kafka.recv(), if !self.pending.is_full() => self.on_records(&kafka, record)?,
+            }
+        }
+    }
+
+    fn start_what_is_due(&mut self) {
+        let now = Instant::now();
+        if self.pending.is_full() && self.can_dispatch() {
+            self.dispatch();
+        }
+        if self.placing.is_none() && now >= self.place_after {
+            self.start_placing(now);
+        }
+        if self.beating.is_none() && now >= self.beat_after {
+            self.start_beating(now);
+        }
+    }
+
+    /// Takes a record and those that wait behind it, until the batch is full.
+    fn on_records(
+        &mut self,
+        kafka: &StreamConsumer<Group>,
+        first: Result<BorrowedMessage<'_>, KafkaError>,
+    ) -> anyhow::Result<()> {
+        let (now, clock) = (Timestamp::now(), Instant::now());
+        let mut next = Some(first);
+        while let Some(record) = next {
+            match record {
+                Ok(record) => self.on_record(&record, now, clock),
+                Err(error @ KafkaError::MessageConsumptionFatal(_)) => {
+                    return Err(error).context("the Kafka consumer has failed for good; a restart makes a new one");
+                }
+                Err(error) => log::warn!("reading from Kafka: {error}"),
+            }
+            // A change of the assignment may have come with it; it is first in line.
+            let more = !self.pending.is_full() && self.changes.is_empty();
+            next = if more { kafka.recv().now_or_never() } else { None };
+        }
+        Ok(())
+    }
+
+    fn on_record(&mut self, record: &BorrowedMessage<'_>, now: Timestamp, clock: Instant) {
+        let (partition, offset) = (record.partition(), Offset(record.offset()));
+        match self.ledger.deliver(partition, offset) {
+            Verdict::Accepted { slot, missing } => {
+                if missing > 0 {
+                    self.count_missing(partition, missing, offset);
+                }
+                let decoded = decode(record, &self.types, &self.config.name, now);
+                match self.breakers.observe(partition, matches!(decoded, Decoded::Poison(_)), clock) {
+                    Reaction::Pass => self.pending.add(slot, offset.next(), decoded, clock),
+                    Reaction::PassThenPause => {
+                        self.pending.add(slot, offset.next(), decoded, clock);
+                        self.pause(partition);
+                    }
+                    Reaction::Probed => {}
+                    Reaction::Displace => self.displace(slot),
+                }
+            }
+            Verdict::Stale => {}
+            Verdict::Displaced => {
+                log::warn!(partition, offset = offset.0;
+                    "partition {partition}: offset {} came instead of the expected one; placing it anew", offset.0);
+                self.after_displacement(partition);
+            }
+        }
+    }
+
+    fn count_missing(&self, partition: i32, missing: i64, before: Offset) {
+        self.status.counters.skipped_offsets.add(usize::try_from(missing).unwrap_or(usize::MAX));
+        log::warn!(partition, missing, before = before.0;
+            "partition {partition}: {missing} offsets before {} are not on the topic any more \
+             (retention, compaction or transaction markers)", before.0);
+    }
+}
+
+/// The result of a task that may not be there; never, while it is not.
+async fn finished<T>(task: &mut Option<BoxFuture<'static, T>>) -> T {
+    match task {
+        Some(running) => {
+            let result = running.await;
+            *task = None;
+            result
+        }
+        None => pending().await,
+    }
+}
+
+async fn when(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due.into()).await,
+        None => pending().await,
+    }
+}

@@ -1,0 +1,173 @@
+//! Where partitions start: assigned, displaced, placed.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::mutation::{Mutation, active};
+use common::store::StoreError;
+use rdkafka::consumer::Consumer as _;
+use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
+
+use super::Consumer;
+use crate::commit::{NextOffset, Offset, Slot};
+use crate::group::Change;
+use crate::placement::{PlaceError, Placed, place};
+
+/// Between attempts to place partitions.
+const PLACE_RETRY: Duration = Duration::from_millis(250);
+/// For moving the read position, which happens inside the client.
+const SEEK_TIMEOUT: Duration = Duration::from_millis(500);
+const SHORTEST_BACKOFF: Duration = Duration::from_secs(1);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
+
+/// What became of an attempt to place partitions.
+pub(super) type Placing = Result<Vec<Placed>, PlaceError>;
+
+/// How long a partition waits before its dead letter is tried again.
+#[derive(Debug, Default)]
+pub(super) struct Backoff {
+    until: Option<Instant>,
+    wait: Duration,
+}
+
+impl Backoff {
+    /// Doubles the wait, from one second up to thirty.
+    pub(super) fn lengthen(&mut self, now: Instant) {
+        self.wait = (self.wait * 2).clamp(SHORTEST_BACKOFF, LONGEST_BACKOFF);
+        self.until = Some(now + self.wait);
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        self.until.is_none_or(|until| now >= until)
+    }
+}
+
+impl Consumer {
+    pub(super) fn on_change(&mut self, change: Change) {
+        match change {
+            Change::Assigned(partitions) => {
+                partitions.iter().for_each(|partition| self.ledger.assign(*partition));
+                self.place_after = Instant::now();
+            }
+            Change::Revoked(partitions) => {
+                for partition in partitions.into_iter().filter(|_| !active(Mutation::KeepRevokedState)) {
+                    self.ledger.revoke(partition);
+                    self.breakers.revoke(partition);
+                    self.backoffs.remove(&partition);
+                    self.letters.forget(partition, NextOffset(i64::MAX));
+                    self.pending.forget(partition);
+                }
+            }
+            Change::CommitFailed => self.retry_commits(),
+        }
+        self.tell_partitions();
+    }
+
+    pub(super) fn displace(&mut self, slot: Slot) {
+        if self.ledger.displace(slot) {
+            self.after_displacement(slot.partition);
+        }
+    }
+
+    pub(super) fn after_displacement(&mut self, partition: i32) {
+        self.status.counters.replacements.add(1);
+        self.pending.forget(partition);
+        self.breakers.rewind(partition);
+        self.pause(partition);
+        self.tell_partitions();
+    }
+
+    pub(super) fn pause(&self, partition: i32) {
+        if let Err(error) = self.kafka.pause(&self.list(partition, KafkaOffset::Invalid)) {
+            log::debug!("partition {partition}: can't be paused, its records are dropped instead: {error}");
+        }
+    }
+
+    pub(super) fn start_placing(&mut self, now: Instant) {
+        let mut vacancies = self.ledger.unplaced();
+        vacancies.retain(|vacancy| {
+            let partition = vacancy.slot.partition;
+            self.backoffs.get(&partition).is_none_or(|backoff| backoff.is_over(now))
+                && self.breakers.may_place(partition, now)
+        });
+        if vacancies.is_empty() {
+            return;
+        }
+        let (kafka, store, scope) = (Arc::downgrade(&self.kafka), Arc::clone(&self.store), self.scope.clone());
+        let topic = self.config.kafka.topics.events.clone();
+        self.placing = Some(Box::pin(place(kafka, store, scope, topic, vacancies)));
+    }
+
+    pub(super) fn on_placed(&mut self, placed: Placing) -> anyhow::Result<()> {
+        self.place_after = Instant::now() + PLACE_RETRY;
+        match placed {
+            Ok(placed) => {
+                self.status.store.up("Redis answers");
+                placed.into_iter().for_each(|placed| self.resume(placed));
+            }
+            Err(PlaceError::Store(error @ StoreError::Layout { .. })) => return Err(error.into()),
+            Err(PlaceError::Store(error)) => self.status.store.down(&error.to_string()),
+            Err(error @ PlaceError::Kafka(_)) => self.status.kafka.down(&error.to_string()),
+        }
+        self.tell_partitions();
+        Ok(())
+    }
+
+    /// Moves the read position and lets the records come. Nothing else can touch the partition in between.
+    fn resume(&mut self, Placed { slot, start, committed, missing }: Placed) {
+        if !self.ledger.place(slot, start, committed) {
+            return;
+        }
+        let partition = slot.partition;
+        let at = self.list(partition, KafkaOffset::Offset(start.0));
+        let sought = tokio::task::block_in_place(|| self.kafka.seek_partitions(at, SEEK_TIMEOUT));
+        let sought = sought.and_then(|list| list.elements().iter().try_for_each(|element| element.error()));
+        if let Err(error) = sought.and_then(|()| self.kafka.resume(&self.list(partition, KafkaOffset::Invalid))) {
+            // Right after an assignment the client may not have begun with the partition yet.
+            log::debug!("partition {partition}: not placed yet: {error}");
+            self.ledger.displace(slot);
+            return;
+        }
+        log::info!(partition, offset = start.0; "partition {partition}: reading from offset {}", start.0);
+        if missing > 0 {
+            self.count_missing(partition, missing, Offset(start.0));
+        }
+    }
+
+    pub(super) fn tell_partitions(&self) {
+        let (assigned, unplaced) = (self.ledger.assigned().len(), self.ledger.unplaced().len());
+        let (partitions, held) = (&self.status.partitions, self.breakers.reasons(Instant::now()));
+        match (assigned, unplaced) {
+            _ if !held.is_empty() => partitions.down(&held.join("; ")),
+            (0, _) => partitions.up("none assigned: more workers than partitions, or joining"),
+            (_, 0) => partitions.up(&format!("{assigned} assigned")),
+            (_, _) => partitions.down(&format!("{unplaced} of {assigned} wait for their place; see store and kafka")),
+        }
+    }
+
+    pub(super) fn list(&self, partition: i32, offset: KafkaOffset) -> TopicPartitionList {
+        let mut list = TopicPartitionList::new();
+        // It refuses offsets below zero only.
+        drop(list.add_partition_offset(&self.config.kafka.topics.events, partition, offset));
+        list
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backoff_doubles_up_to_half_a_minute() {
+        let (mut backoff, now) = (Backoff::default(), Instant::now());
+        assert!(backoff.is_over(now));
+        let mut waits = Vec::new();
+        for _ in 0..7 {
+            backoff.lengthen(now);
+            waits.push(backoff.wait.as_secs());
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);
+        assert!(!backoff.is_over(now + Duration::from_secs(29)));
+        assert!(backoff.is_over(now + Duration::from_secs(30)));
+    }
+}

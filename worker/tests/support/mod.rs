@@ -1,0 +1,229 @@
+//! A world of a test's own on the real Kafka that `scripts/test integration` names: two topics and a group.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use common::event::Violation;
+use common::kafka::create_topics;
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{Header, OwnedHeaders, OwnedMessage};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use rdkafka::{Message, Offset, Timestamp, TopicPartitionList};
+use uuid::Uuid;
+use worker::dead_letter::{DeadLetter, DeadLetters};
+use worker::{Cli, Command, Config};
+
+const PARTITIONS: i32 = 2;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A variable that `scripts/test integration` sets. Without it a test fails: one that skips itself proves nothing.
+pub(crate) fn required(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run scripts/test integration"))
+}
+
+pub(crate) type HeaderPair = (String, Option<Vec<u8>>);
+
+/// What a record is made of, apart from its place.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) key: Option<Vec<u8>>,
+    pub(crate) value: Option<Vec<u8>>,
+    pub(crate) headers: Vec<HeaderPair>,
+    pub(crate) timestamp: Option<i64>,
+}
+
+impl Record {
+    /// A record that can't be an event, written at that time.
+    pub(crate) fn poison(key: &str, timestamp: i64) -> Self {
+        let value = Some(b"not json".to_vec());
+        Self { key: Some(key.into()), value, headers: Vec::new(), timestamp: Some(timestamp) }
+    }
+
+    pub(crate) fn of<M: Message>(record: &M) -> Self {
+        use rdkafka::message::Headers;
+        let pair = |header: Header<'_, &[u8]>| (header.key.to_owned(), header.value.map(<[u8]>::to_vec));
+        Self {
+            key: record.key().map(<[u8]>::to_vec),
+            value: record.payload().map(<[u8]>::to_vec),
+            headers: record.headers().map(|headers| headers.iter().map(pair).collect()).unwrap_or_default(),
+            timestamp: record.timestamp().to_millis(),
+        }
+    }
+
+    fn owned_headers(&self) -> OwnedHeaders {
+        let insert = |all: OwnedHeaders, (key, value): &HeaderPair| all.insert(Header { key, value: value.as_ref() });
+        self.headers.iter().fold(OwnedHeaders::new(), insert)
+    }
+
+    /// As the worker met it.
+    pub(crate) fn at(&self, topic: &str, partition: i32, offset: i64) -> OwnedMessage {
+        let (value, key) = (self.value.clone(), self.key.clone());
+        let timestamp = self.timestamp.map_or(Timestamp::NotAvailable, Timestamp::CreateTime);
+        OwnedMessage::new(value, key, topic.to_owned(), timestamp, partition, offset, Some(self.owned_headers()))
+    }
+}
+
+pub(crate) struct World {
+    pub(crate) config: Config,
+    flags: Vec<String>,
+    letters: OnceLock<DeadLetters>,
+    /// Offsets are used once only: a worker does not dead-letter the same record twice.
+    buried: AtomicI64,
+}
+
+impl World {
+    /// With topics.
+    pub(crate) async fn new() -> Self {
+        let world = Self::without_topics(&required("TEST_KAFKA_BROKERS"), &[]);
+        create_topics(&world.config.kafka, "test").await.unwrap();
+        world
+    }
+
+    pub(crate) fn without_topics(brokers: &str, flags: &[&str]) -> Self {
+        let (id, partitions) = (Uuid::now_v7(), PARTITIONS.to_string());
+        let [topic, dead_letters, group] = ["", "-dlq", "-group"].map(|end| format!("test-{id}{end}"));
+        let own = ["--kafka-brokers", brokers, "--kafka-topic", &topic, "--kafka-dlq-topic", &dead_letters]
+            .into_iter()
+            .chain(["--kafka-consumer-group", &group, "--kafka-topic-partitions", &partitions]);
+        let flags: Vec<String> = own.chain(flags.iter().copied()).map(str::to_owned).collect();
+        Self {
+            config: Config::check(&parse(&flags, &[])).unwrap(),
+            flags,
+            letters: OnceLock::new(),
+            buried: AtomicI64::new(0),
+        }
+    }
+
+    /// The subcommand that these words mean.
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
+        parse(&self.flags, words).command.expect("a subcommand")
+    }
+
+    /// The binary in this world.
+    pub(crate) fn binary(&self, words: &[&str]) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_user-activity-worker"));
+        command.args(&self.flags).args(words).env_clear().kill_on_drop(true);
+        command
+    }
+
+    pub(crate) fn events(&self) -> &str {
+        &self.config.kafka.topics.events
+    }
+
+    pub(crate) fn dlq(&self) -> &str {
+        &self.config.kafka.topics.dead_letters
+    }
+
+    /// Dead-letters records as the worker does, each with the reason it is given. They come from this partition, from
+    /// offset 0 on.
+    pub(crate) async fn bury(&self, partition: i32, records: &[(&Record, &'static str)]) {
+        // One by one: letters of different keys are otherwise in no certain order.
+        for (record, reason) in records {
+            let offset = self.buried.fetch_add(1, Ordering::Relaxed);
+            self.bury_one(&record.at(self.events(), partition, offset), reason).await;
+        }
+    }
+
+    pub(crate) async fn bury_one(&self, record: &OwnedMessage, reason: &'static str) {
+        let violation = Violation { pointer: "".into(), code: reason, detail: format!("it is {reason}").into() };
+        let letters = self.letters.get_or_init(|| {
+            DeadLetters::new(&self.config.kafka, "test", &self.config.consumer.group, "worker-1").unwrap()
+        });
+        let failures = letters.publish(&[DeadLetter::new(record, &[violation])]).await;
+        assert!(failures.is_empty(), "{failures:?}");
+    }
+
+    /// Writes a record as it is.
+    pub(crate) async fn write(&self, topic: &str, record: &Record) {
+        let producer: FutureProducer = self.client().create().unwrap();
+        send(&producer, topic, record).await;
+    }
+
+    pub(crate) async fn write_in_transaction(&self, topic: &str, record: &Record) {
+        let producer: FutureProducer = self.client().set("transactional.id", topic).create().unwrap();
+        producer.init_transactions(PATIENCE).unwrap();
+        producer.begin_transaction().unwrap();
+        send(&producer, topic, record).await;
+        producer.commit_transaction(PATIENCE).unwrap();
+    }
+
+    /// As retention does.
+    pub(crate) async fn delete_before(&self, topic: &str, partition: i32, offset: i64) {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(offset)).unwrap();
+        self.admin().delete_records(&list, &AdminOptions::new()).await.unwrap();
+    }
+
+    /// All records of a topic, partition after partition.
+    pub(crate) fn read(&self, topic: &str) -> Vec<Record> {
+        let consumer = self.consumer();
+        let read = |partition| {
+            let (low, high) = consumer.fetch_watermarks(topic, partition, PATIENCE).unwrap();
+            let mut list = TopicPartitionList::new();
+            list.add_partition_offset(topic, partition, Offset::Offset(low)).unwrap();
+            consumer.assign(&list).unwrap();
+            (low..high).map(|_| poll(&consumer)).collect::<Vec<_>>()
+        };
+        (0..PARTITIONS).flat_map(read).collect()
+    }
+
+    /// The commits of a group on the dead-letter topic; `None` where there is none.
+    pub(crate) fn commits(&self, group: &str) -> Vec<Option<i64>> {
+        let consumer: BaseConsumer = self.client().set("group.id", group).create().unwrap();
+        let mut asked = TopicPartitionList::new();
+        asked.add_partition_range(self.dlq(), 0, PARTITIONS - 1);
+        let found = consumer.committed_offsets(asked, PATIENCE).unwrap();
+        found.elements().iter().map(|element| element.offset().to_raw().filter(|offset| *offset >= 0)).collect()
+    }
+
+    pub(crate) async fn set_topic(&self, topic: &str, setting: &str, value: &str) {
+        let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(setting, value);
+        self.admin().alter_configs([&change], &AdminOptions::new()).await.unwrap().remove(0).unwrap();
+    }
+
+    fn admin(&self) -> AdminClient<DefaultClientContext> {
+        self.client().create().unwrap()
+    }
+
+    pub(crate) fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.config.kafka.brokers).set("partitioner", "murmur2_random");
+        config
+    }
+
+    fn consumer(&self) -> BaseConsumer {
+        self.client().set("group.id", "unused").create().unwrap()
+    }
+}
+
+async fn send(producer: &FutureProducer, topic: &str, record: &Record) {
+    let record = FutureRecord {
+        topic,
+        partition: None,
+        payload: record.value.as_deref(),
+        key: record.key.as_deref(),
+        timestamp: record.timestamp,
+        headers: Some(record.owned_headers()),
+    };
+    producer.send::<[u8], [u8], _>(record, PATIENCE).await.unwrap();
+}
+
+/// The next record. The client may wake up without one.
+fn poll(consumer: &BaseConsumer) -> Record {
+    let start = Instant::now();
+    loop {
+        if let Some(record) = consumer.poll(Duration::from_millis(100)) {
+            return Record::of(&record.unwrap());
+        }
+        assert!(start.elapsed() < PATIENCE, "no record in time");
+    }
+}
+
+fn parse(flags: &[String], words: &[&str]) -> Cli {
+    let all = ["user-activity-worker"].into_iter().chain(flags.iter().map(String::as_str)).chain(words.iter().copied());
+    common::config::parse(all, |_| None).unwrap()
+}
