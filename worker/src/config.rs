@@ -236,4 +236,18 @@ mod tests {
             assert!(error.contains(name), "{error}");
         }
     }
+
+    #[test]
+    fn the_example_environment_lists_every_variable_with_its_default() {
+        let example = include_str!("../../.env.example");
+        for arg in <Cli as clap::CommandFactory>::command().get_arguments() {
+            let Some(name) = arg.get_env().and_then(|name| name.to_str()) else { continue };
+            let default = arg.get_default_values().first().and_then(|value| value.to_str()).unwrap_or_default();
+            let line = |line: &str| {
+                let value = line.trim_start_matches('#').strip_prefix(name).and_then(|rest| rest.strip_prefix('='));
+                value.is_some_and(|value| default.is_empty() || value == default)
+            };
+            assert!(example.lines().any(line), "{name}={default}");
+        }
+    }
 }

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use common::kafka::{TopicError, create_topics};
+use common::kafka::{TopicError, create_topics, topic_retention};
 use common::shutdown::Shutdown;
 use tokio::net::TcpListener;
 
@@ -77,10 +77,20 @@ async fn topics(config: &Config, status: &Status) -> Result<(), TopicError> {
         match create_topics(&config.kafka, NAME).await {
             Err(error @ TopicError::Settings(_)) => return Err(error),
             Err(error) => status.kafka.down(&error.to_string()),
-            Ok(()) => return Ok(()),
+            Ok(()) => break,
         }
         tokio::time::sleep(TOPIC_RETRY).await;
     }
+    if let Some(kept) = topic_retention(&config.kafka, NAME).await.filter(|kept| *kept > config.redis.retention) {
+        log::warn!(
+            "EVENT_RETENTION={} is shorter than the topic's retention.ms={} ({}): after a loss Redis is refilled with events \
+             that lists don't show any more; make them equal",
+            humantime::format_duration(config.redis.retention),
+            kept.as_millis(),
+            humantime::format_duration(kept)
+        );
+    }
+    Ok(())
 }
 
 async fn work(config: &Config, status: &Arc<Status>, shutdown: &Shutdown) -> anyhow::Result<()> {

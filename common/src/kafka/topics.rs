@@ -66,12 +66,22 @@ pub async fn create_topics(settings: &KafkaSettings, client_id: &str) -> Result<
 
 /// `max.message.bytes` of the events' topic.
 async fn max_message_bytes(settings: &KafkaSettings, admin: &AdminClient<LogContext>) -> usize {
+    let value = topic_setting(settings, admin, "max.message.bytes").await;
+    value.and_then(|bytes| bytes.parse().ok()).unwrap_or(DEFAULT_MAX_MESSAGE_BYTES)
+}
+
+/// How long the events' topic keeps its records; `None` for ever, or where it can't be asked.
+pub async fn topic_retention(settings: &KafkaSettings, client_id: &str) -> Option<Duration> {
+    let admin: AdminClient<LogContext> = producer_config(settings, client_id).create_with_context(LogContext).ok()?;
+    let millis: i64 = topic_setting(settings, &admin, "retention.ms").await?.parse().ok()?;
+    u64::try_from(millis).ok().map(Duration::from_millis)
+}
+
+async fn topic_setting(settings: &KafkaSettings, admin: &AdminClient<LogContext>, name: &str) -> Option<String> {
     let options = AdminOptions::new().request_timeout(Some(settings.request_timeout));
     let topic = ResourceSpecifier::Topic(&settings.topics.events);
-    let answer = admin.describe_configs([&topic], &options).await;
-    let configs = answer.ok().and_then(|resources| resources.into_iter().next()?.ok());
-    let value = configs.and_then(|resource| resource.get("max.message.bytes")?.value.clone());
-    value.and_then(|bytes| bytes.parse().ok()).unwrap_or(DEFAULT_MAX_MESSAGE_BYTES)
+    let answer = admin.describe_configs([&topic], &options).await.ok()?;
+    answer.into_iter().next()?.ok()?.get(name)?.value.clone()
 }
 
 async fn create(
