@@ -6,6 +6,7 @@
 //! ours.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
 use common::config::KafkaSettings;
@@ -15,7 +16,7 @@ use futures::future::join_all;
 use rdkafka::Message;
 use rdkafka::Timestamp;
 use rdkafka::error::KafkaResult;
-use rdkafka::message::{Header, Headers, OwnedHeaders};
+use rdkafka::message::{BorrowedHeaders, Header, Headers, OwnedHeaders};
 use rdkafka::producer::FutureRecord;
 
 use crate::commit::{NextOffset, Offset};
@@ -35,16 +36,58 @@ pub struct DeadLetter {
     timestamp: Timestamp,
     key: Option<Vec<u8>>,
     value: Option<Vec<u8>>,
-    headers: Vec<(String, Option<Vec<u8>>)>,
+    headers: Originals,
     reason: &'static str,
     message: String,
+}
+
+/// Headers that can be copied without reading their names.
+pub trait CopyHeaders: Headers {
+    /// The copy.
+    fn copy(&self) -> OwnedHeaders;
+}
+
+impl CopyHeaders for BorrowedHeaders {
+    fn copy(&self) -> OwnedHeaders {
+        self.detach()
+    }
+}
+
+impl CopyHeaders for OwnedHeaders {
+    fn copy(&self) -> OwnedHeaders {
+        self.clone()
+    }
+}
+
+type HeaderPair = (String, Option<Vec<u8>>);
+
+/// The headers that a record came with.
+#[derive(Debug, Clone)]
+enum Originals {
+    Readable(Vec<HeaderPair>),
+    /// A name is not UTF-8, on which the client library panics: kept as they are.
+    Unreadable(OwnedHeaders),
+}
+
+impl Originals {
+    fn of(headers: &impl CopyHeaders) -> Self {
+        let pair = |header: Header<'_, &[u8]>| (header.key.to_owned(), header.value.map(<[u8]>::to_vec));
+        let pairs = catch_unwind(AssertUnwindSafe(|| headers.iter().map(pair).collect()));
+        pairs.map_or_else(|_| Self::Unreadable(headers.copy()), Self::Readable)
+    }
+
+    fn pairs(&self) -> &[HeaderPair] {
+        match self {
+            Self::Readable(pairs) => pairs,
+            Self::Unreadable(_) => &[],
+        }
+    }
 }
 
 impl DeadLetter {
     /// Takes a record with everything that is wrong with it.
     #[must_use]
-    pub fn new<M: Message>(record: &M, violations: &[Violation]) -> Self {
-        let owned = |header: Header<'_, &[u8]>| (header.key.to_owned(), header.value.map(<[u8]>::to_vec));
+    pub fn new<M: Message<Headers: CopyHeaders>>(record: &M, violations: &[Violation]) -> Self {
         let mut message = violations.iter().map(|v| &*v.detail).collect::<Vec<_>>().join("; ");
         message.truncate(message.floor_char_boundary(LONGEST_MESSAGE));
         Self {
@@ -54,7 +97,7 @@ impl DeadLetter {
             timestamp: record.timestamp(),
             key: record.key().map(<[u8]>::to_vec),
             value: record.payload().map(<[u8]>::to_vec),
-            headers: record.headers().map(|headers| headers.iter().map(owned).collect()).unwrap_or_default(),
+            headers: record.headers().map_or_else(|| Originals::Readable(Vec::new()), Originals::of),
             reason: violations.first().map_or("unknown", |v| v.code),
             message,
         }
@@ -76,13 +119,14 @@ impl DeadLetter {
     #[must_use]
     pub fn size(&self) -> usize {
         let bytes = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
-        let headers = self.headers.iter().map(|(key, value)| key.len() + bytes(value));
+        let headers = self.headers.pairs().iter().map(|(key, value)| key.len() + bytes(value));
         bytes(&self.key) + bytes(&self.value) + headers.sum::<usize>()
     }
 
     /// The original's headers, then ours. Those of an earlier dead-lettering give way to the new ones, counted on.
     fn headers(&self, group: &str, worker: &str) -> OwnedHeaders {
-        let attempts = self.headers.iter().rfind(|(key, _)| key == ATTEMPTS).and_then(|(_, value)| value.as_deref());
+        let attempts =
+            self.headers.pairs().iter().rfind(|(key, _)| key == ATTEMPTS).and_then(|(_, value)| value.as_deref());
         let attempts = attempts.and_then(|value| std::str::from_utf8(value).ok()?.parse::<u32>().ok()).unwrap_or(0);
         let (kind, millis) = match self.timestamp {
             Timestamp::NotAvailable => ("NO_TIMESTAMP_TYPE", -1),
@@ -112,11 +156,14 @@ impl DeadLetter {
             ("dead-letter-worker", worker.as_bytes()),
             (ATTEMPTS, attempts.as_bytes()),
         ];
-        let kept = self.headers.iter().filter(|(key, _)| !added.iter().any(|(name, _)| name == key));
-        let headers = kept
-            .fold(OwnedHeaders::new_with_capacity(self.headers.len() + added.len()), |all, (key, value)| {
-                all.insert(Header { key, value: value.as_ref() })
-            });
+        let headers = match &self.headers {
+            Originals::Unreadable(headers) => headers.clone(),
+            Originals::Readable(pairs) => {
+                let kept = pairs.iter().filter(|(key, _)| !added.iter().any(|(name, _)| name == key));
+                let room = OwnedHeaders::new_with_capacity(pairs.len() + added.len());
+                kept.fold(room, |all, (key, value)| all.insert(Header { key, value: value.as_ref() }))
+            }
+        };
         added.iter().fold(headers, |all, (key, value)| all.insert(Header { key, value: Some(*value) }))
     }
 }

@@ -4,7 +4,7 @@ use common::event::{EventTypes, Timestamp, UserEvent, Violation};
 use common::store::{Origin, StoredEvent};
 use rdkafka::Message;
 
-use crate::dead_letter::DeadLetter;
+use crate::dead_letter::{CopyHeaders, DeadLetter};
 
 /// What a record is.
 pub enum Decoded {
@@ -16,7 +16,12 @@ pub enum Decoded {
 
 /// Reads one record.
 #[must_use]
-pub fn decode<M: Message>(record: &M, types: &EventTypes, worker: &str, now: Timestamp) -> Decoded {
+pub fn decode<M: Message<Headers: CopyHeaders>>(
+    record: &M,
+    types: &EventTypes,
+    worker: &str,
+    now: Timestamp,
+) -> Decoded {
     let parsed = match record.payload() {
         Some(value) => UserEvent::from_record(value, types, now),
         None => Err(vec![Violation {

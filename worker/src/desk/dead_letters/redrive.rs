@@ -117,6 +117,7 @@ impl<'a> Run<'a> {
             tally: Tally::default(),
             at: None,
         };
+        // Whether progress can be kept is known before anything is published.
         run.save()?;
         Ok(run)
     }
