@@ -14,6 +14,7 @@ const VERSION: &str = "4.3.1";
 #[derive(Debug)]
 pub struct Broker {
     port: u16,
+    doors: String,
     process: Option<Process>,
     folder: TempDir,
     _turn: File,
@@ -33,7 +34,16 @@ impl Broker {
         });
         let turn = turn.await.expect("no panic").expect("a lock file");
         let folder = tempfile::tempdir().expect("a temporary folder");
-        Self { port: free_port(), process: None, folder, _turn: turn }
+        Self { port: free_port(), doors: String::new(), process: None, folder, _turn: turn }
+    }
+
+    /// The same with further listeners: each a port of its own, and the port that a client of it is
+    /// told to come back to, such as a proxy's.
+    #[must_use]
+    pub fn with_doors(mut self, doors: &[(u16, u16)]) -> Self {
+        let doors = doors.iter().map(|(listen, advertise)| format!("{listen}:{advertise}"));
+        self.doors = doors.collect::<Vec<_>>().join(" ");
+        self
     }
 
     /// A broker that answers.
@@ -49,6 +59,12 @@ impl Broker {
         format!("127.0.0.1:{}", self.port)
     }
 
+    /// What the present process has written so far.
+    #[must_use]
+    pub fn output(&self) -> String {
+        self.process.as_ref().map(Process::output).unwrap_or_default()
+    }
+
     /// Starts the broker on what it had before and waits until it answers.
     ///
     /// # Panics
@@ -56,6 +72,7 @@ impl Broker {
     pub async fn up(&mut self) {
         let mut command = Command::new(env::broker_script());
         command.arg(VERSION).arg(self.port.to_string()).arg(self.folder.path());
+        command.env("KAFKA_BROKER_DOORS", &self.doors);
         let process = self.process.insert(Process::spawn("broker", command));
         let kafka = Kafka::new(&format!("127.0.0.1:{}", self.port));
         eventually("the broker answers", async || {

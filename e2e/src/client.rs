@@ -10,6 +10,9 @@ use serde_json::{Value, value::RawValue};
 /// Longer than any time-out of the service: a request that meets this one was forgotten.
 const TIMEOUT: Duration = Duration::from_secs(40);
 
+/// Shorter than the service's patience with an idle connection: a request must not meet its end.
+const IDLE: Duration = Duration::from_secs(1);
+
 /// The URL of one process and a connection pool. Cloning is cheap and shares the pool.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -24,7 +27,7 @@ impl Client {
     /// When the HTTP client cannot be built.
     #[must_use]
     pub fn new(port: u16) -> Self {
-        let http = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build();
+        let http = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).pool_idle_timeout(IDLE).build();
         Self {
             base: Url::parse(&format!("http://127.0.0.1:{port}")).expect("a valid URL"),
             http: http.expect("an HTTP client"),

@@ -6,9 +6,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, ensure};
+use futures::future::join_all;
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
-    admin::{AdminClient, AdminOptions, ResourceSpecifier},
+    admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication},
     consumer::{BaseConsumer, Consumer},
     message::{Header, Headers, OwnedHeaders},
     producer::{FutureProducer, FutureRecord},
@@ -79,38 +80,22 @@ impl Kafka {
         Ok(())
     }
 
-    /// Writes records one after the other to one partition, or to the one their key chooses.
+    /// Writes records to one partition, or to the one their key chooses; there they keep this order.
     ///
     /// # Panics
     /// When the broker does not acknowledge one of them.
     pub async fn write(&self, topic: &str, partition: Option<i32>, records: &[Record]) -> Vec<Located> {
+        let mut settings = self.settings();
+        settings.set("enable.idempotence", "true").set("partitioner", "murmur2_random");
         // Records as large as a broker takes: the test decides, not its client.
-        let producer: FutureProducer = self
-            .settings()
-            .set("acks", "all")
-            .set("message.max.bytes", "8000000")
-            .set("partitioner", "murmur2_random")
-            .create()
-            .expect("a producer");
-        let mut written = Vec::with_capacity(records.len());
-        for record in records {
-            let mut headers = OwnedHeaders::new();
-            for (key, value) in &record.headers {
-                headers = headers.insert(Header { key, value: value.as_deref() });
-            }
-            let (key, value) = (record.key.as_deref(), record.value.as_deref());
-            let message = FutureRecord::<[u8], [u8]> {
-                topic,
-                partition,
-                payload: value,
-                key,
-                timestamp: record.timestamp,
-                headers: Some(headers),
-            };
+        settings.set("message.max.bytes", "8000000");
+        let producer: FutureProducer = settings.create().expect("a producer");
+        let written = records.iter().map(async |record| {
+            let message = message(topic, partition, record);
             let place = producer.send(message, TIMEOUT).await.expect("an acknowledgement");
-            written.push(Located { partition: place.partition, offset: place.offset, record: record.clone() });
-        }
-        written
+            Located { partition: place.partition, offset: place.offset, record: record.clone() }
+        });
+        join_all(written).await
     }
 
     /// Every record of a topic, in the order of partitions and offsets. Empty when there is no
@@ -161,6 +146,28 @@ impl Kafka {
         Ok(topics.flat_map(|found| found.partitions().iter().map(|partition| partition.id())).collect())
     }
 
+    /// Creates a topic with one setting that is not the broker's default.
+    ///
+    /// # Errors
+    /// When the broker does not create it.
+    pub async fn create_topic(&self, topic: &str, partitions: i32, (name, value): (&str, &str)) -> Result<()> {
+        let admin: AdminClient<_> = self.settings().create()?;
+        let topic = NewTopic::new(topic, partitions, TopicReplication::Fixed(1)).set(name, value);
+        let answers = admin.create_topics([&topic], &AdminOptions::new()).await?;
+        answers.into_iter().try_for_each(|answer| answer.map(drop).map_err(|(_, error)| error.into()))
+    }
+
+    /// Gives all settings of a topic their default back.
+    ///
+    /// # Errors
+    /// When the broker refuses.
+    pub async fn reset_topic_settings(&self, topic: &str) -> Result<()> {
+        let admin: AdminClient<_> = self.settings().create()?;
+        let change = AlterConfig::new(ResourceSpecifier::Topic(topic));
+        let answers = admin.alter_configs([&change], &AdminOptions::new()).await?;
+        answers.into_iter().try_for_each(|answer| answer.map(drop).map_err(|(_, error)| error.into()))
+    }
+
     /// The value of one setting of a topic.
     ///
     /// # Errors
@@ -203,6 +210,21 @@ impl Kafka {
             .set("enable.auto.commit", "false")
             .set("fetch.message.max.bytes", "8000000")
             .create()
+    }
+}
+
+fn message<'a>(topic: &'a str, partition: Option<i32>, record: &'a Record) -> FutureRecord<'a, [u8], [u8]> {
+    let headers = record
+        .headers
+        .iter()
+        .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: value.as_deref() }));
+    FutureRecord {
+        topic,
+        partition,
+        payload: record.value.as_deref(),
+        key: record.key.as_deref(),
+        timestamp: record.timestamp,
+        headers: Some(headers),
     }
 }
 

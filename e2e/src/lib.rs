@@ -11,7 +11,16 @@
 //! - [`sample`]: events as they stand on the topic;
 //! - [`load`], [`oracle`]: posts under way, and the judgement over what became of them.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by a panic, and so does its harness"
+)]
+#![allow(clippy::print_stderr, reason = "what a failed test shows")]
+
 pub mod broker;
+pub mod chaos;
 pub mod client;
 pub mod env;
 pub mod kafka;

@@ -128,6 +128,20 @@ impl Journal {
         self.lock().iter().filter(is_acknowledged).count()
     }
 
+    /// How many attempts ended like this so far.
+    pub fn count(&self, like: impl Fn(&Outcome) -> bool) -> usize {
+        self.lock().iter().filter(|(_, outcome)| like(outcome)).count()
+    }
+
+    /// The attempt that was acknowledged last, and its event id.
+    #[must_use]
+    pub fn latest_acknowledged(&self) -> Option<(Attempt, String)> {
+        self.lock().iter().rev().find_map(|(attempt, outcome)| match outcome {
+            Outcome::Acknowledged(id) => Some((attempt.clone(), id.clone())),
+            Outcome::Refused | Outcome::Unknown => None,
+        })
+    }
+
     /// Waits until `count` more attempts are acknowledged than now.
     ///
     /// # Panics

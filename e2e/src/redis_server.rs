@@ -54,6 +54,24 @@ impl RedisServer {
         format!("redis://{}127.0.0.1:{}", login.unwrap_or_default(), self.port)
     }
 
+    /// Its port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The folder with its files.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// What the present process has written so far.
+    #[must_use]
+    pub fn output(&self) -> String {
+        self.process.as_ref().map(Process::output).unwrap_or_default()
+    }
+
     /// Starts the server on the files in its folder and waits until it answers.
     ///
     /// # Panics
@@ -123,7 +141,11 @@ impl RedisServer {
         self.try_command_line(words).await.unwrap_or_else(|error| panic!("{words}: {error:#}"))
     }
 
-    async fn try_command_line<T: FromRedisValue>(&self, words: &str) -> Result<T> {
+    /// Sends one command, written as words, which may fail.
+    ///
+    /// # Errors
+    /// When the server does not answer it as expected.
+    pub async fn try_command_line<T: FromRedisValue>(&self, words: &str) -> Result<T> {
         let mut connection: MultiplexedConnection =
             Client::open(self.url())?.get_multiplexed_async_connection().await?;
         let mut words = words.split(' ');

@@ -1,0 +1,75 @@
+//! Runs the fault driver; see `scripts/chaos`, which builds the binaries and starts it.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool says what it has found")]
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use clap::{Parser, builder::PossibleValuesParser};
+use e2e::chaos::{
+    Plan,
+    mutations::{HEAD, Row, names, table},
+    run,
+    schedule::{Fault, schedule},
+};
+use serde::Serialize;
+
+/// Break the running system in many ways and judge whether it keeps its promises.
+#[derive(Debug, Parser)]
+#[command(name = "chaos", max_term_width = 120)]
+struct Cli {
+    /// Chooses and times the faults; the same seed gives the same ones
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    seed: u64,
+    /// About how long
+    #[arg(long, default_value_t = 5.0, value_name = "M")]
+    minutes: f64,
+    /// Only these faults; all when absent
+    #[arg(long, value_delimiter = ',', value_name = "FAULT", value_parser = PossibleValuesParser::new(Fault::all().map(Fault::name)))]
+    faults: Vec<String>,
+    /// Break this guard; needs binaries with the feature `mutations`
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(names()))]
+    mutation: Option<String>,
+    /// Break one guard after the other, each with the faults it is there for, and print the table
+    #[arg(long)]
+    mutations: bool,
+    /// Write the report as JSON to this file, too
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+}
+
+#[tokio::main]
+async fn main() -> Result<ExitCode> {
+    let cli = Cli::parse();
+    let report = cli.report.clone();
+    if cli.mutations { all_mutations(cli, report.as_deref()).await } else { one_run(cli, report.as_deref()).await }
+}
+
+async fn one_run(cli: Cli, file: Option<&Path>) -> Result<ExitCode> {
+    let chosen = cli.faults.iter().filter_map(|name| Fault::named(name));
+    let faults: Vec<_> = if cli.faults.is_empty() { Fault::all().collect() } else { chosen.collect() };
+    let steps = schedule(cli.seed, Duration::try_from_secs_f64(cli.minutes * 60.0)?, &faults);
+    eprintln!("seed {}: {} faults", cli.seed, steps.len());
+    let report = run(Plan { seed: cli.seed, steps, mutation: cli.mutation }).await;
+    println!("{report}");
+    write(file, &report)?;
+    Ok(if report.holds { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn all_mutations(cli: Cli, file: Option<&Path>) -> Result<ExitCode> {
+    let wanted = cli.mutation.map_or_else(|| names().map(ToOwned::to_owned).collect(), |one| vec![one]);
+    let rows = table(&wanted).await;
+    println!("{HEAD}");
+    rows.iter().for_each(|row| println!("{row}"));
+    write(file, &rows)?;
+    Ok(if rows.iter().all(Row::as_expected) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn write(file: Option<&Path>, report: &impl Serialize) -> Result<()> {
+    let Some(file) = file else { return Ok(()) };
+    std::fs::write(file, serde_json::to_vec_pretty(report)?).with_context(|| format!("write {}", file.display()))
+}

@@ -1,0 +1,196 @@
+//! The end of a run: everything is mended, nobody posts any more. Does it hold what was promised?
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use super::{
+    Run,
+    admin::Admin,
+    outsider::{POISON, Written},
+    report::Counts,
+    within,
+};
+use crate::{
+    client::{Client, Event},
+    kafka::{Located, Record},
+    oracle::{self, Outcome},
+};
+
+/// For the last effects of the last fault to pass.
+const SETTLED: Duration = Duration::from_secs(60);
+
+/// What is missing may yet come; so long without any progress, it will not.
+const STALLED: Duration = Duration::from_secs(20);
+
+/// For an audit of the whole topic on a busy machine.
+const AUDIT: Duration = Duration::from_secs(300);
+
+/// Rows of a page: the largest there is.
+const PAGE: usize = 1_000;
+
+/// A partition and an offset in it.
+type Place = (i32, i64);
+
+impl Run {
+    /// Judges. What is violated goes to the violations.
+    pub(super) async fn judge(&mut self, written: Written) -> (Counts, Value) {
+        let violations = self.violations.clone();
+        violations.check("at the end", self.settles().await);
+        let list = self.judged_list().await;
+        let stored = violations.check("the list", list).map_or(0, |list| list.len());
+        let letters = self.judged_dead_letters(&written).await;
+        let (poison, dead_letters) = violations.check("dead letters", letters).unwrap_or_default();
+        let verify = violations.check("verify", self.verify().await).unwrap_or_default();
+        let passes = self.prober.pass(SETTLED).await;
+        violations.check("a last fresh event", passes);
+        let counts = Counts { stored, poison, dead_letters, outsider: written, ..self.outcomes() };
+        (counts, verify)
+    }
+
+    /// Waits until fresh events pass, all say that they are ready, and the group has no lag.
+    async fn settles(&mut self) -> Result<()> {
+        self.prober.pass(SETTLED).await?;
+        self.stage.ready().await?;
+        let (admin, world) = (Admin::new(&self.stage.broker.address()), &self.stage.world);
+        let ends = world.kafka().end_offsets(&world.topic)?;
+        within(SETTLED, "the group has no lag", async || {
+            let lag = admin.lag(&world.group, &ends, &world.topic)?;
+            ensure!(lag.values().all(|lag| *lag == 0), "{lag:?}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// The list, once nothing is missing from it any more, or nothing more comes.
+    async fn judged_list(&self) -> Result<Vec<Event>> {
+        let (mut before, mut progress) = (usize::MAX, Instant::now());
+        let (list, verdict) = loop {
+            let list = all_events(&self.clients[0]).await?;
+            let verdict = self.journal.judge(&list);
+            let missing = verdict.missing.len();
+            if missing < before {
+                (before, progress) = (missing, Instant::now());
+            }
+            if missing == 0 || progress.elapsed() > STALLED {
+                break (list, verdict);
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        };
+        let oracle::Verdict { missing, wrong } = verdict;
+        missing.into_iter().for_each(|what| self.violations.add(format!("acknowledged but not stored: {what}")));
+        wrong.into_iter().for_each(|what| self.violations.add(what));
+        for client in &self.clients[1..] {
+            if all_events(client).await? != list {
+                self.violations.add("the APIs list different events".to_owned());
+            }
+        }
+        Ok(list)
+    }
+
+    /// Every poison record is in the dead-letter topic byte for byte, and nothing else is. Gives
+    /// how many poison records and dead letters there are.
+    async fn judged_dead_letters(&self, written: &Written) -> Result<(usize, usize)> {
+        let (kafka, world) = (self.stage.world.kafka(), &self.stage.world);
+        let poison: BTreeMap<Place, Record> = poison_of(kafka.read(&world.topic)?);
+        let marks: HashSet<_> = poison.values().filter_map(|record| record.header(POISON)).collect();
+        for mark in written.poison.iter().filter(|mark| !marks.contains(mark.as_bytes())) {
+            self.violations.add(format!("the broker has lost the acknowledged record {mark}"));
+        }
+        let letters = within(SETTLED, "every poison record has its dead letter", async || {
+            let letters = kafka.read(&world.dead_letter_topic)?;
+            let places: BTreeSet<_> = letters.iter().filter_map(|letter| origin(&letter.record)).collect();
+            let missing: Vec<_> = poison.keys().filter(|place| !places.contains(place)).collect();
+            ensure!(missing.is_empty(), "{} of {} missing: {missing:?}", missing.len(), poison.len());
+            Ok(letters)
+        })
+        .await?;
+        for letter in &letters {
+            self.violations.check("a dead letter", is_true_to(&letter.record, &poison));
+        }
+        Ok((poison.len(), letters.len()))
+    }
+
+    /// The worker's own audit of topic against store.
+    async fn verify(&self) -> Result<Value> {
+        let mut command = self.stage.world.worker_command();
+        command.args(["verify", "--json"]).kill_on_drop(true);
+        let output = tokio::time::timeout(AUDIT, command.output()).await.context("it takes too long")??;
+        let said = String::from_utf8_lossy(&output.stdout);
+        if !output.status.success() {
+            bail!("{}: {said} {}", output.status, String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    fn outcomes(&self) -> Counts {
+        let count = |wanted: fn(&Outcome) -> bool| self.journal.count(wanted);
+        Counts {
+            acknowledged: count(|outcome| matches!(outcome, Outcome::Acknowledged(_))),
+            refused: count(|outcome| matches!(outcome, Outcome::Refused)),
+            unknown: count(|outcome| matches!(outcome, Outcome::Unknown)),
+            ..Counts::default()
+        }
+    }
+}
+
+/// Page by page: a list of a long run takes longer than a request may.
+async fn all_events(client: &Client) -> Result<Vec<Event>> {
+    Ok(client.pages(PAGE).await?.concat())
+}
+
+fn poison_of(topic: Vec<Located>) -> BTreeMap<Place, Record> {
+    let poison = topic.into_iter().filter(|found| found.record.header(POISON).is_some());
+    poison.map(|found| ((found.partition, found.offset), found.record)).collect()
+}
+
+/// Where a dead letter says that it comes from.
+fn origin(letter: &Record) -> Option<Place> {
+    let number = |name: &str| std::str::from_utf8(letter.header(name)?).ok()?.parse::<i64>().ok();
+    let partition = i32::try_from(number("__connect.errors.partition")?).ok()?;
+    Some((partition, number("__connect.errors.offset")?))
+}
+
+/// Whether a dead letter is the poison record that it says it is, byte for byte.
+fn is_true_to(letter: &Record, poison: &BTreeMap<Place, Record>) -> Result<()> {
+    let place = origin(letter).with_context(|| format!("it does not say where it comes from: {letter:?}"))?;
+    let record = poison.get(&place).with_context(|| format!("{place:?} was no poison: {letter:?}"))?;
+    ensure!(letter.value == record.value, "another value than at {place:?}: {letter:?}");
+    ensure!(letter.key == record.key, "another key than at {place:?}: {letter:?}");
+    ensure!(letter.timestamp == record.timestamp, "another timestamp than at {place:?}: {letter:?}");
+    ensure!(letter.headers.starts_with(&record.headers), "other headers than at {place:?}: {letter:?}");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(name: &str, value: &str) -> (String, Option<Vec<u8>>) {
+        (name.to_owned(), Some(value.as_bytes().to_vec()))
+    }
+
+    fn poison() -> BTreeMap<Place, Record> {
+        let record = Record { headers: vec![header(POISON, "m")], timestamp: Some(7), ..Record::of("x") };
+        [((2, 5), record)].into()
+    }
+
+    fn letter(offset: &str) -> Record {
+        let mut record = poison()[&(2, 5)].clone();
+        record.headers.extend([header("__connect.errors.partition", "2"), header("__connect.errors.offset", offset)]);
+        record
+    }
+
+    #[test]
+    fn a_dead_letter_is_the_record_it_comes_from() {
+        assert!(is_true_to(&letter("5"), &poison()).is_ok());
+        assert!(is_true_to(&letter("6"), &poison()).is_err(), "that was no poison");
+        assert!(is_true_to(&Record { value: None, ..letter("5") }, &poison()).is_err());
+        assert!(is_true_to(&Record { timestamp: Some(8), ..letter("5") }, &poison()).is_err());
+        assert!(is_true_to(&poison()[&(2, 5)], &poison()).is_err(), "it does not say where it comes from");
+    }
+}

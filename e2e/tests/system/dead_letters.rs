@@ -1,0 +1,205 @@
+//! Poison never blocks and never vanishes.
+
+use anyhow::ensure;
+use chrono::{Duration, Utc};
+use e2e::{
+    eventually,
+    kafka::{Located, Record},
+    sample::{event, nested, text},
+    world::World,
+};
+
+/// Each kind of record that cannot be an event.
+fn poison() -> Vec<Option<Vec<u8>>> {
+    let tomorrow = (Utc::now() + Duration::hours(25)).to_rfc3339();
+    let wrong_members = [
+        ("eventId", "".to_owned()),
+        ("eventId", "7".to_owned()),
+        ("eventId", "null".to_owned()),
+        ("eventId", text(0)),
+        ("eventId", text(65)),
+        ("userId", "".to_owned()),
+        ("userId", "7".to_owned()),
+        ("userId", text(0)),
+        ("userId", r#"" \t ""#.to_owned()),
+        ("userId", text(257)),
+        ("userId", r#""\ud83d""#.to_owned()),
+        // As large as a topic takes: it must fit once more with its new headers.
+        ("userId", text(1_047_900)),
+        ("eventType", "".to_owned()),
+        ("eventType", "{}".to_owned()),
+        ("eventType", r#""SIGNUP""#.to_owned()),
+        ("eventType", r#""login""#.to_owned()),
+        ("timestamp", "".to_owned()),
+        ("timestamp", "1760000000000".to_owned()),
+        ("timestamp", r#""yesterday""#.to_owned()),
+        ("timestamp", r#""2026-02-17 at ten""#.to_owned()),
+        ("timestamp", r#""2026-02-30T10:00:00Z""#.to_owned()),
+        ("timestamp", r#""1969-12-31T23:59:59.999Z""#.to_owned()),
+        ("timestamp", format!(r#""{tomorrow}""#)),
+        ("payload", "null".to_owned()),
+        ("payload", "[]".to_owned()),
+        ("payload", text(2)),
+        ("payload", "1".to_owned()),
+        ("payload", nested(129)),
+        ("payload", nested(10_000)),
+    ];
+    let mut values: Vec<Option<Vec<u8>>> = vec![None];
+    let texts = ["", "not json", "[]", "null", "42", "\"text\"", "{}", "\0\0\0", "\u{feff}{}"];
+    values.extend(texts.map(|text| Some(text.into())));
+    let mut truncated = event(&[]);
+    truncated.pop();
+    values.push(Some(truncated));
+    values.push(Some([event(&[]), event(&[])].concat()));
+    values.push(Some(event(&[("payload", r#"{},"userId":"again""#)])));
+    values.push(Some(event(&[("payload", "{\"nul\":\"\0\"}")])));
+    values.push(Some(b"\xff\xfe\x00".to_vec()));
+    let invalid_text = event(&[("payload", r##"{"a":"#"}"##)]);
+    values.push(Some(invalid_text.into_iter().map(|byte| if byte == b'#' { 0xff } else { byte }).collect()));
+    values.push(Some("[".repeat(10_000).into()));
+    values.extend(wrong_members.iter().map(|(name, value)| Some(event(&[(*name, value.as_str())]))));
+    values
+}
+
+/// Headers that no text type would survive.
+fn kept_headers() -> [(String, Option<Vec<u8>>); 2] {
+    let name = || "trace".to_owned();
+    [(name(), Some(b"\x00\xff".to_vec())), (name(), None)]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_kind_of_poison_is_dead_lettered_byte_for_byte_and_its_neighbours_are_processed() {
+    let world = World::shared();
+    let (api, worker) = world.start().await;
+    let kafka = world.kafka();
+    let mut records = vec![Record::of(event(&[]))];
+    for (number, value) in poison().into_iter().enumerate() {
+        let mut headers = kept_headers().to_vec();
+        // From an earlier life as a dead letter: what is added now counts.
+        headers.push(("kafka_dlt-original-topic".to_owned(), Some(b"an earlier one".to_vec())));
+        // A minute apart in the past: a time stamp made later would show.
+        let timestamp = Some(Utc::now().timestamp_millis() - 60_000 * i64::try_from(number).unwrap());
+        let key = (number % 3 != 0).then(|| format!("key {number} \u{e9}").into_bytes());
+        records.push(Record { key, value, headers, timestamp });
+        records.push(Record::of(event(&[("other", "1")])));
+    }
+    let written = kafka.write(&world.topic, Some(2), &records).await;
+    let (poison, good): (Vec<_>, Vec<_>) = written.iter().partition(|place| !place.record.headers.is_empty());
+
+    eventually("the neighbours are processed", async || {
+        let listed = api.client.list().await?.len();
+        ensure!(listed == good.len(), "{listed} of {}", good.len());
+        Ok(())
+    })
+    .await;
+    let letters = eventually("the dead letters are there", async || {
+        let letters = kafka.read(&world.dead_letter_topic)?;
+        ensure!(letters.len() == poison.len(), "{} of {}", letters.len(), poison.len());
+        Ok(letters)
+    })
+    .await;
+    for original in poison {
+        let offset = original.offset.to_string();
+        let mut found =
+            letters.iter().filter(|letter| letter.record.header("__connect.errors.offset") == Some(offset.as_bytes()));
+        let letter = found.next().unwrap_or_else(|| panic!("no dead letter of {}", describe(original)));
+        assert!(found.next().is_none(), "two dead letters of {}", describe(original));
+        is_the_dead_letter_of(&world, &letter.record, original);
+    }
+    worker.check("/readyz", 200).await.unwrap();
+}
+
+fn is_the_dead_letter_of(world: &World, letter: &Record, original: &Located) {
+    let what = describe(original);
+    assert_eq!(letter.key, original.record.key, "the key of {what}");
+    assert!(letter.value == original.record.value, "the value of {what}");
+    assert_eq!(letter.timestamp, original.record.timestamp, "the timestamp of {what}");
+    assert!(letter.headers.starts_with(&kept_headers()), "the headers of {what}: {:?}", letter.headers);
+
+    let header =
+        |name: &str| letter.header(name).unwrap_or_else(|| panic!("no header {name} on the dead letter of {what}"));
+    let words = |name: &str| String::from_utf8(header(name).to_vec()).expect("text");
+    let (partition, offset) = (original.partition, original.offset);
+    assert_eq!(words("__connect.errors.topic"), world.topic);
+    assert_eq!(words("__connect.errors.partition"), partition.to_string());
+    assert_eq!(words("__connect.errors.offset"), offset.to_string());
+    assert_eq!(words("kafka_dlt-original-topic"), world.topic, "the last header of a name counts");
+    assert_eq!(header("kafka_dlt-original-partition"), partition.to_be_bytes());
+    assert_eq!(header("kafka_dlt-original-offset"), offset.to_be_bytes());
+    let timestamp = original.record.timestamp.expect("a timestamp");
+    assert_eq!(header("kafka_dlt-original-timestamp"), timestamp.to_be_bytes());
+    assert_eq!(words("kafka_dlt-original-timestamp-type"), "CreateTime");
+    assert_eq!(words("kafka_dlt-original-consumer-group"), world.group);
+    for name in [
+        "__connect.errors.stage",
+        "__connect.errors.exception.class.name",
+        "__connect.errors.exception.message",
+        "kafka_dlt-exception-fqcn",
+        "kafka_dlt-exception-message",
+        "dead-letter-reason",
+        "dead-letter-worker",
+        "dead-letter-attempts",
+    ] {
+        assert!(!words(name).is_empty(), "{name} of the dead letter of {what}");
+    }
+}
+
+fn describe(original: &Located) -> String {
+    let value = original.record.value.as_deref().map(String::from_utf8_lossy);
+    format!("offset {}: {:.80?}", original.offset, value)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_that_cannot_be_published_is_waited_for() {
+    let world = World::shared();
+    let kafka = world.kafka();
+    // Too small for a dead letter with its headers.
+    let too_small = ("max.message.bytes", "600");
+    kafka.create_topic(&world.dead_letter_topic, 6, too_small).await.unwrap();
+    let (api, mut worker) = world.start().await;
+    let good = || Record::of(event(&[]));
+    let poison = Record::of("poison".repeat(100));
+    kafka.write(&world.topic, Some(4), &[good(), poison, good()]).await;
+    let listed = async || Ok(api.client.list().await?.len()) as anyhow::Result<usize>;
+    eventually("the worker says what is wrong", async || {
+        let said = worker.process.output();
+        ensure!(said.contains(&world.dead_letter_topic) && said.contains("ERROR"), "{said}");
+        Ok(())
+    })
+    .await;
+    kafka.write(&world.topic, Some(1), &[good()]).await;
+    eventually("the other partitions go on", async || {
+        let listed = listed().await?;
+        ensure!(listed >= 2, "{listed}");
+        Ok(())
+    })
+    .await;
+    // Whoever takes over meets the same poison at the same place.
+    worker.process.kill().await;
+    let _heir = world.start_worker().await;
+    assert!(kafka.read(&world.dead_letter_topic).unwrap().is_empty());
+    kafka.reset_topic_settings(&world.dead_letter_topic).await.unwrap();
+    eventually("the dead letter is there and everything is processed", async || {
+        let letters = kafka.read(&world.dead_letter_topic)?;
+        ensure!(!letters.is_empty());
+        let listed = listed().await?;
+        ensure!(listed == 3, "{listed} of 3");
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_dead_letter_topic_keeps_everything_and_takes_larger_records() {
+    let world = World::shared();
+    let (_api, _worker) = world.start().await;
+    let kafka = world.kafka();
+    let partitions = kafka.partitions(&world.topic).unwrap().len();
+    assert_eq!(partitions, 6, "the default");
+    assert_eq!(kafka.partitions(&world.dead_letter_topic).unwrap().len(), partitions);
+    let setting = async |topic, name| kafka.topic_setting(topic, name).await.unwrap();
+    assert_eq!(setting(&world.dead_letter_topic, "retention.ms").await, "-1");
+    let largest: usize = setting(&world.topic, "max.message.bytes").await.parse().unwrap();
+    let expected = (largest + 64 * 1024).to_string();
+    assert_eq!(setting(&world.dead_letter_topic, "max.message.bytes").await, expected);
+}

@@ -1,0 +1,20 @@
+//! The system's promises, kept by the real binaries on a real Kafka and a real Redis.
+//!
+//! One test binary: its tests share two cores and one link step. `scripts/test integration` runs it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail as tests do")]
+
+mod bad_input;
+mod configuration;
+mod dead_letters;
+mod events;
+mod fatal_producer;
+mod group;
+mod health;
+mod kafka_outage;
+mod lists;
+mod redis_loss;
+mod redis_outage;
+mod shutdown;
+mod startup;
+mod validation;

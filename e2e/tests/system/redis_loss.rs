@@ -1,0 +1,161 @@
+//! A Redis that loses what it had: seconds, or everything. The topic still has it, and nobody
+//! has to lend a hand.
+
+use anyhow::ensure;
+use e2e::{
+    eventually, kafka::Record, load::Load, oracle::Journal, redis_server::RedisServer, sample::event, service::Service,
+    world::World,
+};
+
+/// A system on a Redis of its own, with a hundred processed events in it.
+struct Setting {
+    redis: RedisServer,
+    api: Service,
+    _worker: Service,
+    journal: Journal,
+}
+
+impl Setting {
+    async fn with_processed_events() -> Self {
+        let redis = RedisServer::start().await;
+        let world = World::on_redis(&redis.url());
+        let (api, worker) = world.start().await;
+        let journal = Journal::default();
+        let load = Load::start(&[&api.client], &journal);
+        journal.grows_by(100).await;
+        load.stop().await;
+        journal.holds(&api.client).await;
+        Self { redis, api, _worker: worker, journal }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_restored_from_older_files_under_load_is_refilled() {
+    let mut setting = Setting::with_processed_events().await;
+    let Setting { redis, api, journal, .. } = &mut setting;
+    let load = Load::start(&[&api.client], journal);
+    journal.grows_by(100).await;
+    let older = redis.copy_files();
+    let copied = api.client.list().await.unwrap().len();
+    eventually("much is processed after the copy", async || {
+        let now = api.client.list().await?.len();
+        ensure!(now > copied + 300, "{now} after {copied}");
+        Ok(())
+    })
+    .await;
+    redis.kill().await;
+    redis.restore_files(&older);
+    redis.up().await;
+    journal.grows_by(100).await;
+    load.stop().await;
+    journal.holds(&api.client).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_restored_from_older_files_without_load_is_refilled() {
+    let mut setting = Setting::with_processed_events().await;
+    let older = setting.redis.copy_files();
+    let Setting { redis, api, journal, .. } = &mut setting;
+    for sequence in 0..50 {
+        journal.must_post(&api.client, "later", sequence).await.unwrap();
+    }
+    journal.holds(&api.client).await;
+    redis.kill().await;
+    redis.restore_files(&older);
+    redis.up().await;
+    is_refilled(&setting).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_restored_from_files_of_the_fullest_flight_is_refilled() {
+    const EVENTS: usize = 30_000;
+    let mut redis = RedisServer::start().await;
+    let world = World::on_redis(&redis.url());
+    let api = world.start_api().await;
+    let records = (0..EVENTS).map(|number| {
+        let user = format!(r#""user-{}""#, number % 500);
+        let value = event(&[("userId", &user)]);
+        Record { key: Some(user.into()), ..Record::of(value) }
+    });
+    world.kafka().write(&world.topic, None, &records.collect::<Vec<_>>()).await;
+    // Large batches now, each of which touches every bucket: no bucket lags behind that could
+    // hide a position that was written ahead of its data.
+    let _worker = world.start_worker().await;
+    let stored = async |least: usize| {
+        eventually(&format!("{least} events are stored"), async || {
+            let stored = redis.command_line::<usize>("DBSIZE").await;
+            ensure!(stored >= least, "{stored}");
+            Ok(())
+        })
+        .await;
+    };
+    stored(EVENTS / 3).await;
+    let older = redis.copy_files();
+    stored(EVENTS).await;
+    redis.kill().await;
+    redis.restore_files(&older);
+    redis.up().await;
+    eventually("every event is listed again", async || {
+        let listed = api.client.list().await?.len();
+        ensure!(listed == EVENTS, "{listed} of {EVENTS}");
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_killed_under_load_is_completed() {
+    let mut setting = Setting::with_processed_events().await;
+    let Setting { redis, api, journal, .. } = &mut setting;
+    let load = Load::start(&[&api.client], journal);
+    for _ in 0..3 {
+        journal.grows_by(60).await;
+        redis.kill().await;
+        journal.grows_by(30).await;
+        redis.up().await;
+    }
+    load.stop().await;
+    journal.holds(&api.client).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_emptied_redis_is_refilled() {
+    let mut setting = Setting::with_processed_events().await;
+    setting.redis.kill().await;
+    setting.redis.delete_files();
+    setting.redis.up().await;
+    is_refilled(&setting).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_flushed_in_silence_is_refilled() {
+    let setting = Setting::with_processed_events().await;
+    assert_eq!(setting.redis.command_line::<String>("FLUSHALL").await, "OK");
+    is_refilled(&setting).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_flushed_under_load_is_refilled() {
+    let Setting { redis, api, journal, .. } = &Setting::with_processed_events().await;
+    let load = Load::start(&[&api.client], journal);
+    for _ in 0..3 {
+        journal.grows_by(60).await;
+        assert_eq!(redis.command_line::<String>("FLUSHALL").await, "OK");
+    }
+    journal.grows_by(60).await;
+    load.stop().await;
+    journal.holds(&api.client).await;
+}
+
+/// Everything comes back although no event arrives: the list is looked at before a fresh one.
+async fn is_refilled(setting: &Setting) {
+    let Setting { api, journal, .. } = setting;
+    eventually("Redis is refilled", async || {
+        let verdict = journal.judge(&api.client.list().await?);
+        assert!(verdict.wrong.is_empty(), "wrong: {:#?}", verdict.wrong);
+        ensure!(verdict.missing.is_empty(), "{} missing", verdict.missing.len());
+        Ok(())
+    })
+    .await;
+    journal.holds(&api.client).await;
+}

@@ -1,0 +1,123 @@
+//! Stopping: clean when everything answers, in time when nothing does.
+
+use std::time::Duration;
+
+use e2e::{
+    broker::Broker,
+    load::Load,
+    oracle::{Attempt, Journal},
+    process::Signal,
+    redis_server::RedisServer,
+    service::Service,
+    world::{World, free_port},
+};
+
+/// What these tests set as `SHUTDOWN_TIMEOUT`, and the longest that a stop may take then.
+const TIMEOUT: &str = "3s";
+const LONGEST: Duration = Duration::from_secs(3 + 2);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_under_load_is_a_clean_stop_and_keeps_every_acknowledged_event() {
+    let world = World::shared();
+    let (mut api, mut worker) = world.start().await;
+    let replica = world.start_api().await;
+    let journal = Journal::default();
+    let load = Load::start(&[&api.client, &replica.client], &journal);
+    journal.grows_by(100).await;
+    let status = worker.process.terminate(Duration::from_secs(20)).await;
+    assert_eq!(status.code(), Some(0), "the worker");
+    journal.grows_by(50).await;
+    let status = api.process.terminate(Duration::from_secs(20)).await;
+    assert_eq!(status.code(), Some(0), "the API");
+    journal.grows_by(50).await;
+    load.stop().await;
+    let _worker = world.start_worker().await;
+    journal.holds(&replica.client).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_killed_under_load_has_promised_nothing_that_is_not_kept() {
+    let world = World::shared();
+    let (mut api, _worker) = world.start().await;
+    let replica = world.start_api().await;
+    let journal = Journal::default();
+    let load = Load::start(&[&api.client, &replica.client], &journal);
+    journal.grows_by(100).await;
+    api.process.kill().await;
+    journal.grows_by(50).await;
+    load.stop().await;
+    journal.holds(&replica.client).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigint_stops_cleanly_too_and_an_idle_system_stops_at_once() {
+    let world = World::shared();
+    let (mut api, mut worker) = world.start().await;
+    for service in [&mut api, &mut worker] {
+        service.process.signal(Signal::SIGINT);
+        let status = service.process.ended_within(Duration::from_secs(5)).await;
+        assert_eq!(status.code(), Some(0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_ends_in_time_while_kafka_is_dead() {
+    let mut broker = Broker::start().await;
+    let world = World::on_kafka(&broker.address()).with("SHUTDOWN_TIMEOUT", TIMEOUT);
+    let (api, worker) = world.start().await;
+    let journal = Journal::default();
+    let load = Load::start(&[&api.client], &journal);
+    journal.grows_by(50).await;
+    // With posts in flight, and offsets that were never committed.
+    broker.kill().await;
+    end_in_time([api, worker]).await;
+    load.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_ends_in_time_where_neither_kafka_nor_redis_ever_answered() {
+    let redis_url = format!("redis://127.0.0.1:{}", free_port());
+    let brokers = format!("127.0.0.1:{}", free_port());
+    let world = World::on(&brokers, &redis_url).with("SHUTDOWN_TIMEOUT", TIMEOUT);
+    let (mut api, mut worker) = (world.spawn_api(), world.spawn_worker());
+    api.answers("/livez", 200).await;
+    worker.answers("/livez", 200).await;
+    let client = api.client.clone();
+    let post = tokio::spawn(async move { client.publish(Attempt::new("u", 0).body()).await });
+    end_in_time([api, worker]).await;
+    let _ = post.await.expect("no panic");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_ends_in_time_while_redis_hangs() {
+    let redis = RedisServer::start().await;
+    let world = World::on_redis(&redis.url()).with("SHUTDOWN_TIMEOUT", TIMEOUT);
+    let (api, worker) = world.start().await;
+    let journal = Journal::default();
+    redis.freeze();
+    // Events in the worker's hands that it cannot store, and a reader that waits.
+    for sequence in 0..20 {
+        journal.must_post(&api.client, "u", sequence).await.unwrap();
+    }
+    let client = api.client.clone();
+    let read = tokio::spawn(async move { client.list().await });
+    end_in_time([api, worker]).await;
+    let _ = read.await.expect("no panic");
+
+    redis.thaw();
+    let (api, _worker) = world.start().await;
+    journal.holds(&api.client).await;
+}
+
+/// SIGTERM to both; both end by themselves within the longest time.
+async fn end_in_time(services: [Service; 2]) {
+    for service in &services {
+        service.process.signal(Signal::SIGTERM);
+    }
+    let ends = services.map(async |mut service| {
+        let status = service.process.ended_within(LONGEST).await;
+        assert!(status.code().is_some(), "ended by itself: {status}");
+        assert!(!service.process.output().contains("panicked"));
+    });
+    futures::future::join_all(ends).await;
+}
