@@ -3,7 +3,7 @@
 //! Nothing here links the product. The real binaries run as processes, and the tests speak HTTP,
 //! Kafka and Redis to them the way any third party would. In the order a test meets them:
 //!
-//! - [`env`]: where the binaries and the shared engines are (set by `scripts/test integration`);
+//! - [`mod@env`]: where the binaries and the shared engines are (set by `scripts/test integration`);
 //! - [`world`]: a test's own topic, group, key prefix and settings, and the processes it starts;
 //! - [`process`]: one child process, its signals, its exit and its output;
 //! - [`service`], [`client`], [`raw`]: an API or a worker and its HTTP, politely and impolitely;

@@ -129,9 +129,9 @@ impl DeadLetter {
             self.headers.pairs().iter().rfind(|(key, _)| key == ATTEMPTS).and_then(|(_, value)| value.as_deref());
         let attempts = attempts.and_then(|value| std::str::from_utf8(value).ok()?.parse::<u32>().ok()).unwrap_or(0);
         let (kind, millis) = match self.timestamp {
-            Timestamp::NotAvailable => ("NO_TIMESTAMP_TYPE", -1),
-            Timestamp::CreateTime(millis) => ("CREATE_TIME", millis),
-            Timestamp::LogAppendTime(millis) => ("LOG_APPEND_TIME", millis),
+            Timestamp::NotAvailable => ("NoTimestampType", -1),
+            Timestamp::CreateTime(millis) => ("CreateTime", millis),
+            Timestamp::LogAppendTime(millis) => ("LogAppendTime", millis),
         };
         let (partition, offset) = (self.partition.to_string(), self.offset.to_string());
         let (attempts, fqcn) = ((attempts + 1).to_string(), EXCEPTION.as_bytes());
@@ -283,7 +283,7 @@ mod tests {
         assert_eq!(value(&headers, "__connect.errors.offset"), [Some(&b"258"[..])]);
         assert_eq!(value(&headers, "kafka_dlt-original-partition"), [Some(&[0, 0, 0, 3][..])]);
         assert_eq!(value(&headers, "kafka_dlt-original-offset"), [Some(&[0, 0, 0, 0, 0, 0, 1, 2][..])]);
-        assert_eq!(value(&headers, "kafka_dlt-original-timestamp-type"), [Some(&b"CREATE_TIME"[..])]);
+        assert_eq!(value(&headers, "kafka_dlt-original-timestamp-type"), [Some(&b"CreateTime"[..])]);
         assert_eq!(value(&headers, "dead-letter-reason"), [Some(&b"json"[..])]);
         assert_eq!(value(&headers, "kafka_dlt-exception-message")[0].unwrap().len(), LONGEST_MESSAGE);
     }

@@ -41,7 +41,8 @@ impl Admin {
         let others = found.entries.iter().filter(|entry| entry.source == ConfigSource::DynamicTopic);
         let others = others.filter(|entry| entry.name != name);
         let kept = others.filter_map(|entry| Some((entry.name.as_str(), entry.value.as_deref()?)));
-        let change = kept.fold(AlterConfig::new(resource).set(name, value), |change, (name, value)| change.set(name, value));
+        let change =
+            kept.fold(AlterConfig::new(resource).set(name, value), |change, (name, value)| change.set(name, value));
         let answers = admin.alter_configs([&change], &options).await?;
         answers.into_iter().try_for_each(|answer| answer.map(drop).map_err(|(_, code)| code)).context("refused")?;
         Ok(before)

@@ -6,8 +6,9 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use serde::Serialize;
 
 use super::{
-    Plan, run,
+    Plan,
     report::Report,
+    run,
     schedule::{Fault, Step},
 };
 

@@ -59,9 +59,8 @@ impl Stage {
         let doors = [free_port(), free_port()];
         let (api_to_kafka, worker_to_kafka) = (Proxy::to(doors[0]).await?, Proxy::to(doors[1]).await?);
         let worker_to_redis = Proxy::to(redis.port()).await?;
-        let mut broker = Broker::reserve()
-            .await
-            .with_doors(&[(doors[0], api_to_kafka.port()), (doors[1], worker_to_kafka.port())]);
+        let mut broker =
+            Broker::reserve().await.with_doors(&[(doors[0], api_to_kafka.port()), (doors[1], worker_to_kafka.port())]);
         broker.up().await;
         let mut world = World::on(&broker.address(), &redis.url());
         if let Some(mutation) = mutation {
