@@ -1,7 +1,7 @@
 //! The event: what it may look like, and the only code that knows its JSON.
 //!
 //! Bytes are parsed, not validated: a [`UserId`] or an [`EventId`] that exists is a good one. Both ends use the same
-//! reader, [`Members`], which takes the top level of one JSON object apart without touching the values, so that a
+//! reader, `Members`, which takes the top level of one JSON object apart without touching the values, so that a
 //! payload survives byte for byte (number spelling, key order and white space included) and **all** that is wrong can
 //! be said at once.
 

@@ -12,7 +12,7 @@ use super::{Checks, Secret, duration};
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Redis")]
 pub struct RedisArgs {
-    /// Where the events are stored: redis://[user:password@]host[:port][/db]
+    /// Where the events are stored: `redis://[user:password@]host[:port][/db]`
     #[arg(long, env = "REDIS_URL", default_value = "redis://127.0.0.1:6379", value_name = "URL")]
     pub redis_url: String,
     /// What every key begins with; deployments that share a Redis need one each
