@@ -7,6 +7,7 @@ use e2e::{
     eventually,
     kafka::Record,
     oracle::Journal,
+    redis_server::RedisServer,
     sample::{event, rfc3339},
     world::World,
 };
@@ -44,14 +45,39 @@ async fn equal_timestamps_have_one_order_for_every_reader() {
     assert_eq!(pages_equal_the_list(&replica.client, 40).await, list);
 }
 
-/// Waits for `count` rows and compares pages of several sizes with the whole list.
-async fn pages_equal_the_list(client: &Client, count: usize) -> Vec<Event> {
-    let list = eventually("all events are listed", async || {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_is_gone_does_not_cut_the_whole_list_short() {
+    let redis = RedisServer::start().await;
+    let world = World::on_redis(&redis.url());
+    let (api, _worker) = world.start().await;
+    let records = [(); 700].map(|()| {
+        let (id, time) = (format!(r#""{}""#, Uuid::now_v7()), format!(r#""{}""#, rfc3339(Utc::now())));
+        Record::of(event(&[("eventId", &id), ("timestamp", &time)]))
+    });
+    world.kafka().write(&world.topic, None, &records).await;
+    let list = listed(&api.client, 700).await;
+    // As the expiry of an old event does it, a moment before its entry is trimmed.
+    let id = &list[3].event_id;
+    let key: Vec<String> = redis.command_line(&format!("KEYS *{id}")).await;
+    let _: i64 = redis.command_line(&format!("DEL {}", key[0])).await;
+    let left = listed(&api.client, 699).await;
+    assert!(left.iter().all(|event| event.event_id != *id));
+    assert_eq!(api.client.pages(1000).await.unwrap().concat(), left);
+}
+
+/// Waits until the whole list has `count` rows.
+async fn listed(client: &Client, count: usize) -> Vec<Event> {
+    eventually("all events are listed", async || {
         let list = client.list().await?;
         ensure!(list.len() == count, "{} of {count}", list.len());
         Ok(list)
     })
-    .await;
+    .await
+}
+
+/// Waits for `count` rows and compares pages of several sizes with the whole list.
+async fn pages_equal_the_list(client: &Client, count: usize) -> Vec<Event> {
+    let list = listed(client, count).await;
     assert!(list.is_sorted_by_key(|event| &event.timestamp));
     for limit in [1, 7, 25, 1000] {
         let pages = client.pages(limit).await.unwrap();

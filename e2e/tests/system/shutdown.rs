@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use e2e::{
     broker::Broker,
+    chaos::admin::Admin,
     load::Load,
     oracle::{Attempt, Journal},
     process::Signal,
@@ -47,6 +48,21 @@ async fn an_api_killed_under_load_has_promised_nothing_that_is_not_kept() {
     journal.grows_by(50).await;
     load.stop().await;
     journal.holds(&replica.client).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_stopped_cleanly_has_committed_everything_it_stored() {
+    let world = World::shared();
+    let (api, mut worker) = world.start().await;
+    let journal = Journal::default();
+    let load = Load::start(&[&api.client], &journal);
+    journal.grows_by(300).await;
+    load.stop().await;
+    journal.holds(&api.client).await;
+    assert_eq!(worker.process.terminate(Duration::from_secs(20)).await.code(), Some(0));
+    let ends = world.kafka().end_offsets(&world.topic).unwrap();
+    let lag = Admin::new(&e2e::env::kafka_brokers()).lag(&world.group, &ends, &world.topic).unwrap();
+    assert!(lag.values().all(|lag| *lag == 0), "{lag:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -172,3 +172,52 @@ async fn positions_first(
     store.write(scope, &Batch { events, ..Batch::default() }, user_index).await?;
     Ok(receipt)
 }
+
+#[cfg(test)]
+mod tests {
+    use common::shutdown::Shutdown;
+
+    use super::*;
+    use crate::commit::{NextOffset, Slot, Verdict};
+    use crate::status::Status;
+    use crate::{Cli, Config};
+
+    /// A consumer without brokers and Redis, that has read offset 0 of partition 0, and the ticket of that batch.
+    fn consumer() -> (Consumer, Ticket) {
+        let nowhere = ["worker", "--kafka-brokers", "127.0.0.1:9", "--redis-url", "redis://127.0.0.1:9"];
+        let cli: Cli = common::config::parse(nowhere, |_| None).unwrap();
+        let status = Arc::new(Status::new(Shutdown::new()));
+        let mut consumer = Consumer::new(&Config::check(&cli).unwrap(), status).unwrap();
+        consumer.ledger.assign(0);
+        let slot: Slot = consumer.ledger.unplaced()[0].slot;
+        assert!(consumer.ledger.place(slot, NextOffset(0), Some(NextOffset(0))));
+        assert!(matches!(consumer.ledger.deliver(0, Offset(0)), Verdict::Accepted { .. }));
+        let (ticket, _) = consumer.ledger.dispatch([(slot, NextOffset(1))], [true; common::store::BUCKETS]);
+        (consumer, ticket)
+    }
+
+    #[tokio::test]
+    async fn an_acknowledged_batch_may_be_committed() {
+        let (mut consumer, ticket) = consumer();
+        consumer.on_written((ticket, Vec::new(), Ok(Receipt::default())));
+        assert_eq!(consumer.ledger.take_commits(), [(0, NextOffset(1))]);
+    }
+
+    #[tokio::test]
+    async fn a_mismatch_displaces_the_partition_and_nothing_of_it_is_committed() {
+        let (mut consumer, ticket) = consumer();
+        let receipt = Receipt { mismatches: vec![0], ..Receipt::default() };
+        consumer.on_written((ticket, Vec::new(), Ok(receipt)));
+        assert_eq!(consumer.ledger.take_commits(), []);
+        assert_eq!(consumer.ledger.unplaced().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_unanswered_write_displaces_the_partition_and_says_that_the_store_is_away() {
+        let (mut consumer, ticket) = consumer();
+        let error = StoreError::Corrupt("no answer".into());
+        consumer.on_written((ticket, Vec::new(), Err(error)));
+        assert_eq!(consumer.ledger.unplaced().len(), 1);
+        assert!(!consumer.status.store.get().ok);
+    }
+}
