@@ -1,6 +1,6 @@
 //! Settings of the API, beyond those that both binaries have.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -113,11 +113,7 @@ impl Config {
         }
         let config = Self {
             port: checks.take("PORT", &http.port, range(0..=u16::MAX)),
-            bind_address: checks
-                .take_secret("BIND_ADDRESS", &http.bind_address, |raw| {
-                    raw.parse().map_err(|_| format!("{raw:?} must be an IP address"))
-                })
-                .unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+            bind_address: checks.address("BIND_ADDRESS", &http.bind_address),
             request_timeout,
             read_timeout: checks.take("HTTP_READ_TIMEOUT", &http.http_read_timeout, duration),
             idle_timeout: checks.take("HTTP_IDLE_TIMEOUT", &http.http_idle_timeout, duration),
@@ -167,15 +163,8 @@ mod tests {
 
     #[test]
     fn the_example_environment_lists_every_variable_with_its_default() {
-        let example = include_str!("../../.env.example");
-        for arg in <Cli as clap::CommandFactory>::command().get_arguments() {
-            let Some(name) = arg.get_env().and_then(|name| name.to_str()) else { continue };
-            let default = arg.get_default_values().first().and_then(|value| value.to_str()).unwrap_or_default();
-            let line = |line: &str| {
-                let value = line.trim_start_matches('#').strip_prefix(name).and_then(|rest| rest.strip_prefix('='));
-                value.is_some_and(|value| default.is_empty() || value == default)
-            };
-            assert!(example.lines().any(line), "{name}={default}");
-        }
+        let command = <Cli as clap::CommandFactory>::command();
+        let missing = common::testing::not_in_example(&command, include_str!("../../.env.example"));
+        assert!(missing.is_empty(), "{missing:?}");
     }
 }

@@ -27,7 +27,7 @@ pub fn ask(port: u16, path: &str) -> Result<String, String> {
     stream.set_read_timeout(Some(TIMEOUT)).map_err(failed)?;
     stream.set_write_timeout(Some(TIMEOUT)).map_err(failed)?;
     // HTTP/1.0: no chunks, and the end of the body is the end of the connection.
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").map_err(failed)?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes()).map_err(failed)?;
     let mut reply = String::new();
     stream.take(65_536).read_to_string(&mut reply).map_err(failed)?;
     let (head, body) = reply.split_once("\r\n\r\n").unwrap_or((&reply, ""));
@@ -64,7 +64,13 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            let _request = stream.read(&mut [0; 1024]).unwrap();
+            // All of it: what is unread when the connection is closed would reset it.
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                request.push(byte[0]);
+            }
             stream.write_all(reply.as_bytes()).unwrap();
         });
         port

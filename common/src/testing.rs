@@ -7,6 +7,25 @@ use futures::future::BoxFuture;
 use crate::event::UserEvent;
 use crate::kafka::{Delivered, PublishError, Publisher};
 
+/// The variables that a command reads but an example environment does not list with their defaults.
+#[must_use]
+pub fn not_in_example(command: &clap::Command, example: &str) -> Vec<String> {
+    let listed = |name: &str, default: &str| {
+        let value =
+            |line: &'_ str| Some(line.trim_start_matches('#').strip_prefix(name)?.strip_prefix('=')?.to_owned());
+        example.lines().filter_map(value).any(|value| default.is_empty() || value == default)
+    };
+    let setting = |arg: &clap::Arg| {
+        let default = arg.get_default_values().first().and_then(|value| value.to_str()).unwrap_or_default();
+        Some((arg.get_env()?.to_str()?.to_owned(), default.to_owned()))
+    };
+    let settings = command.get_arguments().filter_map(setting);
+    settings
+        .filter(|(name, default)| !listed(name, default))
+        .map(|(name, default)| format!("{name}={default}"))
+        .collect()
+}
+
 /// A publisher that keeps what it is given, or fails each record with one error.
 #[derive(Debug, Default, Clone)]
 pub struct FakePublisher {

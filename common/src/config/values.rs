@@ -1,6 +1,7 @@
 //! Text to typed values, with complaints that say what is allowed.
 
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
@@ -38,6 +39,14 @@ impl Checks {
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Option<T> {
         parse(raw).map_err(|why| self.complain(format!("{name}: {why}"))).ok()
+    }
+
+    /// Parses an IP address; any address where that fails.
+    pub fn address(&mut self, name: &str, raw: &str) -> IpAddr {
+        raw.trim().parse().unwrap_or_else(|_| {
+            self.complain(format!("{name}={raw:?}: must be an IP address"));
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+        })
     }
 
     /// Notes a complaint, for instance about two settings that don't go together.

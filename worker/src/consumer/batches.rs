@@ -8,7 +8,7 @@ use common::kafka::PublishError;
 use common::mutation::{Mutation, active};
 use common::store::{Batch, PositionScope, Receipt, Store, StoreError, StoredEvent, UserIndex};
 
-use super::{Consumer, TICK};
+use super::Consumer;
 use crate::commit::{Offset, Ticket};
 use crate::recorder::Pending;
 
@@ -159,7 +159,8 @@ impl Consumer {
     }
 }
 
-/// What the mutation `positions-ahead` does.
+/// What the mutation `positions-ahead` does. The gap is longer than a quiet bucket's position may lag, which would hide
+/// the hole.
 async fn positions_first(
     store: &Store,
     scope: &PositionScope,
@@ -168,7 +169,7 @@ async fn positions_first(
 ) -> Result<Receipt, StoreError> {
     let Batch { events, moves } = batch;
     let receipt = store.write(scope, &Batch { moves, ..Batch::default() }, user_index).await?;
-    tokio::time::sleep(TICK).await;
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
     store.write(scope, &Batch { events, ..Batch::default() }, user_index).await?;
     Ok(receipt)
 }
