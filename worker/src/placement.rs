@@ -56,7 +56,8 @@ pub struct Placed {
 }
 
 /// Where to start, and how many offsets are gone that should have been read.
-fn decide(log: Log, positions: &Positions) -> (NextOffset, bool, i64) {
+#[must_use]
+pub fn decide(log: Log, positions: &Positions) -> (NextOffset, bool, i64) {
     if active(Mutation::StartFromCommit) {
         return (NextOffset(log.committed.unwrap_or(log.low)), true, 0);
     }
