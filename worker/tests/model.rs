@@ -287,7 +287,8 @@ fn the_model_meets_what_it_is_there_for() {
             let (before, lives) = (world.redis.stored.len(), world.workers[world.owner].ledger.current(0));
             world.fault();
             *met.entry("losses").or_insert(0) += usize::from(world.redis.stored.len() < before);
-            *met.entry("displacements").or_insert(0) += usize::from(world.workers[world.owner].ledger.current(0) != lives);
+            *met.entry("displacements").or_insert(0) +=
+                usize::from(world.workers[world.owner].ledger.current(0) != lives);
         }
     }
     assert!(met.values().all(|times| *times > 100), "{met:?}");
