@@ -175,7 +175,9 @@ impl World {
             ledger.acknowledge(&batch.ticket);
         } else {
             let slots: Vec<_> = batch.ticket.slots().collect();
-            slots.into_iter().for_each(|slot| drop(ledger.displace(slot)));
+            for slot in slots {
+                ledger.displace(slot);
+            }
         }
     }
 
