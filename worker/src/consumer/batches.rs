@@ -10,6 +10,7 @@ use common::store::{Batch, PositionScope, Receipt, Store, StoreError, StoredEven
 
 use super::Consumer;
 use crate::commit::{Offset, Ticket};
+use crate::dead_letter::DeadLetter;
 use crate::recorder::Pending;
 
 /// Batches on their way to Redis at a time.
@@ -67,8 +68,11 @@ impl Consumer {
     /// is then displaced, so that it is read again from there.
     pub(super) fn on_buried(&mut self, (mut batch, failures): Buried) {
         self.in_burial.clear();
-        let buried = batch.letters.len() - failures.len();
-        self.status.counters.dead_lettered.add(buried);
+        // Those behind a failure are read again, and counted then.
+        let is_done = |letter: &&DeadLetter| {
+            failures.get(&letter.partition()).is_none_or(|(first_failed, _)| letter.offset() < *first_failed)
+        };
+        self.status.counters.dead_lettered.add(batch.letters.iter().filter(is_done).count());
         let slots: Vec<_> = failures.keys().filter_map(|partition| Some(batch.ends.get(partition)?.0)).collect();
         for (partition, (offset, error)) in &failures {
             log::error!(partition, offset = offset.0;
