@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use futures::future::join_all;
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
-    admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication},
+    admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication},
     consumer::{BaseConsumer, Consumer},
     message::{Header, Headers, OwnedHeaders},
     producer::{FutureProducer, FutureRecord},
@@ -165,6 +165,28 @@ impl Kafka {
         let admin: AdminClient<_> = self.settings().create()?;
         let change = AlterConfig::new(ResourceSpecifier::Topic(topic));
         let answers = admin.alter_configs([&change], &AdminOptions::new()).await?;
+        answers.into_iter().try_for_each(|answer| answer.map(drop).map_err(|(_, error)| error.into()))
+    }
+
+    /// Deletes the records of a partition before an offset, as the retention does.
+    ///
+    /// # Errors
+    /// When the broker refuses.
+    pub async fn delete_records(&self, topic: &str, partition: i32, before: i64) -> Result<()> {
+        let admin: AdminClient<_> = self.settings().create()?;
+        let mut offsets = TopicPartitionList::new();
+        offsets.add_partition_offset(topic, partition, Offset::Offset(before))?;
+        admin.delete_records(&offsets, &AdminOptions::new()).await?;
+        Ok(())
+    }
+
+    /// Gives a topic so many partitions in all.
+    ///
+    /// # Errors
+    /// When the broker refuses.
+    pub async fn add_partitions(&self, topic: &str, all: usize) -> Result<()> {
+        let admin: AdminClient<_> = self.settings().create()?;
+        let answers = admin.create_partitions([&NewPartitions::new(topic, all)], &AdminOptions::new()).await?;
         answers.into_iter().try_for_each(|answer| answer.map(drop).map_err(|(_, error)| error.into()))
     }
 

@@ -7,6 +7,7 @@
 mod bad_input;
 mod configuration;
 mod dead_letters;
+mod desk;
 mod events;
 mod fatal_producer;
 mod group;
