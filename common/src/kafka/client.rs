@@ -79,7 +79,9 @@ pub fn consumer_config(settings: &KafkaSettings, client_id: &str, consumer: &Con
         .set("enable.auto.offset.store", "false")
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("session.timeout.ms", consumer.session_timeout.as_millis().to_string())
-        .set("heartbeat.interval.ms", (consumer.session_timeout.as_millis() * 3 / 10).min(3000).to_string())
+        // Members learn of a rebalance with their next heartbeat, twice in a cooperative one: at 3 s, the usual third of
+        // the session time-out, partitions stood still for up to 5 s whenever a worker joined.
+        .set("heartbeat.interval.ms", "500")
         .set("max.poll.interval.ms", "120000")
         // Its default of a second, waited whenever the local queue is full, halves the rate.
         .set("fetch.queue.backoff.ms", "5")
@@ -191,7 +193,7 @@ mod tests {
                 "fetch.queue.backoff.ms=5",
                 "fetch.wait.max.ms=100",
                 "group.id=g",
-                "heartbeat.interval.ms=3000",
+                "heartbeat.interval.ms=500",
                 "max.poll.interval.ms=120000",
                 "partition.assignment.strategy=cooperative-sticky",
                 "queued.max.messages.kbytes=16384",

@@ -190,6 +190,42 @@ async fn a_dead_letter_that_cannot_be_published_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_poison_is_held_back_and_then_goes_on_slowly() {
+    let world = World::shared()
+        .with("DEAD_LETTER_BREAKER_MIN", "20")
+        .with("DEAD_LETTER_BREAKER_PROBE", "1s")
+        .with("DEAD_LETTER_BREAKER_HOLD", "8s")
+        .with("DEAD_LETTER_BREAKER_RATE", "40");
+    let kafka = world.kafka();
+    let (api, mut worker) = world.start().await;
+    let mut flood: Vec<_> = (0..100).map(|number| Record::of(format!("poison {number}"))).collect();
+    flood.push(Record::of(event(&[])));
+    kafka.write(&world.topic, Some(0), &flood).await;
+    let said = worker.answers("/readyz", 503).await.text();
+    assert!(said.contains("partition 0 is held"), "{said}");
+    let letters = kafka.read(&world.dead_letter_topic).unwrap().len();
+    assert!(letters < 100, "{letters} of 100 were dead-lettered before anybody was asked");
+
+    kafka.write(&world.topic, Some(1), &[Record::of(event(&[]))]).await;
+    let listed = async |count: usize| {
+        eventually(&format!("{count} events are listed"), async || {
+            let listed = api.client.list().await?.len();
+            ensure!(listed == count, "{listed} of {count}");
+            Ok(())
+        })
+        .await;
+    };
+    listed(1).await;
+    // After the longest hold.
+    listed(2).await;
+    let mut letters: Vec<_> =
+        kafka.read(&world.dead_letter_topic).unwrap().iter().map(|l| l.record.value.clone()).collect();
+    letters.sort();
+    letters.dedup();
+    assert_eq!(letters.len(), 100, "each of them");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_dead_letter_topic_keeps_everything_and_takes_larger_records() {
     let world = World::shared();
     let (_api, _worker) = world.start().await;
