@@ -268,7 +268,7 @@ impl Ledger {
             .collect()
     }
 
-    /// A commit has failed: what was taken for committed may not be.
+    /// Any commit may have been lost on its way: all of them are to be made again.
     pub fn doubt_commits(&mut self) {
         self.partitions.values_mut().filter_map(|state| state.live.as_mut()).for_each(|live| live.committed = None);
     }
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_failed_commit_all_is_committed_again() {
+    fn a_commit_in_doubt_is_made_again() {
         let (mut ledger, slot) = placed(10);
         let end = read(&mut ledger, 10..12);
         let (ticket, _) = ledger.dispatch([(slot, end)], ALL);

@@ -26,8 +26,6 @@ pub enum Change {
     Assigned(Vec<i32>),
     /// These were taken away.
     Revoked(Vec<i32>),
-    /// A commit did not arrive.
-    CommitFailed,
 }
 
 /// The context of the consumer.
@@ -146,8 +144,7 @@ impl ConsumerContext for Group {
 
     fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
         if let Err(error) = result {
-            log::debug!("commit failed, it is repeated: {error}");
-            self.tell(Change::CommitFailed);
+            log::debug!("commit failed, it is repeated with the next heartbeat: {error}");
         }
     }
 }

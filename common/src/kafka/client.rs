@@ -115,7 +115,8 @@ impl rdkafka::consumer::ConsumerContext for LogContext {}
 pub fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
     let level = match (level, facility) {
         // Connection attempts: repeated for as long as a broker is away, which the checks report once.
-        (_, "FAIL" | "ERROR") => log::Level::Debug,
+        // Commits that met a rebalance: they are made again.
+        (_, "FAIL" | "ERROR" | "COMMITFAIL") => log::Level::Debug,
         (RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error, _) => {
             log::Level::Error
         }

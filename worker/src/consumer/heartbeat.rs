@@ -18,8 +18,6 @@ use crate::commit::{NextOffset, Slot, has_fallen};
 const SETTLE_PERIOD: Duration = Duration::from_secs(1);
 /// How often Redis is told that this worker lives, and asked for the positions it holds.
 const HEARTBEAT_PERIOD: Duration = Duration::from_secs(3);
-/// Before a commit that failed is repeated.
-const COMMIT_RETRY: Duration = Duration::from_secs(1);
 
 /// What the look found: what is wrong with the server, and the positions.
 type Found = (Vec<String>, HashMap<i32, Positions>);
@@ -29,9 +27,7 @@ pub(super) type Beaten = (Vec<(Slot, [NextOffset; BUCKETS])>, Result<Found, Stor
 impl Consumer {
     pub(super) fn on_tick(&mut self) {
         let now = Instant::now();
-        if now >= self.commit_after {
-            self.commit();
-        }
+        self.commit();
         if let Some(summary) = self.log.turn(now) {
             log::info!(new = summary.new, duplicates = summary.duplicates;
                 "processed {} more events in the last second, {} of them duplicates",
@@ -67,8 +63,7 @@ impl Consumer {
             return;
         }
         if let Err(error) = self.kafka.commit(&self.kafka.context().commit_list(&commits), CommitMode::Async) {
-            log::debug!("commit not sent, it is repeated: {error}");
-            self.retry_commits();
+            log::debug!("commit not sent, it is repeated with the next heartbeat: {error}");
         }
     }
 
@@ -79,15 +74,12 @@ impl Consumer {
         commits
     }
 
-    pub(super) fn retry_commits(&mut self) {
-        self.ledger.doubt_commits();
-        self.commit_after = Instant::now() + COMMIT_RETRY;
-    }
-
     /// Tells Redis that this worker lives and compares the positions it holds with those that were acknowledged: the
     /// one way to notice in silence that it has lost something. The owner of partition 0 also trims.
     pub(super) fn start_beating(&mut self, now: Instant) {
         self.beat_after = now + HEARTBEAT_PERIOD;
+        // A commit that met a rebalance is gone, and in silence no other would follow it.
+        self.ledger.doubt_commits();
         let (store, scope) = (Arc::clone(&self.store), self.scope.clone());
         let acknowledged = self.ledger.acknowledged();
         let heartbeat = Heartbeat {

@@ -79,7 +79,6 @@ pub struct Consumer {
     place_after: Instant,
     beat_after: Instant,
     settle_after: Instant,
-    commit_after: Instant,
     /// Batches that found no home, while draining.
     failed: usize,
 }
@@ -119,7 +118,6 @@ impl Consumer {
             place_after: now,
             beat_after: now,
             settle_after: now,
-            commit_after: now,
             failed: 0,
             config: config.clone(),
         })

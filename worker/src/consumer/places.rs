@@ -58,7 +58,6 @@ impl Consumer {
                     self.pending.forget(partition);
                 }
             }
-            Change::CommitFailed => self.retry_commits(),
         }
         self.tell_partitions();
     }
