@@ -3,10 +3,12 @@
 //! 1. [`server`]: connections, their limits and their end;
 //! 2. [`routes`]: one file a resource;
 //! 3. `body`: a request's body, within its limits;
-//! 4. [`problem`]: every reply that is not a success.
+//! 4. `idempotency`: what makes a repeated request the same event;
+//! 5. [`problem`]: every reply that is not a success.
 
 mod body;
 mod config;
+mod idempotency;
 pub mod problem;
 pub mod routes;
 pub mod server;

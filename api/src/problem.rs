@@ -23,6 +23,15 @@ pub enum Problem {
         /// What it said, what is allowed.
         detail: String,
     },
+    /// A header does not say what it should.
+    InvalidHeader {
+        /// Its name.
+        name: &'static str,
+        /// What is wrong, what is allowed.
+        detail: String,
+    },
+    /// The `Idempotency-Key` stands for an event with another type or payload.
+    KeyReused,
     /// No such route.
     NotFound,
     /// No such event, or not yet, or not any more.
@@ -82,6 +91,8 @@ impl Problem {
         match self {
             Self::InvalidPayload(_) => (StatusCode::BAD_REQUEST, "invalid-payload"),
             Self::InvalidParameter { .. } => (StatusCode::BAD_REQUEST, "invalid-parameter"),
+            Self::InvalidHeader { .. } => (StatusCode::BAD_REQUEST, "invalid-header"),
+            Self::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency-key-reused"),
             Self::BodyBroken => (StatusCode::BAD_REQUEST, "body-broken"),
             Self::NotFound => (StatusCode::NOT_FOUND, "not-found"),
             Self::UnknownEvent => (StatusCode::NOT_FOUND, "unknown-event"),
@@ -113,6 +124,10 @@ impl Problem {
                 violations.iter().map(|v| &*v.detail).collect::<Vec<_>>().join("; ").into()
             }
             Self::InvalidParameter { name, detail } => format!("the query parameter {name:?} {detail}").into(),
+            Self::InvalidHeader { name, detail } => format!("the header {name} {detail}").into(),
+            Self::KeyReused => {
+                "the Idempotency-Key was used for an event with another eventType or payload, which stays as it is; use a new key".into()
+            }
             Self::NotFound => "there is no such path; README.md lists the routes".into(),
             Self::UnknownEvent => {
                 "no event with this id is stored: it is unknown, not processed yet, or expired".into()

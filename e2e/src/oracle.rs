@@ -18,6 +18,9 @@ use crate::{
     eventually,
 };
 
+/// How often a post with a key is sent that is not acknowledged.
+const KEYED_TRIES: usize = 4;
+
 /// One post, as it was sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempt {
@@ -106,6 +109,36 @@ impl Journal {
     /// When the reply breaks the contract.
     pub async fn post(&self, client: &Client, attempt: Attempt) -> Result<Outcome> {
         let outcome = Outcome::of(&client.publish(attempt.body()).await)?;
+        self.record(attempt, outcome.clone());
+        Ok(outcome)
+    }
+
+    /// Posts one attempt with an `Idempotency-Key` through one API after the other, until one says what became of it or
+    /// all were asked, and records it. What was acknowledged is posted `again` as often.
+    ///
+    /// # Errors
+    /// When a reply breaks the contract, or a repeated post was acknowledged as another event.
+    pub async fn post_with_key(&self, apis: &[Client], attempt: Attempt, again: usize) -> Result<Outcome> {
+        let send = async |client: &Client| {
+            let request = client.publication(attempt.body()).header("idempotency-key", &attempt.mark);
+            Outcome::of(&Reply::of(request).await)
+        };
+        let (mut apis, mut outcome) = (apis.iter().cycle(), Outcome::Refused);
+        for (client, _) in apis.by_ref().zip(0..KEYED_TRIES) {
+            // Refused after unknown is unknown: the first one may have arrived.
+            match (send(client).await?, &outcome) {
+                (Outcome::Refused, Outcome::Unknown) => {}
+                (next, _) => outcome = next,
+            }
+            if matches!(outcome, Outcome::Acknowledged(_)) {
+                break;
+            }
+        }
+        for (client, _) in apis.zip(0..again) {
+            let repeated = send(client).await?;
+            let same = matches!(repeated, Outcome::Refused | Outcome::Unknown) || repeated == outcome;
+            ensure!(same, "{attempt:?} was {outcome:?}, and with the same key {repeated:?}");
+        }
         self.record(attempt, outcome.clone());
         Ok(outcome)
     }

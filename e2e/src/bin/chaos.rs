@@ -25,7 +25,7 @@ struct Cli {
     /// Chooses and times the faults; the same seed gives the same ones
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
-    /// About how long
+    /// How long: the run ends with the fault under way then
     #[arg(long, default_value_t = 5.0, value_name = "M")]
     minutes: f64,
     /// Only these faults; all when absent
@@ -52,12 +52,20 @@ async fn main() -> Result<ExitCode> {
 async fn one_run(cli: Cli, file: Option<&Path>) -> Result<ExitCode> {
     let chosen = cli.faults.iter().filter_map(|name| Fault::named(name));
     let faults: Vec<_> = if cli.faults.is_empty() { Fault::all().collect() } else { chosen.collect() };
-    let steps = schedule(cli.seed, Duration::try_from_secs_f64(cli.minutes * 60.0)?, &faults);
-    eprintln!("seed {}: {} faults", cli.seed, steps.len());
-    let report = run(Plan { seed: cli.seed, steps, mutation: cli.mutation }).await;
+    let length = Duration::try_from_secs_f64(cli.minutes * 60.0)?;
+    let steps = schedule(cli.seed, length, &faults);
+    eprintln!("seed {}: {} minutes of {}", cli.seed, cli.minutes, kinds(&faults));
+    let report = run(Plan { seed: cli.seed, steps, length, mutation: cli.mutation }).await;
     println!("{report}");
     write(file, &report)?;
     Ok(if report.holds { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn kinds(faults: &[Fault]) -> String {
+    match faults {
+        [one] => one.name().to_owned(),
+        several => format!("{} kinds of faults", several.len()),
+    }
 }
 
 async fn all_mutations(cli: Cli, file: Option<&Path>) -> Result<ExitCode> {

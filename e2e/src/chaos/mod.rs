@@ -60,6 +60,8 @@ pub struct Plan {
     pub seed: u64,
     /// The faults.
     pub steps: Vec<Step>,
+    /// The run ends with the first fault that is over at this time after its start, or with the last one.
+    pub length: Duration,
     /// The guard to break, in binaries that can.
     pub mutation: Option<String>,
 }
@@ -99,7 +101,7 @@ async fn act(plan: Plan, logs: &Path) -> Result<Report> {
     let (brokers, topic) = (run.stage.broker.address(), run.stage.world.topic.clone());
     let outsider = Outsider::start(&brokers, &topic, plan.seed, &run.journal, &run.gate)?;
     tokio::time::sleep(CALM).await;
-    let faults = run.go_through(&plan.steps).await;
+    let faults = run.go_through(&plan.steps, plan.length).await;
     tokio::time::sleep(CALM).await;
     traffic.stop().await;
     let written = outsider.stop().await?;
@@ -145,15 +147,15 @@ impl Run {
         })
     }
 
-    /// Does the faults, up to the first that leaves something violated.
-    async fn go_through(&mut self, steps: &[Step]) -> Vec<Done> {
+    /// Does the faults until the time is up, or one leaves something violated.
+    async fn go_through(&mut self, steps: &[Step], length: Duration) -> Vec<Done> {
         let mut faults = Vec::new();
         for step in steps {
             tokio::time::sleep(step.after).await;
             let done = self.go(step).await;
             eprintln!("{done}");
             faults.push(done);
-            if !self.violations.list().is_empty() {
+            if !self.violations.list().is_empty() || self.started.elapsed() >= length {
                 break;
             }
         }

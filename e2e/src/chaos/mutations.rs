@@ -98,7 +98,7 @@ pub async fn table(wanted: &[String]) -> Vec<Row> {
 }
 
 fn plan(faults: &[&str], mutation: Option<&str>) -> Plan {
-    Plan { seed: SEED, steps: steps(faults), mutation: mutation.map(ToOwned::to_owned) }
+    Plan { seed: SEED, steps: steps(faults), length: Duration::MAX, mutation: mutation.map(ToOwned::to_owned) }
 }
 
 /// The faults in this order.

@@ -7,9 +7,6 @@ use serde::{Serialize, Serializer};
 
 use super::proxy::Trouble;
 
-/// Assumed for the recovery after a fault when a run of some length is planned.
-const RECOVERY: Duration = Duration::from_secs(5);
-
 /// Something that goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -171,7 +168,8 @@ pub struct Step {
     pub choice: usize,
 }
 
-/// The faults of a run of about `length`. Each of `faults` comes once, in any order, before one comes again.
+/// The faults of a run of `length`, enough of them to fill it even if nothing needed time to recover. Each of `faults`
+/// comes once, in any order, before one comes again.
 #[must_use]
 pub fn schedule(seed: u64, length: Duration, faults: &[Fault]) -> Vec<Step> {
     let mut rng = Rng::with_seed(seed);
@@ -182,7 +180,7 @@ pub fn schedule(seed: u64, length: Duration, faults: &[Fault]) -> Vec<Step> {
             rng.shuffle(&mut bag);
         }
         let step = bag.pop().map(|fault| draw(&mut rng, fault));
-        planned += step.map_or(length, |step| step.after + step.hold + RECOVERY);
+        planned += step.map_or(length, |step| step.after + step.hold);
         steps.extend(step);
     }
     steps

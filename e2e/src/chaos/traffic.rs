@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use anyhow::Result;
 use tokio::{
     sync::{OwnedRwLockWriteGuard, RwLock},
     task::JoinSet,
@@ -12,7 +13,7 @@ use uuid::Uuid;
 use super::report::Violations;
 use crate::{
     client::Client,
-    oracle::{Attempt, Journal},
+    oracle::{Attempt, Journal, Outcome},
 };
 
 /// Users of each API.
@@ -20,6 +21,10 @@ const USERS: usize = 6;
 
 /// Between two posts of one user: a load that leaves two cores room for what is tested.
 const PACE: Duration = Duration::from_millis(20);
+
+/// One post in so many has an `Idempotency-Key`, and one in so many of all is posted again once it is acknowledged.
+const ONE_WITH_KEY_IN: u64 = 2;
+const ONE_AGAIN_IN: u64 = 8;
 
 /// What everyone passes who sends: closed, there is silence.
 #[derive(Debug, Clone, Default)]
@@ -51,10 +56,11 @@ impl Traffic {
     pub fn start(apis: &[Client], journal: &Journal, gate: &Gate, violations: &Violations) -> Self {
         let stop = CancellationToken::new();
         let mut users = JoinSet::new();
-        for client in apis.iter().flat_map(|api| std::iter::repeat_n(api, USERS)) {
+        for nth in 0..apis.len() * USERS {
+            let (before, from) = apis.split_at(nth % apis.len());
             let user = User {
                 name: format!("user-{}", Uuid::now_v7().simple()),
-                client: client.clone(),
+                apis: [from, before].concat(),
                 journal: journal.clone(),
                 violations: violations.clone(),
             };
@@ -70,10 +76,11 @@ impl Traffic {
     }
 }
 
-/// Keeps to one API: only one process's ids keep the order of events of the same millisecond.
+/// Posts to the first API: only one process's ids keep the order of events of the same millisecond. What has a key also
+/// goes to the others, when it is not acknowledged, and now and then when it is.
 struct User {
     name: String,
-    client: Client,
+    apis: Vec<Client>,
     journal: Journal,
     violations: Violations,
 }
@@ -84,11 +91,19 @@ impl User {
             if stop.is_cancelled() {
                 return;
             }
-            let attempt = Attempt::new(&self.name, sequence);
-            if let Err(error) = gate.pass(self.journal.post(&self.client, attempt)).await {
+            if let Err(error) = gate.pass(self.post(sequence)).await {
                 self.violations.add(format!("a reply breaks the contract: {error:#}"));
             }
             tokio::time::sleep(PACE).await;
         }
+    }
+
+    async fn post(&self, sequence: u64) -> Result<Outcome> {
+        let attempt = Attempt::new(&self.name, sequence);
+        if !sequence.is_multiple_of(ONE_WITH_KEY_IN) {
+            return self.journal.post(&self.apis[0], attempt).await;
+        }
+        let again = usize::from(sequence.is_multiple_of(ONE_AGAIN_IN));
+        self.journal.post_with_key(&self.apis, attempt, again).await
     }
 }

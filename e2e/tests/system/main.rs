@@ -12,6 +12,7 @@ mod events;
 mod fatal_producer;
 mod group;
 mod health;
+mod idempotency;
 mod kafka_outage;
 mod lists;
 mod redis_loss;

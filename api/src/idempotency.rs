@@ -1,0 +1,131 @@
+//! `Idempotency-Key` (draft-ietf-httpapi-idempotency-key-header): a request that is sent again makes the same event.
+//!
+//! The API keeps nothing for it. The eventId is made of the caller, the user and the key, so that any replica makes the
+//! same one, and the store keeps the first event of an id. Where the store can already tell, the reply does.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::event::{EventId, Timestamp, UserEvent, UserId};
+use warp::http::HeaderMap;
+
+use crate::App;
+use crate::problem::Problem;
+
+const HEADER: &str = "idempotency-key";
+/// Longest key, in bytes, without its quotes.
+const LONGEST_KEY: usize = 255;
+/// What the store may take to say whether an event is known. Without an answer the event is published, which is safe.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// The caller of a request without credentials.
+const ANONYMOUS: &[u8] = b"anonymous";
+
+/// What a client calls its request.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct IdempotencyKey(String);
+
+impl IdempotencyKey {
+    /// The key of a request; a string in quotes, as the draft has it, or bare.
+    ///
+    /// # Errors
+    /// When it is none: empty, too long, not of visible ASCII characters, or there are several.
+    pub(crate) fn of(headers: &HeaderMap) -> Result<Option<Self>, Problem> {
+        let wrong = |detail: String| Problem::InvalidHeader { name: "Idempotency-Key", detail };
+        let mut values = headers.get_all(HEADER).iter();
+        let Some(value) = values.next() else { return Ok(None) };
+        if values.next().is_some() {
+            return Err(wrong("must be given at most once".into()));
+        }
+        let text = value.to_str().map_err(|_| wrong("must be of visible ASCII characters".into()))?.trim();
+        let key = match text.strip_prefix('"') {
+            Some(quoted) => {
+                let inner =
+                    quoted.strip_suffix('"').ok_or_else(|| wrong("opens a quote that it does not close".into()))?;
+                unescape(inner)
+                    .ok_or_else(|| wrong("is not a string in quotes as of RFC 9651, section 3.3.3".into()))?
+            }
+            None => text.to_owned(),
+        };
+        if key.is_empty() || key.len() > LONGEST_KEY {
+            return Err(wrong(format!("must be of 1 to {LONGEST_KEY} bytes, it has {}", key.len())));
+        }
+        Ok(Some(Self(key)))
+    }
+
+    /// The id of the event that this key stands for.
+    pub(crate) fn event_id(&self, user: &UserId) -> EventId {
+        EventId::of_names(&[ANONYMOUS, user.as_str().as_bytes(), self.0.as_bytes()])
+    }
+}
+
+/// Inside the quotes only the quote and the backslash are escaped, by a backslash.
+fn unescape(inner: &str) -> Option<String> {
+    let (mut text, mut characters) = (String::with_capacity(inner.len()), inner.chars());
+    while let Some(character) = characters.next() {
+        match character {
+            '\\' => text.push(characters.next().filter(|escaped| matches!(escaped, '"' | '\\'))?),
+            '"' => return None,
+            other => text.push(other),
+        }
+    }
+    Some(text)
+}
+
+/// What the store has under an event's id: nothing yet, as far as it says, or the JSON of the first one.
+///
+/// # Errors
+/// [`Problem::KeyReused`] when the first one has another type or payload.
+pub(crate) async fn earlier(app: &App, event: &UserEvent<'_>) -> Result<Option<Bytes>, Problem> {
+    let found = tokio::time::timeout(PATIENCE, app.store.event(event.event_id.as_str())).await;
+    let Ok(Ok(Some((json, _)))) = found else { return Ok(None) };
+    match UserEvent::from_record(&json, &app.types, Timestamp::now()) {
+        Ok(first) if first.event_type != event.event_type || first.payload != event.payload => Err(Problem::KeyReused),
+        _ => Ok(Some(json)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use warp::http::HeaderValue;
+
+    fn key(values: &[&str]) -> Result<Option<IdempotencyKey>, String> {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(HEADER, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        }
+        IdempotencyKey::of(&headers).map_err(|problem| match problem {
+            Problem::InvalidHeader { detail, .. } => detail,
+            other => panic!("{other:?}"),
+        })
+    }
+
+    fn is(text: &str) -> Result<Option<IdempotencyKey>, String> {
+        Ok(Some(IdempotencyKey(text.into())))
+    }
+
+    #[test]
+    fn a_key_is_a_quoted_string_or_bare() {
+        assert_eq!(key(&[]), Ok(None));
+        assert_eq!(key(&[r#""a b""#]), is("a b"));
+        assert_eq!(key(&["8e03978e-40d5"]), is("8e03978e-40d5"));
+        assert_eq!(key(&[r#""a\"b\\c""#]), is(r#"a"b\c"#));
+        assert_eq!(key(&[&"k".repeat(255)]), is(&"k".repeat(255)));
+    }
+
+    #[test]
+    fn what_is_no_key_is_refused_with_the_reason() {
+        for (values, reason) in [
+            (&[""][..], "1 to 255"),
+            (&["\"\""], "1 to 255"),
+            (&["a", "a"], "at most once"),
+            (&["\"a"], "does not close"),
+            (&[r#""a"b""#], "RFC 9651"),
+            (&[r#""a\n""#], "RFC 9651"),
+            (&["\u{e9}"], "visible ASCII"),
+        ] {
+            assert!(key(values).unwrap_err().contains(reason), "{values:?}");
+        }
+        assert!(key(&[&"k".repeat(256)]).unwrap_err().contains("it has 256"));
+    }
+}

@@ -1,0 +1,61 @@
+//! A request that is sent again with its `Idempotency-Key` makes one event.
+
+use anyhow::ensure;
+use e2e::{
+    client::{Client, Reply},
+    eventually,
+    world::World,
+};
+use serde_json::{Value, json};
+
+async fn post(client: &Client, key: &str, body: &Value) -> Reply {
+    Reply::of(client.publication(body.to_string()).header("idempotency-key", key)).await.unwrap()
+}
+
+async fn published(client: &Client, key: &str, body: &Value) -> Value {
+    post(client, key, body).await.with_status(201).unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_key_makes_one_event_through_any_replica_before_and_after_it_is_processed() {
+    let world = World::shared();
+    let (api, replica) = (world.start_api().await, world.start_api().await);
+    let body = json!({"userId": "u", "eventType": "LOGIN", "payload": {"n": 1}});
+    let first = published(&api.client, "\"key 1\"", &body).await;
+    assert_eq!(first["duplicate"], Value::Null, "nothing is processed yet: {first}");
+    let second = published(&replica.client, "key 1", &body).await;
+    assert_eq!(second["eventId"], first["eventId"], "a retry through a replica");
+    let other = json!({"userId": "v", "eventType": "LOGIN"});
+    assert_ne!(published(&api.client, "key 1", &other).await["eventId"], first["eventId"], "keys are each user's own");
+
+    let _worker = world.start_worker().await;
+    eventually("both users' events are listed", async || {
+        ensure!(api.client.list().await?.len() == 2);
+        Ok(())
+    })
+    .await;
+    let third = published(&replica.client, "key 1", &body).await;
+    assert_eq!(third["duplicate"], true, "{third}");
+    assert_eq!((&third["eventId"], &third["event"]), (&first["eventId"], &first["event"]), "the first one's data");
+
+    let list = api.client.list().await.unwrap();
+    assert_eq!(list.len(), 2);
+    assert!(list.iter().any(|event| first["event"]["timestamp"] == event.timestamp.as_str()), "the first one wins");
+    for changed in [
+        json!({"userId": "u", "eventType": "LOGOUT", "payload": {"n": 1}}),
+        json!({"userId": "u", "eventType": "LOGIN", "payload": {"n": 2}}),
+    ] {
+        let problem = post(&api.client, "key 1", &changed).await.problem(422).unwrap();
+        assert_eq!(problem["type"], "urn:user-activity:problem:idempotency-key-reused");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_taken_without_a_store_and_a_bad_one_is_refused() {
+    let world = World::on_redis("redis://127.0.0.1:9");
+    let api = world.start_api().await;
+    let body = json!({"userId": "u", "eventType": "LOGIN"});
+    published(&api.client, "k", &body).await;
+    let problem = post(&api.client, &"k".repeat(256), &body).await.problem(400).unwrap();
+    assert!(problem["detail"].as_str().unwrap().contains("Idempotency-Key must be of 1 to 255 bytes"), "{problem}");
+}
