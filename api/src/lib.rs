@@ -4,28 +4,35 @@
 //! 2. [`routes`]: one file a resource;
 //! 3. `body`: a request's body, within its limits;
 //! 4. `idempotency`: what makes a repeated request the same event;
-//! 5. [`problem`]: every reply that is not a success.
+//! 5. `query`, `format`: which events a list is of, and the forms it comes in;
+//! 6. [`tail`]: what is processed now, for all readers of the stream;
+//! 7. [`problem`]: every reply that is not a success.
 
 mod body;
 mod config;
+mod format;
 mod idempotency;
 pub mod problem;
+mod query;
 pub mod routes;
 pub mod server;
+pub mod tail;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use bytes::Bytes;
 use common::event::EventTypes;
 use common::health::Check;
 use common::kafka::{KafkaPublisher, Publisher, create_topics, producer_config};
 use common::shutdown::Shutdown;
-use common::store::Store;
+use common::store::{Origin, Store, StoreError};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 pub use crate::config::{Cli, Command, Config};
+use crate::tail::Tail;
 
 const NAME: &str = "user-activity-api";
 /// How often the brokers and the store are asked how they are.
@@ -37,6 +44,8 @@ pub struct App {
     pub publisher: Arc<dyn Publisher>,
     /// Where events are read.
     pub store: Arc<Store>,
+    /// What is processed now.
+    pub tail: Tail,
     /// The event types that are taken.
     pub types: EventTypes,
     /// How the parts are.
@@ -47,6 +56,9 @@ pub struct App {
     pub config: Config,
 }
 
+/// The longest that a request may wait for an event to be processed.
+const MOST_PATIENCE: Duration = Duration::from_secs(30);
+
 /// Full lists that are streamed at a time.
 const MOST_EXPORTS: usize = 2;
 
@@ -54,13 +66,26 @@ impl App {
     /// An application of these parts, about which nothing is known yet.
     #[must_use]
     pub fn new(publisher: Arc<dyn Publisher>, store: Store, config: Config, draining: Shutdown) -> Self {
+        let store = Arc::new(store);
         Self {
             publisher,
-            store: Arc::new(store),
+            tail: Tail::new(&store),
+            store,
             types: EventTypes::default(),
             checks: Checks::new(draining),
             exports: Arc::new(Semaphore::new(MOST_EXPORTS)),
             config,
+        }
+    }
+}
+
+impl App {
+    /// An event that may be on its way, as [`Tail::processed`], but no longer than this process is to live.
+    async fn processed(&self, event_id: &str, patience: Duration) -> Result<Option<(Bytes, Origin)>, StoreError> {
+        tokio::select! {
+            biased;
+            () = self.checks.draining.cancelled() => self.store.event(event_id).await,
+            found = self.tail.processed(event_id, patience) => found,
         }
     }
 }
@@ -111,6 +136,7 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> a
     let watching = [
         tokio::spawn(watch_kafka(Arc::clone(&app), Arc::clone(&publisher))),
         tokio::spawn(watch_store(Arc::clone(&app))),
+        tokio::spawn(read_tail(Arc::clone(&app))),
     ];
     let left = server::serve(Arc::clone(&app), listener, shutdown).await;
     watching.iter().for_each(tokio::task::JoinHandle::abort);
@@ -129,6 +155,10 @@ async fn watch_kafka(app: Arc<App>, publisher: Arc<KafkaPublisher>) {
         tokio::time::sleep(WATCH_PERIOD).await;
     }
     publisher.watch(&app.checks.producer, WATCH_PERIOD).await;
+}
+
+async fn read_tail(app: Arc<App>) {
+    app.tail.run().await;
 }
 
 async fn watch_store(app: Arc<App>) {

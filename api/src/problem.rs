@@ -32,6 +32,8 @@ pub enum Problem {
     },
     /// The `Idempotency-Key` stands for an event with another type or payload.
     KeyReused,
+    /// The list can't be had in a form that the client takes.
+    NotAcceptable,
     /// No such route.
     NotFound,
     /// No such event, or not yet, or not any more.
@@ -94,6 +96,7 @@ impl Problem {
             Self::InvalidHeader { .. } => (StatusCode::BAD_REQUEST, "invalid-header"),
             Self::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency-key-reused"),
             Self::BodyBroken => (StatusCode::BAD_REQUEST, "body-broken"),
+            Self::NotAcceptable => (StatusCode::NOT_ACCEPTABLE, "not-acceptable"),
             Self::NotFound => (StatusCode::NOT_FOUND, "not-found"),
             Self::UnknownEvent => (StatusCode::NOT_FOUND, "unknown-event"),
             Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed"),
@@ -128,6 +131,7 @@ impl Problem {
             Self::KeyReused => {
                 "the Idempotency-Key was used for an event with another eventType or payload, which stays as it is; use a new key".into()
             }
+            Self::NotAcceptable => "lists come as application/json, application/x-ndjson or text/csv".into(),
             Self::NotFound => "there is no such path; README.md lists the routes".into(),
             Self::UnknownEvent => {
                 "no event with this id is stored: it is unknown, not processed yet, or expired".into()

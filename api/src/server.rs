@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::shutdown::Shutdown;
+use http_body_util::Either;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
@@ -15,8 +16,12 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_io_timeout::TimeoutStream;
+use tower_http::CompressionLevel;
+use tower_http::compression::Compression;
+use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
 use warp::Reply;
 
 use crate::problem::Problem;
@@ -28,10 +33,15 @@ const MAX_HEADERS: usize = 32 * 1024;
 /// it hyper answers a bare 431.
 const MAX_HEAD: usize = 256 * 1024;
 
+/// How long a client may take nothing of a reply before its connection is cut.
+const WRITE_PATIENCE: Duration = Duration::from_secs(30);
+/// Replies below this many bytes are not worth compressing.
+const SMALLEST_COMPRESSED: u16 = 1024;
+
 /// Serves until `shutdown` is cancelled, then lets the requests in flight finish. Gives the number of connections that
 /// were left at the deadline.
 pub async fn serve(app: Arc<App>, listener: TcpListener, shutdown: Shutdown) -> usize {
-    let service = TowerToHyperService::new(warp::service(routes::all(&app)));
+    let service = TowerToHyperService::new(compressed(warp::service(routes::all(&app))));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(app.config.idle_timeout).max_buf_size(MAX_HEAD);
     let graceful = GracefulShutdown::new();
@@ -52,8 +62,8 @@ pub async fn serve(app: Arc<App>, listener: TcpListener, shutdown: Shutdown) -> 
             }
         };
         let service = service.clone();
-        let guarded = service_fn(move |request| answer(service.clone(), request));
-        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), guarded));
+        let guarded = service_fn(move |request| answer(service.clone(), request, Reply::into_response));
+        let connection = graceful.watch(http.serve_connection(TokioIo::new(Box::pin(stream)), guarded));
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 log::debug!("connection ended: {error}");
@@ -71,22 +81,36 @@ pub async fn serve(app: Arc<App>, listener: TcpListener, shutdown: Shutdown) -> 
 async fn accept(
     listener: &TcpListener,
     limit: &Arc<Semaphore>,
-) -> std::io::Result<(tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+) -> std::io::Result<(TimeoutStream<TcpStream>, tokio::sync::OwnedSemaphorePermit)> {
     // The semaphore is never closed.
     let permit = Arc::clone(limit).acquire_owned().await.map_err(std::io::Error::other)?;
     let (stream, _) = listener.accept().await?;
     stream.set_nodelay(true)?;
+    let mut stream = TimeoutStream::new(stream);
+    // For reads hyper has its own, which leaves those alone who wait for a reply.
+    stream.set_write_timeout(Some(WRITE_PATIENCE));
     Ok((stream, permit))
 }
 
-async fn answer<S, B>(service: S, request: Request<Incoming>) -> Result<Response<B>, Infallible>
+/// Replies of some size in the coding that the client prefers, if it takes any; not streams of events, whose frames must
+/// not be held back.
+fn compressed<S>(service: S) -> Compression<S, impl Predicate> {
+    let worth_it = SizeAbove::new(SMALLEST_COMPRESSED).and(NotForContentType::const_new("text/event-stream"));
+    Compression::new(service).quality(CompressionLevel::Fastest).compress_when(worth_it)
+}
+
+/// Calls the service, unless the headers are too large. The type of a problem's body can't be named.
+async fn answer<S, B, P>(
+    service: S,
+    request: Request<Incoming>,
+    problem: impl FnOnce(Problem) -> Response<P>,
+) -> Result<Response<Either<B, P>>, Infallible>
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
-    warp::reply::Response: Into<Response<B>>,
 {
     let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
     if headers + request.uri().path().len() > MAX_HEADERS {
-        return Ok(Problem::HeadersTooLarge(MAX_HEADERS).into_response().into());
+        return Ok(problem(Problem::HeadersTooLarge(MAX_HEADERS)).map(Either::Right));
     }
-    service.call(request).await
+    service.call(request).await.map(|response| response.map(Either::Left))
 }

@@ -10,7 +10,6 @@ use common::config::{
 };
 use common::kafka::ConsumerSettings;
 use common::probe::HealthcheckArgs;
-use common::store::UserIndex;
 use common::telemetry::LogSettings;
 
 use crate::breaker::BreakerSettings;
@@ -73,9 +72,6 @@ struct WorkerArgs {
     /// Log each processed event: all, off, or auto for a line each up to 100 a second and one summary a second above
     #[arg(long, env = "EVENT_LOG", default_value = "auto", value_name = "MODE")]
     event_log: String,
-    /// Index events per user: on or off
-    #[arg(long, env = "USER_INDEX", default_value = "on", value_name = "SWITCH")]
-    user_index: String,
     /// Percent of the last records of a partition that, when they can't be events, hold it back from dead-lettering
     #[arg(long, env = "DEAD_LETTER_BREAKER_PERCENT", default_value = "50", value_name = "PERCENT")]
     dead_letter_breaker_percent: String,
@@ -119,8 +115,6 @@ pub struct Config {
     pub event_log: EventLogMode,
     /// When to hold a partition back from dead-lettering.
     pub breaker: BreakerSettings,
-    /// Whether to index per user.
-    pub user_index: UserIndex,
     /// Kafka's part.
     pub kafka: KafkaSettings,
     /// Redis' part.
@@ -154,11 +148,6 @@ impl Config {
             admin_port_is_default: admin_port.is_none(),
             bind_address: checks.address("BIND_ADDRESS", &worker.bind_address),
             event_log: checks.take("EVENT_LOG", &worker.event_log, one_of(&EventLogMode::WORDS)),
-            user_index: checks.take(
-                "USER_INDEX",
-                &worker.user_index,
-                one_of(&[("on", UserIndex::On), ("off", UserIndex::Off)]),
-            ),
             breaker: worker.breaker(&mut checks),
             redis: cli.redis.check(&mut checks),
             shutdown_timeout: checks.take("SHUTDOWN_TIMEOUT", &cli.process.shutdown_timeout, duration),

@@ -1,6 +1,7 @@
-//! `GET /events/{eventId}`: one event, and how it was processed.
+//! `GET /events/{eventId}`: one event, and how it was processed. With `wait`, as soon as it is.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::store::Origin;
 use percent_encoding::percent_decode_str;
@@ -9,8 +10,9 @@ use warp::http::Response;
 use warp::http::header::{CONTENT_TYPE, HeaderValue};
 use warp::{Filter, Rejection, Reply};
 
-use crate::App;
 use crate::problem::Problem;
+use crate::query::Parameters;
+use crate::{App, MOST_PATIENCE};
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -28,28 +30,47 @@ pub(super) fn route(
     warp::path!("events" / String)
         // A path that has a resource of its own is not an eventId, whatever the method.
         .and_then(async |id: String| match &*id {
-            "generate" | "processed" => Err(warp::reject::not_found()),
+            "generate" | "processed" | "stream" => Err(warp::reject::not_found()),
             _ => Ok(id),
         })
         .and(super::get())
+        .and(super::query())
         .and(super::with(app))
-        .then(async |id: String, app: Arc<App>| show(&app, &id).await.unwrap_or_else(Reply::into_response))
+        .then(async |id: String, query: String, app: Arc<App>| {
+            show(&app, &id, &query).await.unwrap_or_else(Reply::into_response)
+        })
 }
 
-async fn show(app: &App, id: &str) -> Result<warp::reply::Response, Problem> {
+async fn show(app: &App, id: &str, query: &str) -> Result<warp::reply::Response, Problem> {
     let id = percent_decode_str(id).decode_utf8().map_err(|_| Problem::UnknownEvent)?;
-    let (json, Origin { processed_at, partition, offset, worker }) =
-        app.store.event(&id).await.map_err(Problem::Store)?.ok_or(Problem::UnknownEvent)?;
+    let wait = Parameters::parse(query, &["wait"], &[])?.one("wait", wait)?;
+    let found = match wait {
+        Some(wait) => app.processed(&id, wait).await,
+        None => app.store.event(&id).await,
+    };
+    let (json, origin) = found.map_err(Problem::Store)?.ok_or(Problem::UnknownEvent)?;
+    Ok(described(app, &json, &origin))
+}
+
+fn wait(text: &str) -> Result<Duration, String> {
+    let allowed =
+        || format!("must be a duration with a unit, at most {} s, such as 500ms or 2s", MOST_PATIENCE.as_secs());
+    common::config::duration(text).ok().filter(|wait| *wait <= MOST_PATIENCE).ok_or_else(allowed)
+}
+
+fn described(app: &App, json: &[u8], origin: &Origin) -> warp::reply::Response {
+    let Origin { processed_at, partition, offset, worker } = origin;
+    let (partition, offset) = (*partition, *offset);
     let topic = app.config.kafka.topics.events.as_str();
-    let processing = Processing { processed_at: processed_at.to_string(), topic, partition, offset, worker: &worker };
+    let processing = Processing { processed_at: processed_at.to_string(), topic, partition, offset, worker };
     // Behind the five members of the stored object, which stay as they are.
     let mut reply = Vec::with_capacity(json.len() + 192);
-    reply.extend_from_slice(json.strip_suffix(b"}").unwrap_or(&json));
+    reply.extend_from_slice(json.strip_suffix(b"}").unwrap_or(json));
     reply.extend_from_slice(br#","processing":"#);
     // Strings and numbers always serialise.
     serde_json::to_writer(&mut reply, &processing).unwrap_or_default();
     reply.push(b'}');
     let mut response = Response::new(reply).into_response();
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    Ok(response)
+    response
 }

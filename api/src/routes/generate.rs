@@ -1,6 +1,7 @@
-//! `POST /events/generate`: one event in, 201 once the brokers have it.
+//! `POST /events/generate` (and `POST /api/activities`): one event in, 201 once the brokers have it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Buf;
 use common::event::{EventId, UserEvent, push_string};
@@ -12,19 +13,15 @@ use warp::{Filter, Rejection, Reply};
 
 use crate::idempotency::{IdempotencyKey, earlier};
 use crate::problem::Problem;
-use crate::{App, body};
+use crate::{App, MOST_PATIENCE, body};
 
 pub(super) fn route(
     app: &Arc<App>,
 ) -> impl Filter<Extract = (warp::reply::Response,), Error = Rejection> + Clone + use<> {
-    warp::path!("events" / "generate")
-        .and(warp::post())
-        .and(super::with(app))
-        .and(warp::header::headers_cloned())
-        .and(warp::body::stream())
-        .then(async |app: Arc<App>, headers, body| {
-            generate(&app, &headers, body).await.unwrap_or_else(Reply::into_response)
-        })
+    let paths = warp::path!("events" / "generate").or(warp::path!("api" / "activities")).unify();
+    paths.and(warp::post()).and(super::with(app)).and(warp::header::headers_cloned()).and(warp::body::stream()).then(
+        async |app: Arc<App>, headers, body| generate(&app, &headers, body).await.unwrap_or_else(Reply::into_response),
+    )
 }
 
 async fn generate<B: Buf, E>(
@@ -38,23 +35,43 @@ async fn generate<B: Buf, E>(
     if let Some(key) = IdempotencyKey::of(headers)? {
         event.event_id = key.event_id(&event.user_id);
         if let Some(first) = earlier(app, &event).await? {
-            return Ok(created(&event.event_id, &first, true));
+            return Ok(created(&event.event_id, &first, true, preferred_wait(headers).map(|wait| (wait, true))));
         }
     }
     let json = event.to_json();
     let published = app.publisher.publish(&event, &json);
     let answer = tokio::time::timeout(app.config.request_timeout, published).await;
     answer.unwrap_or_else(|_| Err(PublishError::Unknown("HTTP_REQUEST_TIMEOUT".into()))).map_err(Problem::Publish)?;
-    Ok(created(&event.event_id, &json, false))
+    let Some(wait) = preferred_wait(headers) else { return Ok(created(&event.event_id, &json, false, None)) };
+    // Whatever keeps the store from saying so: the event is published.
+    let processed = app.processed(event.event_id.as_str(), wait).await.is_ok_and(|found| found.is_some());
+    Ok(created(&event.event_id, &json, false, Some((wait, processed))))
 }
 
-/// The reply holds the event in the very bytes that were published.
-fn created(id: &EventId, json: &[u8], duplicate: bool) -> warp::reply::Response {
+/// `Prefer: wait=…` (RFC 7240, section 4.3): until the event is processed, up to so many seconds. A preference that
+/// means nothing counts as absent.
+fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
+    let lines = headers.get_all("prefer").iter().filter_map(|line| line.to_str().ok());
+    let mut preferences = lines.flat_map(|line| line.split([',', ';']));
+    let seconds = preferences.find_map(|preference| {
+        let (name, value) = preference.split_once('=')?;
+        let value = value.trim().trim_matches('"');
+        name.trim().eq_ignore_ascii_case("wait").then(|| value.parse::<u32>().ok()).flatten()
+    })?;
+    Some(Duration::from_secs(seconds.into()).min(MOST_PATIENCE))
+}
+
+/// The reply holds the event in the very bytes that were published. `waited` is for how long the client wanted to wait
+/// for the event to be processed, and whether it was in that time.
+fn created(id: &EventId, json: &[u8], duplicate: bool, waited: Option<(Duration, bool)>) -> warp::reply::Response {
     let mut reply = Vec::with_capacity(json.len() + 160);
     reply.extend_from_slice(br#"{"success":true,"message":"Event published successfully","eventId":"#);
     push_string(&mut reply, id.as_str());
     if duplicate {
         reply.extend_from_slice(br#","duplicate":true"#);
+    }
+    if let Some((_, processed)) = waited {
+        reply.extend_from_slice(if processed { &br#","processed":true"#[..] } else { br#","processed":false"# });
     }
     reply.extend_from_slice(br#","event":"#);
     reply.extend_from_slice(json);
@@ -66,6 +83,11 @@ fn created(id: &EventId, json: &[u8], duplicate: bool) -> warp::reply::Response 
     // An id of the service's own making is a UUID.
     if let Ok(location) = HeaderValue::try_from(format!("/events/{}", id.as_str())) {
         headers.insert(LOCATION, location);
+    }
+    if let Some((wait, true)) = waited
+        && let Ok(applied) = HeaderValue::try_from(format!("wait={}", wait.as_secs()))
+    {
+        headers.insert("preference-applied", applied);
     }
     response
 }

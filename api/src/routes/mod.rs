@@ -1,9 +1,11 @@
 //! The routes, one file a resource.
 
+mod activities;
 mod event;
 mod generate;
 mod health;
 mod processed;
+mod stream;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -21,6 +23,8 @@ const GET: &str = "GET, HEAD";
 fn allowed_methods(path: &str) -> Option<&'static str> {
     match path.trim_start_matches('/').split('/').collect::<Vec<_>>()[..] {
         ["events", "generate"] => Some("POST"),
+        ["api", "activities"] => Some("GET, HEAD, POST"),
+        ["events", "stream"] => Some("GET"),
         ["events", "processed"] | ["health" | "livez" | "readyz"] => Some(GET),
         ["events", id] if !id.is_empty() => Some(GET),
         _ => None,
@@ -31,6 +35,10 @@ fn allowed_methods(path: &str) -> Option<&'static str> {
 pub fn all(app: &Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + use<> {
     generate::route(app)
         .or(processed::route(app))
+        .unify()
+        .or(activities::route(app))
+        .unify()
+        .or(stream::route(app))
         .unify()
         .or(event::route(app))
         .unify()
@@ -50,6 +58,11 @@ fn with(app: &Arc<App>) -> impl Filter<Extract = (Arc<App>,), Error = Infallible
     warp::any().map(move || Arc::clone(&app))
 }
 
+/// The query string, as it came.
+fn query() -> impl Filter<Extract = (String,), Error = Infallible> + Copy {
+    warp::query::raw().or(warp::any().map(String::new)).unify()
+}
+
 /// GET, and HEAD, for which hyper leaves the body away (RFC 9110, section 9.3.2).
 fn get() -> impl Filter<Extract = (), Error = Rejection> + Copy {
     warp::get().or(warp::head()).unify()
@@ -63,6 +76,7 @@ mod tests {
     fn methods_are_known_for_the_routes_and_only_for_them() {
         assert_eq!(allowed_methods("/events/generate"), Some("POST"));
         assert_eq!(allowed_methods("/events/0197"), Some(GET));
+        assert_eq!(allowed_methods("/api/activities"), Some("GET, HEAD, POST"));
         for path in ["/", "/events", "/events/", "/events/a/b", "/healthz", "//health/x"] {
             assert_eq!(allowed_methods(path), None, "{path}");
         }

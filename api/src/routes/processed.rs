@@ -1,23 +1,23 @@
-//! `GET /events/processed`: the list of what has been processed, oldest first. Whole and streamed without parameters,
-//! in pages with `limit` or `cursor`.
+//! `GET /events/processed`: the list of what has been processed. Whole and streamed without `limit` and `cursor`, in
+//! pages with one of them.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use common::config::range;
-use common::store::{Cursor, Order, StoreError, Walk};
+use common::store::{Cursor, Page, Query, StoreError, Walk};
 use futures::stream::poll_fn;
 use tokio::sync::mpsc;
-use warp::http::Response;
-use warp::http::header::{CONTENT_TYPE, HeaderValue, LINK};
+use warp::http::header::{CONTENT_TYPE, HeaderValue, LINK, VARY};
+use warp::http::{HeaderMap, Response};
 use warp::{Filter, Rejection, Reply};
 
 use crate::App;
+use crate::format::{Format, Writer};
 use crate::problem::Problem;
+use crate::query::{DEFAULT_LIMIT, Parameters, page_query};
 
-const MAX_LIMIT: usize = 1000;
-const DEFAULT_LIMIT: usize = 100;
+/// The parameters of a list.
+pub(super) const PARAMETERS: [&str; 7] = ["userId", "eventType", "from", "to", "order", "limit", "cursor"];
 /// Rows of one step of the full list; three steps are in memory at a time.
 const STEP: usize = 500;
 /// Bytes that a step is kept to, once bodies turn out to be large.
@@ -26,7 +26,6 @@ const STEP_BYTES: usize = 2 * 1024 * 1024;
 const READER_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a full list waits for its turn.
 const EXPORT_PATIENCE: Duration = Duration::from_secs(5);
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Why a full list broke off.
 #[derive(Debug, thiserror::Error)]
@@ -39,119 +38,122 @@ enum ExportError {
     Stalled,
 }
 
-/// What the query asks for.
-#[derive(Debug, PartialEq, Eq)]
-enum Request {
-    Everything,
-    Page { limit: usize, cursor: Option<Cursor> },
+/// What a list is asked for.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) query: Query,
+    pub(super) limit: Option<usize>,
+    pub(super) cursor: Option<Cursor>,
+}
+
+impl Request {
+    /// Reads the parameters of a list.
+    ///
+    /// # Errors
+    /// The first that is wrong.
+    pub(super) fn parse(app: &App, query: &str) -> Result<Self, Problem> {
+        let parameters = Parameters::parse(query, &PARAMETERS, &["eventType"])?;
+        let query = parameters.query(&app.types)?;
+        Ok(Self { limit: parameters.limit()?, cursor: parameters.cursor(&query)?, query })
+    }
+
+    /// Reads one page of it, with the rows that a page has.
+    ///
+    /// # Errors
+    /// When the store has no answer.
+    pub(super) async fn page(&self, app: &App) -> Result<(Page, usize), Problem> {
+        let limit = self.limit.unwrap_or(DEFAULT_LIMIT);
+        let page = app.store.page(&self.query, self.cursor.as_ref(), limit).await.map_err(Problem::Store)?;
+        Ok((page, limit))
+    }
+
+    /// The `Link` header (RFC 8288) of such a page at `path`.
+    pub(super) fn links(&self, path: &str, page: &Page, limit: usize) -> Option<HeaderValue> {
+        let link = |cursor, rel| format!("<{path}?{}>; rel=\"{rel}\"", page_query(&self.query, limit, cursor));
+        let next = page.next.as_ref().map(|next| link(Some(next), "next") + ", ").unwrap_or_default();
+        // Percent-encoded, so always visible ASCII.
+        HeaderValue::try_from(next + &link(None, "first")).ok()
+    }
 }
 
 pub(super) fn route(
     app: &Arc<App>,
 ) -> impl Filter<Extract = (warp::reply::Response,), Error = Rejection> + Clone + use<> {
-    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
     warp::path!("events" / "processed")
         .and(super::get())
-        .and(query)
+        .and(super::query())
+        .and(warp::header::headers_cloned())
         .and(super::with(app))
-        .then(async |query: String, app: Arc<App>| list(&app, &query).await.unwrap_or_else(Reply::into_response))
+        .then(async |query: String, headers, app: Arc<App>| {
+            list(&app, &query, &headers).await.unwrap_or_else(Reply::into_response)
+        })
 }
 
-async fn list(app: &Arc<App>, query: &str) -> Result<warp::reply::Response, Problem> {
-    match parse(query)? {
-        Request::Everything => everything(app).await,
-        Request::Page { limit, cursor } => page(app, limit, cursor.as_ref()).await,
-    }
+async fn list(app: &Arc<App>, query: &str, headers: &HeaderMap) -> Result<warp::reply::Response, Problem> {
+    let (request, format) = (Request::parse(app, query)?, Format::of(headers)?);
+    let mut response = match (request.limit, &request.cursor) {
+        (None, None) => everything(app, &request.query, format).await?,
+        _ => page(app, &request, format).await?,
+    };
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, format.content_type());
+    headers.append(VARY, HeaderValue::from_static("accept"));
+    Ok(response)
 }
 
-fn parse(query: &str) -> Result<Request, Problem> {
-    let (mut limit, mut cursor) = (None, None);
-    for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
-        let wrong = |detail: String| Problem::InvalidParameter { name: name.to_string(), detail };
-        let repeated = match &*name {
-            "limit" => {
-                let number = range(1..=MAX_LIMIT)(&value).map_err(|why| wrong(format!("is {value:?}: {why}")))?;
-                limit.replace(number).is_some()
-            }
-            "cursor" => {
-                let from_link = || wrong("is not a cursor of this list; take it from a Link header as it is".into());
-                cursor.replace(Cursor::decode(&value).ok_or_else(from_link)?).is_some()
-            }
-            _ => return Err(wrong("is unknown; this list takes limit and cursor".into())),
-        };
-        if repeated {
-            return Err(wrong("must be given at most once".into()));
-        }
-    }
-    Ok(match (limit, cursor) {
-        (None, None) => Request::Everything,
-        (limit, cursor) => Request::Page { limit: limit.unwrap_or(DEFAULT_LIMIT), cursor },
-    })
-}
-
-async fn page(app: &App, limit: usize, cursor: Option<&Cursor>) -> Result<warp::reply::Response, Problem> {
-    let page = app.store.page(Order::Ascending, cursor, limit).await.map_err(Problem::Store)?;
-    let mut response = Response::new(join(b"[", &page.events, b"]")).into_response();
-    response.headers_mut().insert(CONTENT_TYPE, JSON);
-    // The alphabet of a cursor is that of URLs.
-    let link =
-        page.next.map(|next| format!("</events/processed?limit={limit}&cursor={}>; rel=\"next\"", next.encode()));
-    if let Some(link) = link.and_then(|link| HeaderValue::try_from(link).ok()) {
-        response.headers_mut().insert(LINK, link);
+async fn page(app: &App, request: &Request, format: Format) -> Result<warp::reply::Response, Problem> {
+    let (page, limit) = request.page(app).await?;
+    let mut response = Response::new(Writer::whole(format, &page.events)).into_response();
+    if let Some(links) = request.links("/events/processed", &page, limit) {
+        response.headers_mut().insert(LINK, links);
     }
     Ok(response)
 }
 
 /// Two steps are read before anything is sent, so that a store that is away is still a 503, and a short list is one
 /// piece. A failure after that breaks the transfer: a list that looks complete is complete.
-async fn everything(app: &Arc<App>) -> Result<warp::reply::Response, Problem> {
-    let mut walk = Walk::new(&app.store, Order::Ascending, None, true);
-    let (first, _) = walk.next(STEP).await.map_err(Problem::Store)?;
-    let (second, _) = walk.next(STEP).await.map_err(Problem::Store)?;
-    if second.is_empty() {
-        let mut response = Response::new(join(b"[", &first, b"]")).into_response();
-        response.headers_mut().insert(CONTENT_TYPE, JSON);
-        return Ok(response);
-    }
+async fn everything(app: &Arc<App>, query: &Query, format: Format) -> Result<warp::reply::Response, Problem> {
+    let mut walk = Walk::new(&app.store, query, None, true);
+    let first = walk.step(STEP).await.map_err(Problem::Store)?.unwrap_or_default();
+    let Some(second) = walk.step(STEP).await.map_err(Problem::Store)? else {
+        return Ok(Response::new(Writer::whole(format, &first)).into_response());
+    };
     let exports = Arc::clone(&app.exports);
     let turn = tokio::time::timeout(EXPORT_PATIENCE, exports.acquire_owned()).await;
     // The semaphore is never closed.
     let turn = turn.ok().and_then(Result::ok).ok_or(Problem::TooManyExports)?;
     let (steps, mut streamed) = mpsc::channel(1);
     tokio::spawn(async move {
-        if let Err(error) = stream([first, second], walk, &steps).await {
+        let begun = [first, second].concat();
+        if let Err(error) = stream(begun, walk, Writer::new(format), &steps).await {
             log::warn!("a full list broke off: {error}");
             // Nobody to tell when the client has gone as well.
             drop(steps.try_send(Err(error)));
         }
         drop(turn);
     });
-    let mut response = warp::reply::stream(poll_fn(move |context| streamed.poll_recv(context))).into_response();
-    response.headers_mut().insert(CONTENT_TYPE, JSON);
-    Ok(response)
+    Ok(warp::reply::stream(poll_fn(move |context| streamed.poll_recv(context))).into_response())
 }
 
 async fn stream(
-    first: [Vec<Bytes>; 2],
+    begun: Vec<bytes::Bytes>,
     mut walk: Walk,
+    mut writer: Writer,
     steps: &mpsc::Sender<Result<Vec<u8>, ExportError>>,
 ) -> Result<(), ExportError> {
-    let mut opening: &[u8] = b"[";
-    for events in first {
-        send(steps, join(opening, &events, b"")).await?;
-        opening = b",";
-    }
-    let mut rows = STEP;
-    loop {
-        let (events, _) = walk.next(rows).await?;
-        if events.is_empty() {
-            return send(steps, b"]".to_vec()).await;
+    let (mut next, mut rows) = (Some(begun), STEP);
+    while let Some(events) = next {
+        if !events.is_empty() {
+            let step = writer.some(&events);
+            // Large bodies come in fewer rows, so that a step stays within its bytes.
+            rows = (STEP_BYTES * events.len() / step.len()).clamp(1, STEP);
+            send(steps, step).await?;
+        } else if steps.is_closed() {
+            return Err(ExportError::Gone);
         }
-        let step = join(b",", &events, b"");
-        // Large bodies come in fewer rows, so that a step stays within its bytes.
-        rows = (STEP_BYTES * events.len() / step.len()).clamp(1, STEP);
-        send(steps, step).await?;
+        next = walk.step(rows).await?;
     }
+    send(steps, writer.end()).await
 }
 
 /// Hands over a step once the client has taken the one before.
@@ -160,55 +162,5 @@ async fn send(steps: &mpsc::Sender<Result<Vec<u8>, ExportError>>, step: Vec<u8>)
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err(ExportError::Gone),
         Err(_) => Err(ExportError::Stalled),
-    }
-}
-
-/// The events separated by commas, between `opening` and `closing`.
-fn join(opening: &[u8], events: &[Bytes], closing: &[u8]) -> Vec<u8> {
-    let size = events.iter().map(|event| event.len() + 1).sum::<usize>();
-    let mut joined = Vec::with_capacity(opening.len() + size + closing.len());
-    joined.extend_from_slice(opening);
-    for (nth, event) in events.iter().enumerate() {
-        if nth > 0 {
-            joined.push(b',');
-        }
-        joined.extend_from_slice(event);
-    }
-    joined.extend_from_slice(closing);
-    joined
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn complaint(query: &str) -> String {
-        match parse(query) {
-            Err(Problem::InvalidParameter { name, detail }) => format!("{name} {detail}"),
-            other => panic!("{query}: {other:?}"),
-        }
-    }
-
-    #[test]
-    fn without_parameters_everything_is_asked_for() {
-        assert_eq!(parse("").unwrap(), Request::Everything);
-        assert_eq!(parse("limit=1000").unwrap(), Request::Page { limit: 1000, cursor: None });
-    }
-
-    #[test]
-    fn parameters_out_of_range_repeated_or_unknown_are_named() {
-        for limit in ["0", "1001", "-1", "ten", ""] {
-            assert!(complaint(&format!("limit={limit}")).contains("from 1 to 1000"), "{limit}");
-        }
-        assert!(complaint("limit=1&limit=1").contains("at most once"));
-        assert!(complaint("cursor=forged").contains("Link header"));
-        assert!(complaint("userID=u").starts_with("userID is unknown"));
-    }
-
-    #[test]
-    fn events_are_joined_by_single_commas() {
-        let events = ["{}", "{\"a\":1}"].map(Bytes::from);
-        assert_eq!(join(b"[", &events, b"]"), b"[{},{\"a\":1}]");
-        assert_eq!(join(b"[", &[], b"]"), b"[]");
     }
 }

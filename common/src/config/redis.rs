@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::Args;
 use redis::{ConnectionAddr, IntoConnectionInfo};
 
-use super::{Checks, Secret, duration};
+use super::{Checks, Secret, duration, one_of};
+use crate::store::UserIndex;
 
 /// The Redis part of a command line.
 #[derive(Debug, Clone, Args)]
@@ -24,6 +25,10 @@ pub struct RedisArgs {
     /// How long an event is kept, counted from its timestamp; not shorter than the topic keeps it
     #[arg(long, env = "EVENT_RETENTION", default_value = "7d", value_name = "DURATION")]
     pub event_retention: String,
+    /// Whether each user's events are also listed per user: on or off, the same for all processes. About 3 µs of Redis
+    /// and 64 bytes an event
+    #[arg(long, env = "USER_INDEX", default_value = "on", value_name = "SWITCH")]
+    pub user_index: String,
 }
 
 /// The Redis part of a configuration.
@@ -37,6 +42,8 @@ pub struct RedisSettings {
     pub timeout: Duration,
     /// How long an event is kept.
     pub retention: Duration,
+    /// Whether each user's events are also listed per user.
+    pub user_index: UserIndex,
 }
 
 impl fmt::Debug for RedisSettings {
@@ -46,6 +53,7 @@ impl fmt::Debug for RedisSettings {
             .field("key_prefix", &self.key_prefix)
             .field("timeout", &self.timeout)
             .field("retention", &self.retention)
+            .field("user_index", &self.user_index)
             .finish()
     }
 }
@@ -66,6 +74,11 @@ impl RedisArgs {
             key_prefix: checks.take("REDIS_KEY_PREFIX", &self.redis_key_prefix, key_prefix),
             timeout: checks.take("REDIS_TIMEOUT", &self.redis_timeout, duration),
             retention: checks.take("EVENT_RETENTION", &self.event_retention, retention),
+            user_index: checks.take(
+                "USER_INDEX",
+                &self.user_index,
+                one_of(&[("on", UserIndex::On), ("off", UserIndex::Off)]),
+            ),
         }
     }
 }

@@ -63,6 +63,10 @@ impl Layout {
         [&self.prefix, "ux:{", TAGS[bucket], "}:", user_id].concat()
     }
 
+    pub(super) fn tail(&self, bucket: usize) -> String {
+        [&self.prefix, "tl:{", TAGS[bucket], "}"].concat()
+    }
+
     pub(super) fn positions(&self, bucket: usize) -> String {
         [&self.prefix, "at:{", TAGS[bucket], "}"].concat()
     }

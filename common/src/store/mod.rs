@@ -13,6 +13,7 @@
 //! | `ev:{t}:<eventId>` | string | the event's JSON, a zero byte, its origin; expires |
 //! | `ix:{t}` | sorted set | eventId by score |
 //! | `ux:{u}:<userId>` | sorted set | the same of one user, in the bucket of the userId; expires |
+//! | `tl:{t}` | stream | partition, offset and id of what was stored last; capped |
 //! | `at:{t}` | hash | `<group>\|<topic>:<partition>` → next offset |
 //! | `wk:<member>`, `workers` | hash, sorted set | heartbeats of the workers |
 //! | `meta:layout` | string | version, bucket count, hash |
@@ -20,8 +21,10 @@
 mod connection;
 mod layout;
 mod positions;
+mod query;
 mod read;
 mod server;
+mod tail;
 mod trim;
 mod workers;
 mod write;
@@ -32,7 +35,9 @@ use self::connection::Lane;
 pub use self::connection::StoreError;
 pub use self::layout::{BUCKETS, Layout, bucket_of, score_of};
 pub use self::positions::{Placement, PositionScope, Positions};
-pub use self::read::{Cursor, Found, Order, Page, Row, Walk};
+pub use self::query::{Cursor, CursorError, Order, Query};
+pub use self::read::{Found, Page, Walk};
+pub use self::tail::{Announced, Entry, EntryId, Seen, TailPosition};
 pub use self::workers::{HEARTBEAT_TTL, Heartbeat};
 pub use self::write::{Batch, Move, Origin, Receipt, StoredEvent, UserIndex};
 use crate::config::RedisSettings;
@@ -47,7 +52,10 @@ pub struct Store {
     read: Lane,
     /// Full lists.
     export: Lane,
+    /// Waits for what is stored next.
+    tail: Lane,
     retention: Duration,
+    user_index: UserIndex,
 }
 
 impl Store {
@@ -62,7 +70,9 @@ impl Store {
             write: lane()?,
             read: lane()?,
             export: lane()?,
+            tail: lane()?,
             retention: settings.retention,
+            user_index: settings.user_index,
         })
     }
 

@@ -6,52 +6,17 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 
 use super::connection::Lane;
-use super::{BUCKETS, Origin, Store, StoreError, bucket_of};
+use super::query::Row;
+use super::{BUCKETS, Cursor, Order, Origin, Query, Store, StoreError, UserIndex, bucket_of};
 use crate::event::Timestamp;
 
-/// Direction of a list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Order {
-    /// Oldest first.
-    #[default]
-    Ascending,
-    /// Newest first.
-    Descending,
-}
-
-/// An entry of the index.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Row {
-    score: i64,
-    id: String,
-}
-
-/// The row after which a page begins. As text it is opaque: base64url of version, score and id.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cursor(Row);
-
-impl Cursor {
-    /// Reads what [`Cursor::encode`] wrote.
-    #[must_use]
-    pub fn decode(text: &str) -> Option<Self> {
-        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
-        let mut fields = std::str::from_utf8(&bytes).ok()?.splitn(3, '|');
-        let ("1", score, id) = (fields.next()?, fields.next()?, fields.next()?) else { return None };
-        let score = score.parse().ok().filter(|score: &i64| *score >= 0)?;
-        crate::event::EventId::parse(id).map(|id| Self(Row { score, id: id.as_str().to_owned() }))
-    }
-
-    /// The cursor as text for a URL.
-    #[must_use]
-    pub fn encode(&self) -> String {
-        URL_SAFE_NO_PAD.encode(format!("1|{}|{}", self.0.score, self.0.id))
-    }
-}
+/// Entries that one page may look at. A filter that admits few of them gets a short page, and a cursor to go on with.
+const SCAN_BUDGET: usize = 10_000;
+/// Entries that are looked at in one step, at least, where a filter may drop most of them.
+const SCAN_STEP: usize = 500;
 
 /// A page of a list.
 #[derive(Debug, Default)]
@@ -71,47 +36,70 @@ pub struct Found {
     pub listed: bool,
 }
 
-/// One bucket's part of a walk.
-#[derive(Debug, Clone, Default)]
+/// One index's part of a walk.
+#[derive(Debug, Clone)]
 struct Head {
+    index: String,
     buffered: VecDeque<Row>,
     last: Option<Row>,
     exhausted: bool,
 }
 
 /// A walk over a list, a few rows at a time. Every row that was there at its start is visited once; one that is inserted
-/// meanwhile is visited if it lies beyond what has been fetched of its bucket.
+/// meanwhile is visited if it lies beyond what has been fetched of its index.
 pub struct Walk {
     store: Arc<Store>,
     full: bool,
-    order: Order,
-    horizon: i64,
-    heads: [Head; BUCKETS],
+    query: Query,
+    /// Whether bodies decide what is given out, beyond what the index says.
+    filtered: bool,
+    low: i64,
+    high: Option<i64>,
+    /// The sixteen buckets' indexes, or that of one user.
+    heads: Vec<Head>,
 }
 
 impl Walk {
-    /// A walk over everything that the retention still shows, after `cursor`. `full` uses the connection for exports.
+    /// A walk over what is asked for and the retention still shows, after `cursor`. `full` uses the connection for
+    /// exports.
     #[must_use]
-    pub fn new(store: &Arc<Store>, order: Order, cursor: Option<&Cursor>, full: bool) -> Self {
-        let head = Head { last: cursor.map(|cursor| cursor.0.clone()), ..Head::default() };
-        let horizon = store.horizon(Timestamp::now()) * 1024;
-        Self { store: Arc::clone(store), full, order, horizon, heads: std::array::from_fn(|_| head.clone()) }
+    pub fn new(store: &Arc<Store>, query: &Query, cursor: Option<&Cursor>, full: bool) -> Self {
+        let user = query.user.as_ref().filter(|_| store.user_index == UserIndex::On);
+        let indexes = match user {
+            Some(user) => vec![store.layout.user_index(bucket_of(user.as_str()), user.as_str())],
+            None => (0..BUCKETS).map(|bucket| store.layout.index(bucket)).collect(),
+        };
+        let last = cursor.map(|cursor| cursor.0.clone());
+        let head = |index| Head { index, buffered: VecDeque::new(), last: last.clone(), exhausted: false };
+        let (low, high) = query.scores(store.horizon(Timestamp::now()));
+        Self {
+            store: Arc::clone(store),
+            full,
+            filtered: query.user.is_some() || !query.types.is_empty(),
+            query: query.clone(),
+            low,
+            high,
+            heads: indexes.into_iter().map(head).collect(),
+        }
     }
 
-    /// The JSON of up to `limit` events, and the row of the last; empty at the end of the list only.
+    /// Looks at up to `limit` rows and gives the JSON of those events that are asked for, which may be none of them;
+    /// `None` at the end of the list.
     ///
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
-    pub async fn next(&mut self, limit: usize) -> Result<(Vec<Bytes>, Option<Cursor>), StoreError> {
-        loop {
-            let rows = self.next_rows(limit).await?;
-            let Some(last) = rows.last().cloned() else { return Ok((Vec::new(), None)) };
-            let events = self.store.bodies(self.lane(), &rows).await?;
-            // A body may expire a moment before its entry is trimmed; a whole step of these is not the end.
-            if !events.is_empty() {
-                return Ok((events, Some(Cursor(last))));
-            }
+    pub async fn step(&mut self, limit: usize) -> Result<Option<Vec<Bytes>>, StoreError> {
+        let rows = self.next_rows(limit).await?;
+        if rows.is_empty() {
+            return Ok(None);
         }
+        let bodies = self.store.bodies(self.lane(), &rows).await?;
+        Ok(Some(bodies.into_iter().flatten().filter(|json| self.admits(json)).collect()))
+    }
+
+    /// The index covers the time; an entry of a user may be the id of somebody else's event that came first.
+    fn admits(&self, json: &[u8]) -> bool {
+        !self.filtered || self.query.admits(json)
     }
 
     /// Whether anything comes after what was given out. Moves on by one row.
@@ -126,7 +114,9 @@ impl Walk {
     async fn next_rows(&mut self, limit: usize) -> Result<Vec<Row>, StoreError> {
         let mut rows = Vec::with_capacity(limit.min(1024));
         while rows.len() < limit {
-            self.refill(2 * (limit - rows.len()) / BUCKETS + 4).await?;
+            // A bucket's share of the rows varies; half as much again is seldom too little.
+            let share = if self.heads.len() == 1 { limit - rows.len() } else { 2 * (limit - rows.len()) / BUCKETS + 4 };
+            self.refill(share).await?;
             let Some(first) = self.first_bucket() else { break };
             // Until the winner runs dry its rows can be taken without asking anyone.
             while rows.len() < limit && self.first_bucket() == Some(first) {
@@ -139,7 +129,7 @@ impl Walk {
     /// The bucket whose next row comes first; `None` when all are used up.
     fn first_bucket(&self) -> Option<usize> {
         let heads = self.heads.iter().enumerate().filter_map(|(bucket, head)| Some((head.buffered.front()?, bucket)));
-        match self.order {
+        match self.query.order {
             Order::Ascending => heads.min(),
             Order::Descending => heads.max(),
         }
@@ -151,34 +141,34 @@ impl Walk {
         let mut wanted = wanted;
         loop {
             let dry = |head: &Head| head.buffered.is_empty() && !head.exhausted;
-            let asked: Vec<usize> = (0..BUCKETS).filter(|bucket| dry(&self.heads[*bucket])).collect();
+            let asked: Vec<usize> = (0..self.heads.len()).filter(|head| dry(&self.heads[*head])).collect();
             if asked.is_empty() {
                 return Ok(());
             }
             let mut pipeline = redis::pipe();
-            asked.iter().for_each(|bucket| {
-                pipeline.add_command(self.range(*bucket, wanted));
+            asked.iter().for_each(|head| {
+                pipeline.add_command(self.range(&self.heads[*head], wanted));
             });
             let answers: Vec<Vec<(String, f64)>> = self.lane().pipeline(&pipeline).await?;
-            for (bucket, answer) in asked.into_iter().zip(answers) {
-                self.heads[bucket].take(answer, wanted, self.order);
+            for (head, answer) in asked.into_iter().zip(answers) {
+                self.heads[head].take(answer, wanted, self.query.order);
             }
             // Only where a whole answer shared the last row's score and lay before it.
             wanted = wanted.saturating_mul(4);
         }
     }
 
-    fn range(&self, bucket: usize, wanted: usize) -> redis::Cmd {
-        let last = self.heads[bucket].last.as_ref().map(|row| row.score);
+    fn range(&self, head: &Head, wanted: usize) -> redis::Cmd {
+        let last = head.last.as_ref().map(|row| row.score);
+        let end = self.high.map_or("+inf".into(), |high| high.to_string());
         let mut range = redis::cmd("ZRANGE");
-        range.arg(self.store.layout.index(bucket));
-        match self.order {
-            Order::Ascending => range.arg(last.unwrap_or(0).max(self.horizon)).arg("+inf").arg("BYSCORE"),
-            Order::Descending => range
-                .arg(last.map_or("+inf".into(), |score| score.to_string()))
-                .arg(self.horizon)
-                .arg("BYSCORE")
-                .arg("REV"),
+        range.arg(&head.index);
+        match self.query.order {
+            Order::Ascending => range.arg(last.unwrap_or(0).max(self.low)).arg(end).arg("BYSCORE"),
+            Order::Descending => {
+                let begin = last.map_or(end, |last| self.high.map_or(last, |high| high.min(last)).to_string());
+                range.arg(begin).arg(self.low).arg("BYSCORE").arg("REV")
+            }
         };
         range.arg("LIMIT").arg(0).arg(wanted).arg("WITHSCORES");
         range
@@ -200,23 +190,35 @@ impl Head {
 }
 
 impl Store {
-    /// One page of a list.
+    /// One page of a list. It may be short, or even empty, and still have a next one: the filters then admit few of the
+    /// many events that were looked at.
     ///
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn page(
         self: &Arc<Self>,
-        order: Order,
+        query: &Query,
         cursor: Option<&Cursor>,
         limit: usize,
     ) -> Result<Page, StoreError> {
-        let mut walk = Walk::new(self, order, cursor, false);
-        let mut page = Page::default();
-        while page.events.len() < limit {
-            let (events, last) = walk.next(limit - page.events.len()).await?;
-            let Some(last) = last else { return Ok(Page { next: None, ..page }) };
-            page.events.extend(events);
-            page.next = Some(last);
+        let mut walk = Walk::new(self, query, cursor, false);
+        let (mut page, mut scanned) = (Page::default(), 0);
+        while page.events.len() < limit && scanned < SCAN_BUDGET {
+            let missing = limit - page.events.len();
+            let rows = walk.next_rows(if query.types.is_empty() { missing } else { missing.max(SCAN_STEP) }).await?;
+            if rows.is_empty() {
+                page.next = None;
+                return Ok(page);
+            }
+            scanned += rows.len();
+            let bodies = self.bodies(&self.read, &rows).await?;
+            for (row, json) in rows.into_iter().zip(bodies) {
+                if page.events.len() == limit {
+                    return Ok(page);
+                }
+                page.events.extend(json.filter(|json| walk.admits(json)));
+                page.next = Some(Cursor(row));
+            }
         }
         if !walk.has_more().await? {
             page.next = None;
@@ -234,9 +236,7 @@ impl Store {
             return Ok(None);
         };
         let corrupt = || StoreError::Corrupt(format!("{key} has no origin behind its JSON"));
-        let end = body.iter().position(|byte| *byte == 0).ok_or_else(corrupt)?;
-        let origin = Origin::parse(&body[end + 1..]).ok_or_else(corrupt)?;
-        Ok(Some((Bytes::from(body).slice(..end), origin)))
+        Origin::split(body).map(Some).ok_or_else(corrupt)
     }
 
     /// What is stored of each of these events.
@@ -259,8 +259,8 @@ impl Store {
         Ok(replies.chunks(2).map(found).collect())
     }
 
-    /// The JSON of those rows that still have a body, in order.
-    async fn bodies(&self, lane: &Lane, rows: &[Row]) -> Result<Vec<Bytes>, StoreError> {
+    /// The JSON of each row, in order; `None` of one whose body has expired a moment before its entry is trimmed.
+    async fn bodies(&self, lane: &Lane, rows: &[Row]) -> Result<Vec<Option<Bytes>>, StoreError> {
         let mut asked: [Vec<usize>; BUCKETS] = Default::default();
         rows.iter().enumerate().for_each(|(nth, row)| asked[bucket_of(&row.id)].push(nth));
         let mut pipeline = redis::pipe();
@@ -279,7 +279,7 @@ impl Store {
                 Bytes::from(body)
             });
         }
-        Ok(bodies.into_iter().flatten().collect())
+        Ok(bodies)
     }
 }
 
@@ -288,28 +288,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cursor_reads_back_and_a_forged_one_does_not() {
-        for id in ["01976a5e-7a3c-7fff-8000-000000000000", "a|b", "é"] {
-            let cursor = Cursor(Row { score: 1_813_478_400_000_512, id: id.into() });
-            assert_eq!(Cursor::decode(&cursor.encode()), Some(cursor));
-        }
-        for forged in ["", "x", "MXwxfA", "MnwxfGE", "MXwtMXxh", "MXx4fGE", "====", "\u{e9}"] {
-            assert_eq!(Cursor::decode(forged), None, "{forged}");
-        }
-    }
-
-    #[test]
     fn rows_up_to_the_last_one_given_out_are_left_away() {
         let row = |score, id: &str| Row { score, id: id.into() };
-        let mut head = Head { last: Some(row(5, "b")), ..Head::default() };
+        let head =
+            || Head { index: String::new(), buffered: VecDeque::new(), last: Some(row(5, "b")), exhausted: false };
+        let mut forth = head();
         let answer = |ids: &[(&str, f64)]| ids.iter().map(|(id, score)| ((*id).to_owned(), *score)).collect::<Vec<_>>();
-        head.take(answer(&[("a", 5.0), ("b", 5.0)]), 2, Order::Ascending);
-        assert!(head.buffered.is_empty() && !head.exhausted);
-        assert_eq!(head.last, Some(row(5, "b")));
-        head.take(answer(&[("a", 5.0), ("b", 5.0), ("c", 5.0), ("a", 6.0)]), 8, Order::Ascending);
-        assert_eq!(head.buffered, [row(5, "c"), row(6, "a")]);
-        assert!(head.exhausted);
-        let mut back = Head { last: Some(row(5, "b")), ..Head::default() };
+        forth.take(answer(&[("a", 5.0), ("b", 5.0)]), 2, Order::Ascending);
+        assert!(forth.buffered.is_empty() && !forth.exhausted);
+        assert_eq!(forth.last, Some(row(5, "b")));
+        forth.take(answer(&[("a", 5.0), ("b", 5.0), ("c", 5.0), ("a", 6.0)]), 8, Order::Ascending);
+        assert_eq!(forth.buffered, [row(5, "c"), row(6, "a")]);
+        assert!(forth.exhausted);
+        let mut back = head();
         back.take(answer(&[("c", 5.0), ("b", 5.0), ("a", 5.0)]), 3, Order::Descending);
         assert_eq!(back.buffered, [row(5, "a")]);
     }

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 
+use bytes::Bytes;
 use futures::future::try_join_all;
 use redis::{FromRedisValue, Pipeline, Value};
 
 use super::positions::PositionScope;
+use super::tail::MAX_ENTRIES;
 use super::{BUCKETS, Store, StoreError, bucket_of, millis, score_of};
 use crate::event::{EventId, EventType, Timestamp, UserEvent, UserId};
 use crate::mutation::{Mutation, active};
@@ -54,6 +56,13 @@ impl Origin {
         json
     }
 
+    /// Takes a body apart: the JSON, and what follows the zero byte.
+    pub(super) fn split(body: Vec<u8>) -> Option<(Bytes, Self)> {
+        let end = body.iter().position(|byte| *byte == 0)?;
+        let origin = Self::parse(&body[end + 1..])?;
+        Some((Bytes::from(body).slice(..end), origin))
+    }
+
     /// Reads what follows the zero byte.
     pub(super) fn parse(text: &[u8]) -> Option<Self> {
         let mut fields = std::str::from_utf8(text).ok()?.splitn(4, ' ');
@@ -74,6 +83,7 @@ pub struct StoredEvent {
     event_type: EventType,
     timestamp: Timestamp,
     partition: i32,
+    offset: i64,
     score: i64,
     bucket: usize,
     user_bucket: usize,
@@ -92,6 +102,7 @@ impl StoredEvent {
             user_bucket: bucket_of(event.user_id.as_str()),
             timestamp: event.timestamp,
             partition: origin.partition,
+            offset: origin.offset,
             user_id: event.user_id,
             event_type: event.event_type,
             body,
@@ -263,6 +274,14 @@ impl Transaction {
             let index = commands.cmd("ZADD").arg(store.layout.index(bucket)).arg("NX");
             batch.events.iter().filter(own).for_each(|event| {
                 index.arg(event.score).arg(event.id.as_str());
+            });
+            commands.ignore();
+        }
+        if !events.is_empty() {
+            let tail = commands.cmd("XADD").arg(store.layout.tail(bucket)).arg("MAXLEN").arg("~");
+            tail.arg(MAX_ENTRIES).arg("*");
+            batch.events.iter().filter(own).for_each(|event| {
+                tail.arg(format!("{}:{}", event.partition, event.offset)).arg(event.id.as_str());
             });
             commands.ignore();
         }

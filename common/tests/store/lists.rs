@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::event::Timestamp;
-use common::store::{Order, Walk, bucket_of, score_of};
+use common::store::{Order, Query, Walk, bucket_of, score_of};
 
 use crate::support::event_json;
 use crate::world::{RETENTION, TIMEOUT, World, ago, stored};
@@ -49,12 +49,12 @@ fn reversed(rows: &[Bytes]) -> Vec<Bytes> {
 #[tokio::test]
 async fn a_page_holds_up_to_its_limit_and_the_last_one_has_no_next() {
     let world = World::new();
-    assert!(world.store.page(Order::Ascending, None, 10).await.unwrap().next.is_none(), "an empty store");
+    assert!(world.store.page(&Query::default(), None, 10).await.unwrap().next.is_none(), "an empty store");
     let all = world.seconds_apart(&ids(20)).await;
     for (limit, pages) in [(1, 20), (7, 3), (10, 2), (20, 1), (21, 1)] {
         let (mut cursor, mut sizes) = (None, Vec::new());
         loop {
-            let page = world.store.page(Order::Ascending, cursor.as_ref(), limit).await.unwrap();
+            let page = world.store.page(&Query::default(), cursor.as_ref(), limit).await.unwrap();
             sizes.push(page.events.len());
             cursor = page.next;
             if cursor.is_none() {
@@ -76,19 +76,19 @@ async fn equal_timestamps_have_one_order_for_every_reader_and_both_directions() 
     let expected: Vec<Bytes> = rows.iter().map(|(_, id)| event_json(id, "u", at, "{}").into()).collect();
 
     let other = world.again(TIMEOUT, RETENTION);
-    assert_eq!(world.paged(Order::Ascending, 33).await, expected);
-    assert_eq!(other.walked(Order::Ascending, 100, true).await, expected);
-    assert_eq!(other.paged(Order::Descending, 50).await, reversed(&expected));
+    assert_eq!(world.paged(&Query::default(), 33).await, expected);
+    assert_eq!(other.walked(&Query::default(), 100, true).await, expected);
+    assert_eq!(other.paged(&Query::all(Order::Descending), 50).await, reversed(&expected));
 }
 
 #[tokio::test]
 async fn thousands_of_rows_of_one_score_in_one_bucket_are_each_listed_once() {
     let world = World::new();
     let all = world.collide(ids_in(3, 3_000));
-    assert_eq!(world.paged(Order::Ascending, 100).await, all);
-    assert_eq!(world.paged(Order::Descending, 100).await, reversed(&all));
-    assert_eq!(world.walked(Order::Ascending, 500, true).await, all);
-    assert_eq!(world.walked(Order::Descending, 500, true).await, reversed(&all));
+    assert_eq!(world.paged(&Query::default(), 100).await, all);
+    assert_eq!(world.paged(&Query::all(Order::Descending), 100).await, reversed(&all));
+    assert_eq!(world.walked(&Query::default(), 500, true).await, all);
+    assert_eq!(world.walked(&Query::all(Order::Descending), 500, true).await, reversed(&all));
 }
 
 #[tokio::test]
@@ -101,8 +101,8 @@ async fn rows_of_one_score_in_all_buckets_are_each_listed_once_between_rows_of_o
     all.insert(0, edges[0].clone().into());
     all.push(edges[1].clone().into());
     for limit in [1_000, 77] {
-        assert_eq!(world.paged(Order::Ascending, limit).await, all);
-        assert_eq!(world.paged(Order::Descending, limit).await, reversed(&all));
+        assert_eq!(world.paged(&Query::default(), limit).await, all);
+        assert_eq!(world.paged(&Query::all(Order::Descending), limit).await, reversed(&all));
     }
 }
 
@@ -114,11 +114,11 @@ async fn rows_inserted_between_two_pages_are_seen_before_the_cursor_and_not_behi
     let before = event_json("before", "u", ago(Duration::from_secs(2)), "{}");
     for order in [Order::Ascending, Order::Descending] {
         let world = world.again(TIMEOUT, RETENTION);
-        let first = world.store.page(order, None, 20).await.unwrap();
+        let first = world.store.page(&Query::all(order), None, 20).await.unwrap();
         // What lies ahead of one direction lies behind the other.
         let (ahead, passed) = if order == Order::Ascending { (&before, &behind) } else { (&behind, &before) };
         world.write(vec![stored(&behind, 1), stored(&before, 1)]).await;
-        let second = world.store.page(order, first.next.as_ref(), 100).await.unwrap();
+        let second = world.store.page(&Query::all(order), first.next.as_ref(), 100).await.unwrap();
 
         let seen: Vec<&Bytes> = first.events.iter().chain(&second.events).collect();
         assert!(seen.iter().any(|row| *row == ahead), "{order:?}");
@@ -136,16 +136,13 @@ async fn rows_inserted_between_two_pages_are_seen_before_the_cursor_and_not_behi
 async fn a_walk_gives_each_row_once_while_others_are_inserted_all_around() {
     let world = World::new();
     let all = world.seconds_apart(&ids(200)).await;
-    let mut walk = Walk::new(&world.store, Order::Ascending, None, false);
+    let mut walk = Walk::new(&world.store, &Query::default(), None, false);
     let mut seen = Vec::new();
     for n in 0.. {
         let at = ago(Duration::from_secs((n * 7) % 200));
         world.write(vec![stored(&event_json(&format!("inserted-{n}"), "u", at, "{}"), 1)]).await;
-        let (events, last) = walk.next(10).await.unwrap();
+        let Some(events) = walk.step(10).await.unwrap() else { break };
         seen.extend(events);
-        if last.is_none() {
-            break;
-        }
         assert!(n < 100, "the walk ends");
     }
     let number = seen.len();
@@ -165,10 +162,10 @@ async fn rows_whose_body_has_expired_are_skipped_and_do_not_end_the_list() {
     }
     let left: Vec<Bytes> = (0..100).filter(|n| !expired(*n)).map(|n| all[n].clone()).collect();
     // A step of ten meets whole steps of nothing.
-    assert_eq!(world.walked(Order::Ascending, 10, false).await, left);
-    assert_eq!(world.paged(Order::Ascending, 10).await, left);
-    assert_eq!(world.paged(Order::Descending, 7).await, reversed(&left));
-    let page = world.store.page(Order::Ascending, None, 30).await.unwrap();
+    assert_eq!(world.walked(&Query::default(), 10, false).await, left);
+    assert_eq!(world.paged(&Query::default(), 10).await, left);
+    assert_eq!(world.paged(&Query::all(Order::Descending), 7).await, reversed(&left));
+    let page = world.store.page(&Query::default(), None, 30).await.unwrap();
     assert_eq!(page.events, left[..30], "a page is filled");
 }
 
@@ -178,16 +175,16 @@ async fn what_is_older_than_the_retention_is_not_listed() {
     let hour = Duration::from_hours(1);
     let [old, young] = [("old", hour * 2), ("young", hour / 2)].map(|(id, age)| event_json(id, "u", ago(age), "{}"));
     world.write(vec![stored(&old, 1), stored(&young, 1)]).await;
-    assert_eq!(world.paged(Order::Ascending, 10).await, [old.clone(), young.clone()]);
+    assert_eq!(world.paged(&Query::default(), 10).await, [old.clone(), young.clone()]);
 
     let short = world.again(TIMEOUT, hour);
     for order in [Order::Ascending, Order::Descending] {
-        assert_eq!(short.paged(order, 1).await, [young.as_str()]);
-        assert_eq!(short.walked(order, 10, true).await, [young.as_str()]);
+        assert_eq!(short.paged(&Query::all(order), 1).await, [young.as_str()]);
+        assert_eq!(short.walked(&Query::all(order), 10, true).await, [young.as_str()]);
     }
     // A cursor from the time before it does not open the past again.
-    let cursor = world.store.page(Order::Descending, None, 1).await.unwrap().next;
+    let cursor = world.store.page(&Query::all(Order::Descending), None, 1).await.unwrap().next;
     assert!(cursor.is_some());
-    assert!(short.store.page(Order::Descending, cursor.as_ref(), 10).await.unwrap().events.is_empty());
+    assert!(short.store.page(&Query::all(Order::Descending), cursor.as_ref(), 10).await.unwrap().events.is_empty());
     assert!(short.store.event("old").await.unwrap().is_some(), "it is recorded like any other");
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use common::config::{RedisSettings, Secret};
 use common::event::Timestamp;
-use common::store::{Batch, Heartbeat, Order, Store, StoreError, UserIndex, Walk};
+use common::store::{Batch, Heartbeat, Query, Store, StoreError, UserIndex, Walk};
 use futures::TryFutureExt;
 use futures::future::{BoxFuture, join_all};
 
@@ -18,13 +18,14 @@ impl World {
     async fn everything(&self) -> (Vec<Result<(), StoreError>>, Duration) {
         let events = vec![stored(&event_json("e", "u", Timestamp::now(), "{}"), 1)];
         let batch = Batch { events, ..Batch::default() };
-        let mut export = Walk::new(&self.store, Order::Ascending, None, true);
+        let all = Query::default();
+        let mut export = Walk::new(&self.store, &all, None, true);
         let heartbeat = Heartbeat::default();
         let exchanges: [BoxFuture<'_, Result<(), StoreError>>; 7] = [
             Box::pin(self.store.write(&self.scope, &batch, UserIndex::On).map_ok(drop)),
             Box::pin(self.store.positions(&self.scope, &[0]).map_ok(drop)),
-            Box::pin(self.store.page(Order::Ascending, None, 10).map_ok(drop)),
-            Box::pin(export.next(10).map_ok(drop)),
+            Box::pin(self.store.page(&all, None, 10).map_ok(drop)),
+            Box::pin(export.step(10).map_ok(drop)),
             Box::pin(self.store.event("e").map_ok(drop)),
             Box::pin(self.store.check()),
             Box::pin(self.store.beat(&heartbeat)),

@@ -4,7 +4,7 @@ use std::array;
 
 use common::event::Timestamp;
 use common::store::{
-    BUCKETS, Batch, Move, Order, Placement, PositionScope, Positions, StoreError, UserIndex, bucket_of,
+    BUCKETS, Batch, Move, Placement, PositionScope, Positions, Query, StoreError, UserIndex, bucket_of,
 };
 use futures::StreamExt;
 use futures::future::join_all;
@@ -103,7 +103,7 @@ async fn batches_in_flight_move_in_the_order_in_which_they_were_sent() {
         assert!(mismatches.iter().all(Vec::is_empty), "{mismatches:?}");
     }
     assert_eq!(world.position(0).await, [Some(100); BUCKETS]);
-    assert_eq!(world.walked(Order::Ascending, 100, false).await.len(), 100);
+    assert_eq!(world.walked(&Query::default(), 100, false).await.len(), 100);
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use common::config::{RedisSettings, Secret};
 use common::event::Timestamp;
-use common::store::{Batch, Order, Origin, PositionScope, Receipt, Store, StoreError, StoredEvent, UserIndex, Walk};
+use common::store::{Batch, Origin, PositionScope, Query, Receipt, Store, StoreError, StoredEvent, UserIndex, Walk};
 use redis::FromRedisValue;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -38,6 +38,7 @@ impl World {
             key_prefix: format!("test:{}:", Uuid::now_v7()),
             timeout: TIMEOUT,
             retention: RETENTION,
+            user_index: UserIndex::On,
         })
     }
 
@@ -58,25 +59,22 @@ impl World {
     }
 
     /// A whole list, read by a walk in steps.
-    pub(crate) async fn walked(&self, order: Order, step: usize, full: bool) -> Vec<Bytes> {
-        let mut walk = Walk::new(&self.store, order, None, full);
+    pub(crate) async fn walked(&self, query: &Query, step: usize, full: bool) -> Vec<Bytes> {
+        let mut walk = Walk::new(&self.store, query, None, full);
         let mut all = Vec::new();
-        loop {
-            let (events, last) = walk.next(step).await.unwrap();
-            assert_eq!(events.is_empty(), last.is_none());
+        while let Some(events) = walk.step(step).await.unwrap() {
             assert!(events.len() <= step);
-            if events.is_empty() {
-                return all;
-            }
             all.extend(events);
         }
+        all
     }
 
     /// A whole list, read page by page.
-    pub(crate) async fn paged(&self, order: Order, limit: usize) -> Vec<Bytes> {
+    pub(crate) async fn paged(&self, query: &Query, limit: usize) -> Vec<Bytes> {
         let (mut all, mut cursor) = (Vec::new(), None);
         loop {
-            let page = self.store.page(order, cursor.as_ref(), limit).await.unwrap();
+            let page = self.store.page(query, cursor.as_ref(), limit).await.unwrap();
+            assert!(page.events.len() <= limit);
             all.extend(page.events);
             match page.next {
                 Some(next) => assert_ne!(cursor.replace(next.clone()), Some(next), "the cursor moves on"),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::event::{EventId, Timestamp};
-use common::store::{Batch, Found, Order, Receipt, UserIndex, bucket_of, score_of};
+use common::store::{Batch, Found, Order, Query, Receipt, UserIndex, bucket_of, score_of};
 
 use crate::support::event_json;
 use crate::world::{RETENTION, World, ago, origin, stored};
@@ -22,13 +22,13 @@ async fn a_batch_is_read_back_in_order_and_byte_for_byte() {
     assert_eq!(world.write(batch).await, Receipt::default());
 
     let mut expected: Vec<Bytes> = jsons.into_iter().map(Bytes::from).collect();
-    assert_eq!(world.store.page(Order::Ascending, None, 1000).await.unwrap().events, expected);
-    assert_eq!(world.walked(Order::Ascending, 7, false).await, expected);
-    assert_eq!(world.walked(Order::Ascending, 500, true).await, expected);
-    assert_eq!(world.paged(Order::Ascending, 100).await, expected);
+    assert_eq!(world.store.page(&Query::default(), None, 1000).await.unwrap().events, expected);
+    assert_eq!(world.walked(&Query::default(), 7, false).await, expected);
+    assert_eq!(world.walked(&Query::default(), 500, true).await, expected);
+    assert_eq!(world.paged(&Query::default(), 100).await, expected);
     expected.reverse();
-    assert_eq!(world.walked(Order::Descending, 7, false).await, expected);
-    assert_eq!(world.paged(Order::Descending, 64).await, expected);
+    assert_eq!(world.walked(&Query::all(Order::Descending), 7, false).await, expected);
+    assert_eq!(world.paged(&Query::all(Order::Descending), 64).await, expected);
 }
 
 #[tokio::test]
@@ -48,11 +48,11 @@ async fn a_batch_written_again_changes_nothing_and_its_duplicates_are_named() {
         names.iter().map(|name| stored(&event_json(name, "u", at, payload), offset)).collect()
     };
     world.write(batch(&["a", "b", "c"], r#"{"first":1}"#, 1)).await;
-    let before = world.walked(Order::Ascending, 100, false).await;
+    let before = world.walked(&Query::default(), 100, false).await;
 
     let again = world.write(batch(&["b", "new", "a", "c"], r#"{"second":2}"#, 9)).await;
     assert_eq!(again, Receipt { duplicates: vec![0, 2, 3], ..Receipt::default() });
-    assert_eq!(world.walked(Order::Ascending, 100, false).await.len(), 4);
+    assert_eq!(world.walked(&Query::default(), 100, false).await.len(), 4);
     let (json, origin) = world.store.event("a").await.unwrap().unwrap();
     assert!(before.contains(&json), "the first body wins: {json:?}");
     assert_eq!(origin.offset, 1);
@@ -64,7 +64,7 @@ async fn an_event_that_comes_twice_in_a_batch_is_stored_once() {
     let json = event_json("twice", "u", Timestamp::now(), "{}");
     let receipt = world.write(vec![stored(&json, 1), stored(&json, 2)]).await;
     assert_eq!(receipt.duplicates, [1]);
-    assert_eq!(world.walked(Order::Ascending, 100, false).await, [json]);
+    assert_eq!(world.walked(&Query::default(), 100, false).await, [json]);
 }
 
 #[tokio::test]
@@ -74,14 +74,14 @@ async fn redelivery_completes_a_write_of_which_a_half_was_lost() {
 
     world.write(vec![stored(&json, 1)]).await;
     assert_eq!(world.command::<i32>(&["ZREM", &world.bucket_key("ix", bucket, ""), "e"]), 1);
-    assert!(world.walked(Order::Ascending, 10, false).await.is_empty());
+    assert!(world.walked(&Query::default(), 10, false).await.is_empty());
     assert_eq!(world.write(vec![stored(&json, 1)]).await.duplicates, [0]);
-    assert_eq!(world.walked(Order::Ascending, 10, false).await, [json.as_str()]);
+    assert_eq!(world.walked(&Query::default(), 10, false).await, [json.as_str()]);
 
     assert_eq!(world.command::<i32>(&["DEL", &world.bucket_key("ev", bucket, ":e")]), 1);
     assert_eq!(world.store.event("e").await.unwrap(), None);
     assert_eq!(world.write(vec![stored(&json, 1)]).await, Receipt::default());
-    assert_eq!(world.walked(Order::Ascending, 10, false).await, [json]);
+    assert_eq!(world.walked(&Query::default(), 10, false).await, [json]);
 }
 
 #[tokio::test]
@@ -136,7 +136,7 @@ async fn a_users_events_are_indexed_in_the_bucket_of_the_user_where_that_is_on()
     let batch = Batch { events: of("off"), ..Batch::default() };
     world.store.write(&world.scope, &batch, UserIndex::Off).await.unwrap();
     assert!(entries("off").is_empty());
-    assert_eq!(world.walked(Order::Ascending, 100, false).await.len(), 40);
+    assert_eq!(world.walked(&Query::default(), 100, false).await.len(), 40);
 }
 
 #[tokio::test]
@@ -145,5 +145,5 @@ async fn events_of_one_process_are_listed_in_the_order_of_their_making() {
     let jsons: Vec<String> =
         (0..300).map(|_| EventId::now()).map(|(id, at)| event_json(id.as_str(), "u", at, "{}")).collect();
     world.write(jsons.iter().rev().map(|json| stored(json, 1)).collect()).await;
-    assert_eq!(world.paged(Order::Ascending, 100).await, jsons);
+    assert_eq!(world.paged(&Query::default(), 100).await, jsons);
 }

@@ -97,7 +97,7 @@ impl Consumer {
             return;
         }
         let events = Batch { events: batch.events, ..Batch::default() };
-        let touched = events.touches(self.config.user_index);
+        let touched = events.touches(self.config.redis.user_index);
         let (ticket, moves) = self.ledger.dispatch(batch.ends.into_values(), touched);
         self.send(ticket, Batch { moves, ..events });
     }
@@ -113,7 +113,7 @@ impl Consumer {
     }
 
     fn send(&mut self, ticket: Ticket, batch: Batch) {
-        let (store, scope, user_index) = (Arc::clone(&self.store), self.scope.clone(), self.config.user_index);
+        let (store, scope, user_index) = (Arc::clone(&self.store), self.scope.clone(), self.config.redis.user_index);
         self.writes.push_back(Box::pin(async move {
             if active(Mutation::PositionsAhead) {
                 let result = positions_first(&store, &scope, batch, user_index).await;

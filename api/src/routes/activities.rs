@@ -1,0 +1,51 @@
+//! `/api/activities`, the paths of an older service: `POST` is the same as `POST /events/generate`, `GET` a page of the
+//! same list in an envelope.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use warp::http::header::LINK;
+use warp::{Filter, Rejection, Reply};
+
+use super::processed::Request;
+use crate::App;
+use crate::problem::Problem;
+
+#[derive(Serialize)]
+struct Envelope<'a> {
+    data: Vec<&'a RawValue>,
+    pagination: Pagination,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Pagination {
+    limit: usize,
+    next_cursor: Option<String>,
+    has_more: bool,
+}
+
+pub(super) fn route(
+    app: &Arc<App>,
+) -> impl Filter<Extract = (warp::reply::Response,), Error = Rejection> + Clone + use<> {
+    warp::path!("api" / "activities")
+        .and(super::get())
+        .and(super::query())
+        .and(super::with(app))
+        .then(async |query: String, app: Arc<App>| page(&app, &query).await.unwrap_or_else(Reply::into_response))
+}
+
+async fn page(app: &App, query: &str) -> Result<warp::reply::Response, Problem> {
+    let request = Request::parse(app, query)?;
+    let (page, limit) = request.page(app).await?;
+    let next_cursor = page.next.as_ref().map(|next| next.encode(&request.query));
+    // What is stored is JSON; a body that somebody else has broken is left away.
+    let data = page.events.iter().filter_map(|json| serde_json::from_slice(json).ok()).collect();
+    let envelope = Envelope { data, pagination: Pagination { limit, has_more: next_cursor.is_some(), next_cursor } };
+    let mut response = warp::reply::json(&envelope).into_response();
+    if let Some(links) = request.links("/api/activities", &page, limit) {
+        response.headers_mut().insert(LINK, links);
+    }
+    Ok(response)
+}

@@ -1,0 +1,295 @@
+//! The live tail of one process: what the workers store is read once, encoded once, and handed to every reader.
+//!
+//! Redis is read only while somebody wants to know: readers of the stream, or requests that wait for one event. A reader
+//! that is too slow is told so and dropped, rather than buffered for without end.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use common::event::Timestamp;
+use common::store::{Announced, Entry, Origin, Seen, Store, StoreError, TailPosition};
+use futures::future::join_all;
+use tokio::sync::{Notify, broadcast, oneshot, watch};
+
+use crate::format::push_line;
+
+/// How far a reader may fall behind, in slots. A frame takes one for each [`SLOT`] bytes, so that this bounds bytes.
+const SLOTS: usize = 4096;
+const SLOT: usize = 4096;
+/// How long Redis is asked to wait for something new; shorter than any sensible `REDIS_TIMEOUT`.
+const WAIT: Duration = Duration::from_millis(500);
+/// After a failed exchange.
+const RETRY: Duration = Duration::from_millis(200);
+/// How long Redis is read on after nobody wants to know any more: who comes back soon finds nothing missing.
+const LINGER: Duration = Duration::from_secs(30);
+/// An entry that is read so late may be preceded by others that are gone.
+const LATE: Duration = Duration::from_secs(1);
+/// How long a reader waits for the tail to begin.
+const BEGIN_PATIENCE: Duration = Duration::from_secs(3);
+/// Who waits for an event looks for it this often even if nothing is said about it.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// What a reader is handed.
+#[derive(Debug)]
+pub(crate) enum Frame {
+    /// An event.
+    Event {
+        /// The entry that announced it.
+        entry: Arc<Entry>,
+        /// Which of its records it is.
+        number: usize,
+        /// Where a reader stands that has got it.
+        position: TailPosition,
+        /// The event.
+        json: Bytes,
+        /// The frame on the wire, for a reader that stands nowhere else.
+        text: Bytes,
+    },
+    /// Something may be missing here.
+    Gap(TailPosition),
+    /// Takes the place of a large frame's bytes.
+    Filler,
+}
+
+/// The tail of a process.
+pub struct Tail {
+    store: Arc<Store>,
+    frames: broadcast::Sender<Arc<Frame>>,
+    state: Mutex<State>,
+    wake: Notify,
+    running: watch::Sender<bool>,
+}
+
+struct State {
+    position: TailPosition,
+    seen: Seen,
+    waiting: HashMap<String, Vec<oneshot::Sender<()>>>,
+    wanted: Instant,
+}
+
+impl Tail {
+    /// A tail of this store, which nobody reads yet.
+    #[must_use]
+    pub fn new(store: &Arc<Store>) -> Self {
+        let state = State {
+            position: TailPosition::default(),
+            seen: Seen::default(),
+            waiting: HashMap::new(),
+            wanted: Instant::now(),
+        };
+        Self {
+            store: Arc::clone(store),
+            frames: broadcast::Sender::new(SLOTS),
+            state: Mutex::new(state),
+            wake: Notify::new(),
+            running: watch::Sender::new(false),
+        }
+    }
+
+    /// Reads for as long as somebody wants to know, and never ends.
+    pub async fn run(&self) {
+        loop {
+            self.wake.notified().await;
+            while self.is_wanted() {
+                match self.store.tail_end().await {
+                    Ok((position, seen)) => {
+                        let mut state = self.lock();
+                        (state.position, state.seen) = (position, seen);
+                    }
+                    Err(error) => {
+                        log::debug!("the live tail can't begin: {error}");
+                        tokio::time::sleep(RETRY).await;
+                        continue;
+                    }
+                }
+                self.running.send_replace(true);
+                join_all(self.store.tail_readers().into_iter().map(|buckets| self.follow(buckets))).await;
+                self.running.send_replace(false);
+            }
+        }
+    }
+
+    async fn follow(&self, buckets: Range<usize>) {
+        while self.is_wanted() {
+            let position = self.lock().position;
+            let taken = match self.store.tail_after(buckets.clone(), &position, Some(WAIT)).await {
+                Ok(entries) => self.take(entries, &position).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = taken {
+                log::debug!("the live tail is interrupted: {error}");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+
+    /// Hands entries on. After an error nothing has happened, and they are read again.
+    async fn take(&self, entries: Vec<Entry>, position: &TailPosition) -> Result<(), StoreError> {
+        let late = |entry: &Entry| Timestamp::now().millis() - entry.id.millis() > LATE.as_millis() as i64;
+        let gap = entries.first().is_some_and(late) && !self.store.tail_holds(position).await?;
+        let bodies = self.bodies(&entries).await?;
+        let mut state = self.lock();
+        if gap {
+            drop(self.frames.send(Arc::new(Frame::Gap(state.position))));
+        }
+        for entry in entries.into_iter().map(Arc::new) {
+            for (number, record) in entry.records.iter().enumerate() {
+                let new = state.seen.is_new(entry.bucket, record);
+                state.position.pass(&entry, number);
+                for waiter in state.waiting.remove(&record.event_id).into_iter().flatten() {
+                    // It may have gone.
+                    waiter.send(()).unwrap_or_default();
+                }
+                if let Some(json) = bodies.get(&(entry.bucket, record.partition, record.offset)).filter(|_| new) {
+                    self.send(&entry, number, &state.position, json);
+                }
+            }
+            state.position.pass_all(&entry);
+        }
+        Ok(())
+    }
+
+    /// The events of those records that somebody reads about and that were the first with their id.
+    async fn bodies(&self, entries: &[Entry]) -> Result<HashMap<(usize, i32, i64), Bytes>, StoreError> {
+        if self.frames.receiver_count() == 0 {
+            return Ok(HashMap::new());
+        }
+        let mut seen = self.lock().seen.clone();
+        let records = entries.iter().flat_map(|entry| entry.records.iter().map(move |record| (entry.bucket, record)));
+        let new: Vec<(usize, &Announced)> = records.filter(|(bucket, record)| seen.is_new(*bucket, record)).collect();
+        first_of_their_id(&self.store, &new).await
+    }
+
+    fn send(&self, entry: &Arc<Entry>, number: usize, position: &TailPosition, json: &Bytes) {
+        let text = frame(position, json);
+        let fillers = text.len() / SLOT;
+        let (entry, position, json) = (Arc::clone(entry), *position, json.clone());
+        // Nobody may be listening.
+        drop(self.frames.send(Arc::new(Frame::Event { entry, number, position, json, text })));
+        (0..fillers).for_each(|_| drop(self.frames.send(Arc::new(Frame::Filler))));
+    }
+
+    fn is_wanted(&self) -> bool {
+        let mut state = self.lock();
+        if self.frames.receiver_count() > 0 || !state.waiting.is_empty() {
+            state.wanted = Instant::now();
+        }
+        state.wanted.elapsed() < LINGER
+    }
+
+    /// Makes sure that the tail is read.
+    async fn begin(&self) -> Result<(), StoreError> {
+        self.lock().wanted = Instant::now();
+        self.wake.notify_one();
+        let mut running = self.running.subscribe();
+        // The sender lives as long as self does.
+        let began = tokio::time::timeout(BEGIN_PATIENCE, running.wait_for(|running| *running)).await.is_ok();
+        if began { Ok(()) } else { self.store.check().await }
+    }
+
+    /// Everything from now on: where that is, and the frames.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis has no good answer.
+    pub(crate) async fn subscribe(&self) -> Result<(TailPosition, broadcast::Receiver<Arc<Frame>>), StoreError> {
+        self.begin().await?;
+        let state = self.lock();
+        Ok((state.position, self.frames.subscribe()))
+    }
+
+    /// An event that may be on its way: its JSON and where it came from, as soon as it is stored, or `None` when it is
+    /// not after `patience`.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis has no good answer.
+    pub(crate) async fn processed(
+        &self,
+        event_id: &str,
+        patience: Duration,
+    ) -> Result<Option<(Bytes, Origin)>, StoreError> {
+        let deadline = Instant::now() + patience;
+        if let Some(found) = self.store.event(event_id).await? {
+            return Ok(Some(found));
+        }
+        let mut waiter = self.wait_for(event_id);
+        self.wake.notify_one();
+        loop {
+            // Also at first: it may have been stored before the tail was read.
+            let left = deadline.saturating_duration_since(Instant::now());
+            let said = tokio::time::timeout(LOOK.min(left), &mut waiter.said).await;
+            if let Some(found) = self.store.event(event_id).await? {
+                return Ok(Some(found));
+            }
+            if left.is_zero() {
+                return Ok(None);
+            }
+            if said.is_ok() {
+                waiter = self.wait_for(event_id);
+            }
+        }
+    }
+
+    fn wait_for(&self, event_id: &str) -> Waiter<'_> {
+        let (waiter, said) = oneshot::channel();
+        let mut state = self.lock();
+        state.wanted = Instant::now();
+        state.waiting.entry(event_id.to_owned()).or_default().push(waiter);
+        Waiter { tail: self, event_id: event_id.to_owned(), said }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while the state is half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Somebody who waits for an event.
+struct Waiter<'a> {
+    tail: &'a Tail,
+    event_id: String,
+    said: oneshot::Receiver<()>,
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.said.close();
+        let mut state = self.tail.lock();
+        if let Some(others) = state.waiting.get_mut(&self.event_id) {
+            others.retain(|waiter| !waiter.is_closed());
+            if others.is_empty() {
+                state.waiting.remove(&self.event_id);
+            }
+        }
+    }
+}
+
+/// The events of these records by bucket, partition and offset. Left away are those whose id came with an earlier record:
+/// the first one is what is stored, and it has been announced.
+pub(crate) async fn first_of_their_id(
+    store: &Store,
+    records: &[(usize, &Announced)],
+) -> Result<HashMap<(usize, i32, i64), Bytes>, StoreError> {
+    let asked: Vec<&Announced> = records.iter().map(|(_, record)| *record).collect();
+    let found = store.announced(&asked).await?;
+    let first = records.iter().zip(found).filter_map(|((bucket, record), found)| {
+        let (json, origin) = found?;
+        let own = (origin.partition, origin.offset) == (record.partition, record.offset);
+        own.then_some(((*bucket, record.partition, record.offset), json))
+    });
+    Ok(first.collect())
+}
+
+/// An event on the wire (HTML standard, section 9.2.6), and where its reader then stands.
+pub(crate) fn frame(position: &TailPosition, json: &[u8]) -> Bytes {
+    let id = position.encode();
+    let mut text = Vec::with_capacity(json.len() + id.len() + 16);
+    text.extend_from_slice(b"id: ");
+    text.extend_from_slice(id.as_bytes());
+    text.extend_from_slice(b"\ndata: ");
+    push_line(&mut text, json);
+    text.extend_from_slice(b"\n\n");
+    text.into()
+}

@@ -1,0 +1,215 @@
+//! What a list is asked for, and the cursor that goes on with it.
+
+use std::borrow::Cow;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Deserialize;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::event::{EventId, EventType, Timestamp, UserId};
+
+/// Direction of a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Order {
+    /// Oldest first.
+    #[default]
+    Ascending,
+    /// Newest first.
+    Descending,
+}
+
+/// An entry of the index.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Row {
+    pub(super) score: i64,
+    pub(super) id: String,
+}
+
+/// Which events, and in which direction. The default is all of them, oldest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Query {
+    /// Of this user only.
+    pub user: Option<UserId>,
+    /// Of these types only; of any when empty.
+    pub types: Vec<EventType>,
+    /// With this timestamp or a later one.
+    pub from: Option<Timestamp>,
+    /// With an earlier timestamp than this one.
+    pub to: Option<Timestamp>,
+    /// Direction.
+    pub order: Order,
+}
+
+/// The members of a stored event that can be asked for.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Asked<'a> {
+    #[serde(borrow)]
+    user_id: Cow<'a, str>,
+    #[serde(borrow)]
+    event_type: Cow<'a, str>,
+    #[serde(borrow)]
+    timestamp: Cow<'a, str>,
+}
+
+impl Query {
+    /// A list in this direction without any filter.
+    #[must_use]
+    pub fn all(order: Order) -> Self {
+        Self { order, ..Self::default() }
+    }
+
+    /// Whether an event, given by its JSON, is one of those that are asked for.
+    #[must_use]
+    pub fn admits(&self, json: &[u8]) -> bool {
+        if self.user.is_none() && self.types.is_empty() && self.from.is_none() && self.to.is_none() {
+            return true;
+        }
+        serde_json::from_slice::<Asked<'_>>(json).is_ok_and(|event| {
+            self.user.as_ref().is_none_or(|user| user.as_str() == event.user_id)
+                && (self.types.is_empty() || self.types.iter().any(|kind| kind.as_str() == event.event_type))
+                && self.admits_time(&event.timestamp)
+        })
+    }
+
+    fn admits_time(&self, timestamp: &str) -> bool {
+        if self.from.is_none() && self.to.is_none() {
+            return true;
+        }
+        Timestamp::parse(timestamp)
+            .is_some_and(|at| self.from.is_none_or(|from| from <= at) && self.to.is_none_or(|to| at < to))
+    }
+
+    /// The lowest and the highest score, both included, given what the retention still shows.
+    pub(super) fn scores(&self, horizon: i64) -> (i64, Option<i64>) {
+        let from = self.from.map_or(horizon, |from| from.millis().max(horizon));
+        (from * 1024, self.to.map(|to| to.millis() * 1024 - 1))
+    }
+
+    /// What a cursor remembers of the list it belongs to.
+    fn digest(&self) -> u64 {
+        let mut types: Vec<&str> = self.types.iter().map(EventType::as_str).collect();
+        types.sort_unstable();
+        let millis = |time: Option<Timestamp>| time.map(Timestamp::millis);
+        let user = self.user.as_ref().map(UserId::as_str);
+        xxh3_64(format!("{user:?}{types:?}{:?}{:?}{:?}", millis(self.from), millis(self.to), self.order).as_bytes())
+    }
+}
+
+/// The row after which a page begins. As text it is opaque: base64url of version, digest of the query, score and id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cursor(pub(super) Row);
+
+/// Why a text is not the cursor of a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CursorError {
+    /// No cursor at all.
+    #[error("is not a cursor of this list; take it from a Link header or a nextCursor as it is")]
+    Malformed,
+    /// The cursor of another list.
+    #[error("belongs to a list with other filters or another order; repeat those, or begin without a cursor")]
+    OtherQuery,
+}
+
+impl Cursor {
+    /// Reads what [`Cursor::encode`] wrote for the same query.
+    ///
+    /// # Errors
+    /// [`CursorError`] when it did not.
+    pub fn decode(text: &str, query: &Query) -> Result<Self, CursorError> {
+        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| CursorError::Malformed)?;
+        let (digest, row) = Self::fields(&bytes).ok_or(CursorError::Malformed)?;
+        if digest != query.digest() {
+            return Err(CursorError::OtherQuery);
+        }
+        Ok(Self(row))
+    }
+
+    fn fields(bytes: &[u8]) -> Option<(u64, Row)> {
+        let mut fields = std::str::from_utf8(bytes).ok()?.splitn(4, '|');
+        let ("1", digest, score, id) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?) else {
+            return None;
+        };
+        let score = score.parse().ok().filter(|score: &i64| *score >= 0)?;
+        let row = Row { score, id: EventId::parse(id)?.as_str().to_owned() };
+        Some((u64::from_str_radix(digest, 16).ok()?, row))
+    }
+
+    /// The cursor as text for a URL.
+    #[must_use]
+    pub fn encode(&self, query: &Query) -> String {
+        URL_SAFE_NO_PAD.encode(format!("1|{:x}|{}|{}", query.digest(), self.0.score, self.0.id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::EventTypes;
+
+    fn time(millis: i64) -> Option<Timestamp> {
+        Timestamp::from_millis(millis)
+    }
+
+    fn queries() -> Vec<Query> {
+        let types = EventTypes::default();
+        let user = |id| Some(UserId::parse(id).unwrap());
+        vec![
+            Query::default(),
+            Query::all(Order::Descending),
+            Query { user: user("u"), ..Query::default() },
+            Query { user: user("v"), ..Query::default() },
+            Query { types: vec![types.parse("LOGIN").unwrap()], ..Query::default() },
+            Query { from: time(5), ..Query::default() },
+            Query { to: time(5), ..Query::default() },
+        ]
+    }
+
+    #[test]
+    fn a_cursor_reads_back_with_its_own_query_and_with_no_other() {
+        for id in ["01976a5e-7a3c-7fff-8000-000000000000", "a|b", "é"] {
+            let cursor = Cursor(Row { score: 1_813_478_400_000_512, id: id.into() });
+            for (nth, query) in queries().iter().enumerate() {
+                for (other, reader) in queries().iter().enumerate() {
+                    let read = Cursor::decode(&cursor.encode(query), reader);
+                    let expected = if nth == other { Ok(cursor.clone()) } else { Err(CursorError::OtherQuery) };
+                    assert_eq!(read, expected, "{query:?} by {reader:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_forged_or_truncated_cursor_is_none() {
+        let good = Cursor(Row { score: 5, id: "a".into() }).encode(&Query::default());
+        for forged in ["", "x", "MXwxfA", "MnwxfGE", "MXwtMXxh", "MXx4fGE", "====", "\u{e9}", &good[..good.len() - 3]] {
+            assert_eq!(Cursor::decode(forged, &Query::default()), Err(CursorError::Malformed), "{forged}");
+        }
+    }
+
+    #[test]
+    fn the_order_of_types_does_not_matter() {
+        let types = ["LOGIN", "LOGOUT"].map(|name| EventTypes::default().parse(name).unwrap());
+        let query = |types: &[EventType]| Query { types: types.to_vec(), ..Query::default() };
+        let reversed = [types[1].clone(), types[0].clone()];
+        assert_eq!(query(&types).digest(), query(&reversed).digest());
+    }
+
+    #[test]
+    fn an_interval_holds_its_beginning_and_not_its_end() {
+        let query = Query { from: time(1_000), to: time(2_000), ..Query::default() };
+        let json = |at: i64| {
+            format!(
+                r#"{{"eventId":"e","userId":"u","eventType":"LOGIN","timestamp":"{}","payload":{{}}}}"#,
+                time(at).unwrap()
+            )
+        };
+        for (at, inside) in [(999, false), (1_000, true), (1_999, true), (2_000, false)] {
+            assert_eq!(query.admits(json(at).as_bytes()), inside, "{at}");
+            let (low, high) = query.scores(0);
+            assert_eq!((low..=high.unwrap()).contains(&(at * 1024 + 1023)), inside, "{at}");
+        }
+        assert_eq!(query.scores(1_500), (1_500 * 1024, Some(2_000 * 1024 - 1)), "what has expired is not shown");
+    }
+}

@@ -1,0 +1,399 @@
+//! The live tail: one stream per bucket with the ids of what was stored last. A batch's ids are added by the transaction
+//! that stores them, so an entry is never seen before its events can be read.
+//!
+//! An entry says what a transaction wrote, not what was new: a record that is delivered again is announced again, with
+//! the same partition and offset. Who reads tells by [`Seen`].
+
+use std::collections::HashMap;
+use std::fmt;
+use std::ops::Range;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+
+use super::{BUCKETS, Origin, Store, StoreError, bucket_of};
+
+/// About how many entries a stream holds.
+pub(super) const MAX_ENTRIES: usize = 1000;
+/// Entries of one bucket that are read at a time.
+const READ: usize = 100;
+/// Entries of one bucket that tell what was announced before.
+const LOOK_BACK: usize = 64;
+
+/// Where an entry stands in its stream: milliseconds, and a number within them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct EntryId {
+    millis: u64,
+    number: u64,
+}
+
+impl EntryId {
+    /// When it was added, by Redis' clock, in milliseconds since 1970.
+    #[must_use]
+    pub fn millis(self) -> i64 {
+        i64::try_from(self.millis).unwrap_or(i64::MAX)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (millis, number) = text.split_once('-')?;
+        Some(Self { millis: millis.parse().ok()?, number: number.parse().ok()? })
+    }
+}
+
+impl fmt::Display for EntryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.millis, self.number)
+    }
+}
+
+/// A record whose event was stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Announced {
+    /// Its partition.
+    pub partition: i32,
+    /// Its offset.
+    pub offset: i64,
+    /// Its event.
+    pub event_id: String,
+}
+
+/// What one transaction stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The bucket.
+    pub bucket: usize,
+    /// Where it stands in the bucket's stream.
+    pub id: EntryId,
+    /// Its records, in their order.
+    pub records: Vec<Announced>,
+}
+
+/// How far the streams of all buckets have been read, to the record. As text it is opaque, and the same for every
+/// process: base64url of a version and numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TailPosition {
+    /// The last entry that was read whole.
+    entries: [EntryId; BUCKETS],
+    /// The bucket of an entry that was read in part, and how many of its records.
+    partial: Option<(usize, usize)>,
+}
+
+impl TailPosition {
+    /// Moves behind the record of this number, from 0, of an entry.
+    pub fn pass(&mut self, entry: &Entry, number: usize) {
+        if number + 1 < entry.records.len() {
+            self.partial = Some((entry.bucket, number + 1));
+        } else {
+            self.pass_all(entry);
+        }
+    }
+
+    /// Moves behind an entry.
+    pub fn pass_all(&mut self, entry: &Entry) {
+        self.entries[entry.bucket] = entry.id;
+        if self.partial.is_some_and(|(bucket, _)| bucket == entry.bucket) {
+            self.partial = None;
+        }
+    }
+
+    /// Moves to wherever another position is further.
+    pub fn join(&mut self, other: &Self) {
+        let stands = |position: &Self, entries: &[EntryId; BUCKETS]| {
+            position.partial.filter(|(bucket, _)| position.entries[*bucket] == entries[*bucket])
+        };
+        let furthest = std::array::from_fn(|bucket| self.entries[bucket].max(other.entries[bucket]));
+        self.partial = stands(other, &furthest).or_else(|| stands(self, &furthest));
+        self.entries = furthest;
+    }
+
+    /// How many records of an entry lie before this position.
+    #[must_use]
+    pub fn passed(&self, entry: &Entry) -> usize {
+        match self.partial {
+            _ if entry.id <= self.entries[entry.bucket] => entry.records.len(),
+            Some((bucket, records)) if bucket == entry.bucket => records,
+            _ => 0,
+        }
+    }
+
+    /// The position as text for an `id:` line.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let latest = self.entries.iter().map(|id| id.millis).max().unwrap_or_default();
+        let (bucket, records) = self.partial.unwrap_or_default();
+        let mut bytes = vec![1];
+        push(&mut bytes, latest);
+        push(&mut bytes, bucket as u64);
+        push(&mut bytes, records as u64);
+        for id in &self.entries {
+            push(&mut bytes, latest - id.millis);
+            push(&mut bytes, id.number);
+        }
+        URL_SAFE_NO_PAD.encode(bytes)
+    }
+
+    /// Reads what [`TailPosition::encode`] wrote.
+    #[must_use]
+    pub fn decode(text: &str) -> Option<Self> {
+        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+        let mut rest = bytes.strip_prefix(&[1])?;
+        let latest = pull(&mut rest)?;
+        let (bucket, records) = (usize::try_from(pull(&mut rest)?).ok()?, usize::try_from(pull(&mut rest)?).ok()?);
+        let mut entries = [EntryId::default(); BUCKETS];
+        for id in &mut entries {
+            *id = EntryId { millis: latest.checked_sub(pull(&mut rest)?)?, number: pull(&mut rest)? };
+        }
+        let partial = (records > 0).then_some((bucket, records));
+        (rest.is_empty() && bucket < BUCKETS).then_some(Self { entries, partial })
+    }
+}
+
+/// A number in groups of seven bits, the lowest first (LEB128).
+fn push(bytes: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        bytes.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+}
+
+fn pull(bytes: &mut &[u8]) -> Option<u64> {
+    let mut number = 0;
+    for shift in (0..64).step_by(7) {
+        let (byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        number |= u64::from(byte & 0x7f).checked_shl(shift)?;
+        if byte & 0x80 == 0 {
+            return Some(number);
+        }
+    }
+    None
+}
+
+/// The highest offset of each bucket and partition that was announced. Redelivery, and the refill of a store that has
+/// lost something, announce lower ones again.
+#[derive(Debug, Clone, Default)]
+pub struct Seen(HashMap<(usize, i32), i64>);
+
+impl Seen {
+    /// Whether a record is announced for the first time.
+    pub fn is_new(&mut self, bucket: usize, record: &Announced) -> bool {
+        let highest = self.0.entry((bucket, record.partition)).or_insert(-1);
+        let new = record.offset > *highest;
+        *highest = record.offset.max(*highest);
+        new
+    }
+
+    /// Takes note of whole entries.
+    pub fn note(&mut self, entries: &[Entry]) {
+        for entry in entries {
+            for record in &entry.records {
+                self.is_new(entry.bucket, record);
+            }
+        }
+    }
+}
+
+/// A stream's entries as Redis gives them: id, and fields with values in turn.
+type Raw = Vec<(String, Vec<String>)>;
+
+impl Store {
+    /// Where the streams end, and what was announced last.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis has no good answer.
+    pub async fn tail_end(&self) -> Result<(TailPosition, Seen), StoreError> {
+        self.tail_before(None).await
+    }
+
+    /// What was announced last before a position: how a reader that goes on there tells what is new.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis has no good answer.
+    pub async fn tail_seen(&self, position: &TailPosition) -> Result<Seen, StoreError> {
+        self.tail_before(Some(position)).await.map(|(_, seen)| seen)
+    }
+
+    async fn tail_before(&self, position: Option<&TailPosition>) -> Result<(TailPosition, Seen), StoreError> {
+        let mut pipeline = redis::pipe();
+        for bucket in 0..BUCKETS {
+            let last = position.map_or_else(|| "+".into(), |position| position.entries[bucket].to_string());
+            pipeline.cmd("XREVRANGE").arg(self.layout.tail(bucket)).arg(last).arg("-").arg("COUNT").arg(LOOK_BACK);
+        }
+        let streams: Vec<Raw> = self.read.pipeline(&pipeline).await?;
+        let (mut end, mut seen) = (TailPosition::default(), Seen::default());
+        for (bucket, raw) in streams.into_iter().enumerate() {
+            let entries = entries(bucket, raw)?;
+            entries.first().into_iter().for_each(|last| end.pass_all(last));
+            seen.note(&entries);
+        }
+        Ok((end, seen))
+    }
+
+    /// Whether the streams still hold everything behind a position.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis has no good answer.
+    pub async fn tail_holds(&self, position: &TailPosition) -> Result<bool, StoreError> {
+        let mut pipeline = redis::pipe();
+        for bucket in 0..BUCKETS {
+            pipeline.cmd("XRANGE").arg(self.layout.tail(bucket)).arg("-").arg("+").arg("COUNT").arg(1);
+        }
+        let firsts: Vec<Raw> = self.read.pipeline(&pipeline).await?;
+        let mut cut = Vec::new();
+        for (bucket, raw) in firsts.into_iter().enumerate() {
+            let (first, at) = (entries(bucket, raw)?.pop(), position.entries[bucket]);
+            match first {
+                Some(first) if at >= first.id => {}
+                // Nothing had been stored in this bucket then: fine, if the first entry ever is still there.
+                Some(_) if at == EntryId::default() => cut.push(bucket),
+                None if at == EntryId::default() => {}
+                _ => return Ok(false),
+            }
+        }
+        self.never_trimmed(&cut).await
+    }
+
+    async fn never_trimmed(&self, buckets: &[usize]) -> Result<bool, StoreError> {
+        if buckets.is_empty() {
+            return Ok(true);
+        }
+        let mut pipeline = redis::pipe();
+        for bucket in buckets {
+            pipeline.cmd("XINFO").arg("STREAM").arg(self.layout.tail(*bucket));
+        }
+        let infos: Vec<HashMap<String, redis::Value>> = self.read.pipeline(&pipeline).await?;
+        Ok(infos.iter().all(|info| info.get("entries-added") == info.get("length")))
+    }
+
+    /// The groups of buckets whose streams are waited for together.
+    #[must_use]
+    pub fn tail_readers(&self) -> Vec<Range<usize>> {
+        std::iter::once(0..BUCKETS).collect()
+    }
+
+    /// What the streams of some buckets hold behind a position, up to a hundred entries of each, in the order in which
+    /// they were stored. With `wait`, for so long or until there is something; buckets are those of one reader then.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis has no good answer.
+    pub async fn tail_after(
+        &self,
+        buckets: Range<usize>,
+        position: &TailPosition,
+        wait: Option<Duration>,
+    ) -> Result<Vec<Entry>, StoreError> {
+        let keys: Vec<String> = buckets.clone().map(|bucket| self.layout.tail(bucket)).collect();
+        let ids: Vec<String> = buckets.clone().map(|bucket| position.entries[bucket].to_string()).collect();
+        let mut command = redis::cmd("XREAD");
+        command.arg("COUNT").arg(READ);
+        if let Some(wait) = wait {
+            command.arg("BLOCK").arg(super::millis(wait));
+        }
+        command.arg("STREAMS").arg(&keys).arg(ids);
+        let lane = if wait.is_some() { &self.tail } else { &self.read };
+        let streams: Option<Vec<(String, Raw)>> = lane.command(&command).await?;
+        let mut found = Vec::new();
+        for (key, raw) in streams.unwrap_or_default() {
+            if let Some(nth) = keys.iter().position(|other| *other == key) {
+                found.extend(entries(buckets.start + nth, raw)?);
+            }
+        }
+        found.sort_by_key(|entry| entry.id);
+        Ok(found)
+    }
+
+    /// The JSON of these events and where each came from, in order; `None` of one that is not stored any more.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis has no good answer.
+    pub async fn announced(&self, records: &[&Announced]) -> Result<Vec<Option<(Bytes, Origin)>>, StoreError> {
+        if records.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipeline = redis::pipe();
+        for record in records {
+            pipeline.cmd("GET").arg(self.layout.event(bucket_of(&record.event_id), &record.event_id));
+        }
+        let bodies: Vec<Option<Vec<u8>>> = self.read.pipeline(&pipeline).await?;
+        Ok(bodies.into_iter().map(|body| Origin::split(body?)).collect())
+    }
+}
+
+fn entries(bucket: usize, raw: Raw) -> Result<Vec<Entry>, StoreError> {
+    let corrupt = || StoreError::Corrupt(format!("an entry of the tail of bucket {bucket} can't be read"));
+    raw.into_iter().map(|(id, fields)| entry(bucket, &id, &fields).ok_or_else(corrupt)).collect()
+}
+
+fn entry(bucket: usize, id: &str, fields: &[String]) -> Option<Entry> {
+    let record = |pair: &[String]| {
+        let [place, event_id] = pair else { return None };
+        let (partition, offset) = place.split_once(':')?;
+        Some(Announced { partition: partition.parse().ok()?, offset: offset.parse().ok()?, event_id: event_id.clone() })
+    };
+    let records = fields.chunks(2).map(record).collect::<Option<Vec<_>>>()?;
+    Some(Entry { bucket, id: EntryId::parse(id)?, records })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry_of(bucket: usize, millis: u64, records: usize) -> Entry {
+        let record = |n: usize| Announced { partition: 0, offset: n as i64, event_id: n.to_string() };
+        Entry { bucket, id: EntryId { millis, number: 3 }, records: (0..records).map(record).collect() }
+    }
+
+    #[test]
+    fn a_position_reads_back_and_a_forged_one_does_not() {
+        let mut position = TailPosition::default();
+        assert_eq!(TailPosition::decode(&position.encode()), Some(position));
+        for bucket in 0..BUCKETS {
+            position.pass_all(&entry_of(bucket, 1_795_000_000_000 + bucket as u64, 1));
+        }
+        position.pass(&entry_of(7, 1_795_000_000_100, 5), 2);
+        let text = position.encode();
+        assert_eq!(TailPosition::decode(&text), Some(position));
+        assert!(text.len() < 100, "{text}");
+        for forged in ["", "x", "AQ", "Ag", &text[..text.len() - 2], &format!("{text}AA"), "____________________"] {
+            assert_eq!(TailPosition::decode(forged), None, "{forged}");
+        }
+    }
+
+    #[test]
+    fn records_before_a_position_are_passed_and_no_others() {
+        let (first, second) = (entry_of(2, 10, 3), entry_of(2, 11, 3));
+        let mut position = TailPosition::default();
+        assert_eq!((position.passed(&first), position.passed(&second)), (0, 0));
+        position.pass(&first, 0);
+        assert_eq!((position.passed(&first), position.passed(&entry_of(3, 10, 3))), (1, 0));
+        position.pass(&first, 2);
+        assert_eq!((position.passed(&first), position.passed(&second)), (3, 0));
+    }
+
+    #[test]
+    fn a_joined_position_is_the_further_one_in_each_bucket() {
+        let (mut one, mut other) = (TailPosition::default(), TailPosition::default());
+        one.pass_all(&entry_of(0, 10, 1));
+        other.pass_all(&entry_of(0, 9, 1));
+        other.pass(&entry_of(1, 5, 4), 1);
+        one.join(&other);
+        assert_eq!(one.passed(&entry_of(0, 10, 1)), 1);
+        assert_eq!(one.passed(&entry_of(1, 5, 4)), 2);
+        let mut further = one;
+        further.pass_all(&entry_of(1, 5, 4));
+        one.join(&further);
+        assert_eq!(one, further);
+    }
+
+    #[test]
+    fn what_is_announced_again_is_not_new() {
+        let mut seen = Seen::default();
+        let record = |partition, offset| Announced { partition, offset, event_id: "e".into() };
+        assert!(seen.is_new(0, &record(0, 5)));
+        assert!(!seen.is_new(0, &record(0, 5)) && !seen.is_new(0, &record(0, 4)));
+        assert!(seen.is_new(0, &record(1, 4)) && seen.is_new(1, &record(0, 5)) && seen.is_new(0, &record(0, 6)));
+    }
+}
