@@ -18,18 +18,19 @@ pub mod routes;
 pub mod server;
 pub mod tail;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
-use common::event::EventTypes;
+use common::event::{EventTypes, Timestamp};
 use common::health::Check;
 use common::kafka::{KafkaPublisher, Publisher, create_topics, producer_config};
 use common::shutdown::Shutdown;
 use common::store::{Origin, Store, StoreError};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use warp::http::HeaderValue;
 
 pub use crate::config::{Cli, Command, Config};
 use crate::tail::Tail;
@@ -52,6 +53,8 @@ pub struct App {
     pub checks: Checks,
     /// Turns at streaming a full list: more at a time would hurt the other readers.
     pub exports: Arc<Semaphore>,
+    /// The time before which events were trimmed early, as last heard.
+    trimmed: Mutex<Option<Timestamp>>,
     /// Limits and time-outs.
     pub config: Config,
 }
@@ -74,12 +77,19 @@ impl App {
             types: EventTypes::default(),
             checks: Checks::new(draining),
             exports: Arc::new(Semaphore::new(MOST_EXPORTS)),
+            trimmed: Mutex::default(),
             config,
         }
     }
 }
 
 impl App {
+    /// The header of a list from whose beginning events are missing, because the store was full.
+    fn trimmed(&self) -> Option<HeaderValue> {
+        let before = *self.trimmed.lock().unwrap_or_else(PoisonError::into_inner);
+        HeaderValue::try_from(before?.to_string()).ok()
+    }
+
     /// An event that may be on its way, as [`Tail::processed`], but no longer than this process is to live.
     async fn processed(&self, event_id: &str, patience: Duration) -> Result<Option<(Bytes, Origin)>, StoreError> {
         tokio::select! {
@@ -166,6 +176,9 @@ async fn watch_store(app: Arc<App>) {
         match app.store.check().await {
             Ok(()) => app.checks.store.up("Redis answers"),
             Err(error) => app.checks.store.down(&error.to_string()),
+        }
+        if let Ok(before) = app.store.trimmed().await {
+            *app.trimmed.lock().unwrap_or_else(PoisonError::into_inner) = before;
         }
         match app.store.workers().await {
             Ok(workers) if workers.is_empty() => {

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use common::event::Violation;
+use common::event::{Timestamp, Violation};
 use common::kafka::PublishError;
 use common::store::StoreError;
 use serde::Serialize;
@@ -38,6 +38,10 @@ pub enum Problem {
     NotFound,
     /// No such event, or not yet, or not any more.
     UnknownEvent,
+    /// The event could not be processed: why.
+    DeadLettered(String),
+    /// The event is older than what was trimmed early, because Redis was full.
+    Trimmed(Timestamp),
     /// The route has other methods: these.
     MethodNotAllowed(&'static str),
     /// The body is larger than this many bytes.
@@ -79,6 +83,8 @@ struct Body<'a> {
     error: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     outcome: Option<Outcome>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<&'static str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<&'a str>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
@@ -99,16 +105,30 @@ impl Problem {
             Self::NotAcceptable => (StatusCode::NOT_ACCEPTABLE, "not-acceptable"),
             Self::NotFound => (StatusCode::NOT_FOUND, "not-found"),
             Self::UnknownEvent => (StatusCode::NOT_FOUND, "unknown-event"),
+            Self::DeadLettered(_) => (StatusCode::GONE, "dead-lettered"),
+            Self::Trimmed(_) => (StatusCode::GONE, "trimmed"),
             Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed"),
             Self::BodyTooSlow(_) => (StatusCode::REQUEST_TIMEOUT, "body-too-slow"),
             Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body-too-large"),
             Self::UnsupportedMediaType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type"),
             Self::HeadersTooLarge(_) => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers-too-large"),
             // The brokers won't ever take this record: the service can't do what it is for, trying again is no use.
-            Self::Publish(PublishError::Refused(_)) => (StatusCode::INTERNAL_SERVER_ERROR, "publish-refused"),
+            Self::Publish(PublishError::Refused(_) | PublishError::RefusedTimestamp(_)) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "publish-refused")
+            }
             Self::Publish(_) => (StatusCode::SERVICE_UNAVAILABLE, "publish-unavailable"),
             Self::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "store-unavailable"),
             Self::TooManyExports => (StatusCode::TOO_MANY_REQUESTS, "too-many-exports"),
+        }
+    }
+
+    /// What has become of an event that can't be shown.
+    fn state(&self) -> Option<&'static str> {
+        match self {
+            Self::UnknownEvent => Some("unknown"),
+            Self::DeadLettered(_) => Some("dead-lettered"),
+            Self::Trimmed(_) => Some("trimmed"),
+            _ => None,
         }
     }
 
@@ -136,6 +156,10 @@ impl Problem {
             Self::UnknownEvent => {
                 "no event with this id is stored: it is unknown, not processed yet, or expired".into()
             }
+            Self::DeadLettered(reason) => format!("the event could not be processed and is a dead letter: {reason}").into(),
+            Self::Trimmed(before) => {
+                format!("the store was full, and events before {before} were trimmed early; this one is as old").into()
+            }
             Self::MethodNotAllowed(allowed) => format!("this path takes {allowed}").into(),
             Self::BodyTooLarge(limit) => format!("the body is larger than the limit of {limit} bytes").into(),
             Self::HeadersTooLarge(limit) => format!("the headers are larger than the limit of {limit} bytes").into(),
@@ -144,7 +168,7 @@ impl Problem {
             }
             Self::BodyBroken => "the body ended before it was complete".into(),
             Self::UnsupportedMediaType(what) => what.as_str().into(),
-            Self::Publish(PublishError::Refused(_)) => {
+            Self::Publish(PublishError::Refused(_) | PublishError::RefusedTimestamp(_)) => {
                 "the brokers refused this event; sending it again won't help".into()
             }
             Self::Publish(PublishError::NotAccepted(_)) => {
@@ -161,7 +185,9 @@ impl Problem {
     /// Logs what the client is not shown.
     fn log(&self) {
         match self {
-            Self::Publish(error @ PublishError::Refused(_)) => log::error!("{error}"),
+            Self::Publish(error @ (PublishError::Refused(_) | PublishError::RefusedTimestamp(_))) => {
+                log::error!("{error}")
+            }
             Self::Publish(error) => log::debug!("{error}"),
             Self::Store(error) => log::debug!("{error}"),
             _ => {}
@@ -190,6 +216,7 @@ impl Reply for Problem {
             success: false,
             error: title,
             outcome: self.outcome(),
+            state: self.state(),
             errors: violations.iter().map(|v| &*v.detail).collect(),
             violations,
         };

@@ -77,6 +77,14 @@ impl EventId {
         (1..=MAX_EVENT_ID_BYTES).contains(&text.len()).then(|| Self(text.to_owned()))
     }
 
+    /// When it was made, if it is a UUIDv7.
+    #[must_use]
+    pub fn made_at(&self) -> Option<Timestamp> {
+        let id = Uuid::try_parse(&self.0).ok().filter(|id| id.get_version_num() == 7)?;
+        let (seconds, nanos) = id.get_timestamp()?.to_unix();
+        Timestamp::from_millis(i64::try_from(seconds).ok()? * 1000 + i64::from(nanos / 1_000_000))
+    }
+
     /// The id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {

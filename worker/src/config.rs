@@ -93,6 +93,12 @@ struct WorkerArgs {
     /// Dead letters a second of a partition then
     #[arg(long, env = "DEAD_LETTER_BREAKER_RATE", default_value = "10", value_name = "N")]
     dead_letter_breaker_rate: String,
+    /// Percent of Redis' maxmemory from which on a warning is logged
+    #[arg(long, env = "REDIS_MEMORY_ALARM", default_value = "80", value_name = "PERCENT")]
+    redis_memory_alarm: String,
+    /// Percent of Redis' maxmemory from which on the oldest events are trimmed early, so that writes don't stop: a number, or off
+    #[arg(long, env = "REDIS_MEMORY_GUARD", default_value = "off", value_name = "PERCENT")]
+    redis_memory_guard: String,
     /// Name in heartbeats and stored events, without spaces; host name and process id when absent
     #[arg(long, env = "WORKER_NAME", value_name = "NAME")]
     worker_name: Option<String>,
@@ -115,6 +121,10 @@ pub struct Config {
     pub event_log: EventLogMode,
     /// When to hold a partition back from dead-lettering.
     pub breaker: BreakerSettings,
+    /// Percent of Redis' memory from which on to warn.
+    pub memory_alarm: u64,
+    /// Percent of Redis' memory from which on to trim.
+    pub memory_guard: Option<u64>,
     /// Kafka's part.
     pub kafka: KafkaSettings,
     /// Redis' part.
@@ -149,6 +159,8 @@ impl Config {
             bind_address: checks.address("BIND_ADDRESS", &worker.bind_address),
             event_log: checks.take("EVENT_LOG", &worker.event_log, one_of(&EventLogMode::WORDS)),
             breaker: worker.breaker(&mut checks),
+            memory_alarm: checks.take("REDIS_MEMORY_ALARM", &worker.redis_memory_alarm, range(1..=100)),
+            memory_guard: checks.take("REDIS_MEMORY_GUARD", &worker.redis_memory_guard, memory_guard),
             redis: cli.redis.check(&mut checks),
             shutdown_timeout: checks.take("SHUTDOWN_TIMEOUT", &cli.process.shutdown_timeout, duration),
             log: LogSettings::check(&cli.process, &mut checks),
@@ -194,6 +206,14 @@ fn default_name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host: String = host.trim().chars().filter(char::is_ascii_graphic).take(48).collect();
     format!("{}-{}", if host.is_empty() { "worker" } else { &host }, std::process::id())
+}
+
+/// The mark of what has been trimmed must fit in itself, so there is a bit of room to leave.
+fn memory_guard(raw: &str) -> Result<Option<u64>, String> {
+    match raw.trim() {
+        "off" => Ok(None),
+        percent => range(10..=95)(percent).map(Some).map_err(|why| format!("{why}, or off")),
+    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
 use common::config::KafkaSettings;
-use common::event::Violation;
+use common::event::{EventId, Violation};
 use common::kafka::{KafkaPublisher, PublishError, dead_letter_producer_config};
 use futures::future::join_all;
 use rdkafka::Message;
@@ -23,6 +23,7 @@ use crate::commit::{NextOffset, Offset};
 
 /// How the failure is named where tools expect a class.
 const EXCEPTION: &str = "user_activity.InvalidEvent";
+const EVENT_ID_HEADER: &str = "event-id";
 const ATTEMPTS: &str = "dead-letter-attempts";
 /// The longest explanation in a header, so that the headers stay within their headroom.
 const LONGEST_MESSAGE: usize = 1024;
@@ -113,6 +114,14 @@ impl DeadLetter {
     #[must_use]
     pub fn offset(&self) -> Offset {
         Offset(self.offset)
+    }
+
+    /// The eventId that the API gives every record in a header, and why the record is no event all the same.
+    #[must_use]
+    pub fn event_id_and_reason(&self) -> Option<(String, String)> {
+        let header = self.headers.pairs().iter().find(|(key, _)| key == EVENT_ID_HEADER)?;
+        let id = std::str::from_utf8(header.1.as_deref()?).ok().and_then(EventId::parse)?;
+        Some((id.as_str().to_owned(), self.message.clone()))
     }
 
     /// Bytes of its key, value and headers.
@@ -225,7 +234,7 @@ impl DeadLetters {
         }
         match self.send(letter, letter.timestamp.to_millis()).await {
             // The dead-letter topic may have narrower bounds for timestamps; a header holds the original one.
-            Err(PublishError::Refused(_)) => self.send(letter, None).await?,
+            Err(PublishError::RefusedTimestamp(_)) => self.send(letter, None).await?,
             result => result?,
         }
         self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner).insert(at);

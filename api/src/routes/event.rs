@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::store::Origin;
+use common::event::EventId;
+use common::store::{Origin, StoreError};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use warp::http::Response;
@@ -48,8 +49,20 @@ async fn show(app: &App, id: &str, query: &str) -> Result<warp::reply::Response,
         Some(wait) => app.processed(&id, wait).await,
         None => app.store.event(&id).await,
     };
-    let (json, origin) = found.map_err(Problem::Store)?.ok_or(Problem::UnknownEvent)?;
-    Ok(described(app, &json, &origin))
+    match found.map_err(Problem::Store)? {
+        Some((json, origin)) => Ok(described(app, &json, &origin)),
+        None => Err(what_became_of(app, &id).await.map_err(Problem::Store)?),
+    }
+}
+
+/// Why an event can't be shown. An id of the service's own making says how old it is.
+async fn what_became_of(app: &App, id: &str) -> Result<Problem, StoreError> {
+    if let Some(reason) = app.store.dead_letter(id).await? {
+        return Ok(Problem::DeadLettered(reason));
+    }
+    let made = EventId::parse(id).and_then(|id| id.made_at());
+    let trimmed = app.store.trimmed().await?.filter(|before| made.is_some_and(|made| made < *before));
+    Ok(trimmed.map_or(Problem::UnknownEvent, Problem::Trimmed))
 }
 
 fn wait(text: &str) -> Result<Duration, String> {

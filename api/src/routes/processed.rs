@@ -96,6 +96,9 @@ async fn list(app: &Arc<App>, query: &str, headers: &HeaderMap) -> Result<warp::
         _ => page(app, &request, format).await?,
     };
     let headers = response.headers_mut();
+    if let Some(before) = app.trimmed() {
+        headers.insert("trimmed-before", before);
+    }
     headers.insert(CONTENT_TYPE, format.content_type());
     headers.append(VARY, HeaderValue::from_static("accept"));
     Ok(response)

@@ -32,6 +32,9 @@ pub enum PublishError {
     /// The brokers, or the client on their behalf, will never take this record; the same one need not be tried again.
     #[error("the brokers refused the record: {0}")]
     Refused(String),
+    /// They will never take it with this timestamp; with another one they may.
+    #[error("the brokers refused the record's timestamp: {0}")]
+    RefusedTimestamp(String),
     /// It was never sent: the local queue is full, or the process is draining.
     #[error("the record was not accepted: {0}")]
     NotAccepted(String),
@@ -180,6 +183,7 @@ fn classify(error: &KafkaError, stage: Stage) -> PublishError {
     let code = error.rdkafka_error_code();
     let text = error.to_string();
     match (code, stage) {
+        (Some(Code::InvalidTimestamp), _) => PublishError::RefusedTimestamp(text),
         (
             Some(
                 Code::MessageSizeTooLarge
@@ -187,7 +191,6 @@ fn classify(error: &KafkaError, stage: Stage) -> PublishError {
                 | Code::InvalidMessage
                 | Code::InvalidMessageSize
                 | Code::InvalidRecord
-                | Code::InvalidTimestamp
                 | Code::InvalidRequest
                 | Code::InvalidTopic
                 | Code::UnsupportedForMessageFormat

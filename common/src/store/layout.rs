@@ -79,6 +79,14 @@ impl Layout {
         [&self.prefix, "workers"].concat()
     }
 
+    pub(super) fn dead_letter(&self, bucket: usize, event_id: &str) -> String {
+        [&self.prefix, "dl:{", TAGS[bucket], "}:", event_id].concat()
+    }
+
+    pub(super) fn trimmed(&self) -> String {
+        [&self.prefix, "meta:trimmed"].concat()
+    }
+
     pub(super) fn meta(&self) -> String {
         [&self.prefix, "meta:layout"].concat()
     }

@@ -16,10 +16,13 @@
 //! | `tl:{t}` | stream | partition, offset and id of what was stored last; capped |
 //! | `at:{t}` | hash | `<group>\|<topic>:<partition>` → next offset |
 //! | `wk:<member>`, `workers` | hash, sorted set | heartbeats of the workers |
+//! | `dl:{t}:<eventId>` | string | why an event became a dead letter; expires |
+//! | `meta:trimmed` | string | the time before which the guard of [`Memory`] has trimmed |
 //! | `meta:layout` | string | version, bucket count, hash |
 
 mod connection;
 mod layout;
+mod memory;
 mod positions;
 mod query;
 mod read;
@@ -34,6 +37,7 @@ use std::time::Duration;
 use self::connection::Lane;
 pub use self::connection::StoreError;
 pub use self::layout::{BUCKETS, Layout, bucket_of, score_of};
+pub use self::memory::{Memory, Room};
 pub use self::positions::{Placement, PositionScope, Positions};
 pub use self::query::{Cursor, CursorError, Order, Query};
 pub use self::read::{Found, Page, Walk};

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, its helpers too")]
 
 mod lists;
+mod memory;
 mod outages;
 mod positions;
 #[path = "../support/mod.rs"]

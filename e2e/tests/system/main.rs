@@ -15,6 +15,7 @@ mod health;
 mod idempotency;
 mod kafka_outage;
 mod lists;
+mod memory;
 mod redis_loss;
 mod redis_outage;
 mod shutdown;

@@ -51,7 +51,7 @@ impl Consumer {
     }
 
     fn bury(&mut self, batch: Pending) {
-        let letters = Arc::clone(&self.letters);
+        let (letters, store) = (Arc::clone(&self.letters), Arc::clone(&self.store));
         if active(Mutation::DeadLetterNotAwaited) {
             let unawaited = batch.letters.clone();
             tokio::spawn(async move { letters.publish(&unawaited).await });
@@ -60,6 +60,12 @@ impl Consumer {
         self.in_burial = batch.lettered();
         self.burying = Some(Box::pin(async move {
             let failures = letters.publish(&batch.letters).await;
+            let buried = batch.letters.iter().filter(|letter| !failures.contains_key(&letter.partition()));
+            let known: Vec<_> = buried.filter_map(DeadLetter::event_id_and_reason).collect();
+            // For those who ask what became of their event; nothing rests on it.
+            if let Err(error) = store.note_dead_letters(&known).await {
+                log::debug!("dead letters are not noted: {error}");
+            }
             (batch, failures)
         }));
     }

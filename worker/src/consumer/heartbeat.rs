@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use common::event::Timestamp;
 use common::mutation::{Mutation, active};
-use common::store::{BUCKETS, Heartbeat, Positions, StoreError};
+use common::store::{BUCKETS, Heartbeat, Memory, Positions, Room, Store, StoreError};
 use rdkafka::Offset as KafkaOffset;
 use rdkafka::consumer::{CommitMode, Consumer as _};
 
@@ -81,6 +81,7 @@ impl Consumer {
         // A commit that met a rebalance is gone, and in silence no other would follow it.
         self.ledger.doubt_commits();
         let (store, scope) = (Arc::clone(&self.store), self.scope.clone());
+        let (alarm, guard) = (self.config.memory_alarm, self.config.memory_guard);
         let acknowledged = self.ledger.acknowledged();
         let heartbeat = Heartbeat {
             member: self.config.name.clone(),
@@ -91,10 +92,12 @@ impl Consumer {
             let partitions: Vec<i32> = acknowledged.iter().map(|(slot, _)| slot.partition).collect();
             let found = async {
                 store.check().await?;
-                let warnings = store.inspect().await?;
+                let mut warnings = store.inspect().await?;
                 store.beat(&heartbeat).await?;
                 if heartbeat.partitions.first() == Some(&0) {
                     store.trim(Timestamp::now()).await?;
+                    make_room(&store, guard).await?;
+                    warnings.extend(alarm_of(store.memory().await?, alarm));
                 }
                 Ok((warnings, store.positions(&scope, &partitions).await?))
             };
@@ -126,5 +129,36 @@ impl Consumer {
             }
         }
         Ok(())
+    }
+}
+
+async fn make_room(store: &Store, guard: Option<u64>) -> Result<(), StoreError> {
+    let Some(percent) = guard else { return Ok(()) };
+    if let Some(Room { removed, before }) = store.make_room(percent).await? {
+        log::warn!(removed, before:% = before;
+            "Redis has reached {percent} % of its memory (REDIS_MEMORY_GUARD): {removed} events trimmed early, all before {before}");
+    }
+    Ok(())
+}
+
+/// In words that stay the same while it lasts, so that it is logged once.
+fn alarm_of(memory: Option<Memory>, alarm: u64) -> Option<String> {
+    let Memory { max, .. } = memory.filter(|memory| memory.percent() >= alarm)?;
+    Some(format!(
+        "Redis uses more than {alarm} % of its maxmemory of {} MiB, and takes no event any more when that is full: \
+         raise maxmemory, shorten EVENT_RETENTION, or set REDIS_MEMORY_GUARD to trim the oldest events early",
+        max / (1024 * 1024)
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_alarm_begins_at_its_percentage() {
+        let memory = |used| Some(Memory { used, max: 1_000 });
+        assert!(alarm_of(None, 80).is_none() && alarm_of(memory(799), 80).is_none());
+        assert!(alarm_of(memory(800), 80).unwrap().contains("REDIS_MEMORY_GUARD"));
     }
 }

@@ -1,7 +1,7 @@
 //! `verify`: reads the topic and the store and says whether each record has become what it should.
 //!
 //! Every record is one of: *stored* (the event it holds was stored from it), *duplicate* (it was stored from another
-//! record), *dead-lettered*, *expired* (older than the retention), *in flight* (no worker has been there yet), or
+//! record), *dead-lettered*, *expired* (older than the retention), *trimmed* (early, because Redis was full), *in flight* (no worker has been there yet), or
 //! *missing*. The equation holds when none is missing. Distinct events are counted without remembering ids: each stored
 //! event names the one record that it came from.
 
@@ -59,14 +59,17 @@ struct Counts {
     duplicates: u64,
     dead_lettered: u64,
     expired: u64,
+    /// By the guard of Redis' memory, before its time.
+    #[serde(default)]
+    trimmed: u64,
     in_flight: u64,
     missing: u64,
 }
 
 impl Counts {
     fn holds(&self) -> bool {
-        let Self { records, stored, duplicates, dead_lettered, expired, in_flight, missing } = *self;
-        missing == 0 && records == stored + duplicates + dead_lettered + expired + in_flight
+        let Self { records, stored, duplicates, dead_lettered, expired, trimmed, in_flight, missing } = *self;
+        missing == 0 && records == stored + duplicates + dead_lettered + expired + trimmed + in_flight
     }
 }
 
@@ -260,6 +263,7 @@ impl Audit<'_> {
         self.positions = self.store.positions(&self.scope, &partitions).await?.into_iter().collect();
         let ids: Vec<&str> = step.iter().map(|record| record.event_id.as_str()).collect();
         let found = self.store.look_up(&ids).await?;
+        let trimmed = self.store.trimmed().await?;
         let horizon =
             Timestamp::now().millis() - i64::try_from(self.config.redis.retention.as_millis()).unwrap_or(i64::MAX);
         for (record, found) in step.drain(..).zip(found) {
@@ -270,6 +274,7 @@ impl Audit<'_> {
                     *(if own { &mut counts.stored } else { &mut counts.duplicates }) += 1;
                 }
                 _ if record.timestamp.millis() < horizon => counts.expired += 1,
+                _ if trimmed.is_some_and(|before| record.timestamp < before) => counts.trimmed += 1,
                 _ if is_in_flight(&self.positions, &record) => counts.in_flight += 1,
                 _ => {
                     counts.missing += 1;
@@ -367,7 +372,7 @@ fn assign(consumer: &Observer, topic: &str, starts: &[(i32, i64)]) -> anyhow::Re
 
 #[expect(clippy::print_stdout, reason = "a command-line tool's output")]
 fn report(progress: &Progress, json: bool) -> anyhow::Result<()> {
-    let Counts { records, stored, duplicates, dead_lettered, expired, in_flight, missing } = &progress.counts;
+    let Counts { records, stored, duplicates, dead_lettered, expired, trimmed, in_flight, missing } = &progress.counts;
     if json {
         println!(
             "{}",
@@ -382,6 +387,7 @@ fn report(progress: &Progress, json: bool) -> anyhow::Result<()> {
     println!("  duplicates   {duplicates:>12}  of an event stored from another record");
     println!("  dead letters {dead_lettered:>12}");
     println!("  expired      {expired:>12}");
+    println!("  trimmed      {trimmed:>12}  early, because Redis was full");
     println!("  in flight    {in_flight:>12}");
     println!("  missing      {missing:>12}");
     progress.examples.iter().for_each(|example| println!("    {example}"));
@@ -398,11 +404,19 @@ mod tests {
 
     #[test]
     fn the_equation_holds_only_when_nothing_is_missing() {
-        let counts =
-            Counts { records: 10, stored: 5, duplicates: 2, dead_lettered: 1, expired: 1, in_flight: 1, missing: 0 };
+        let counts = Counts {
+            records: 10,
+            stored: 4,
+            duplicates: 2,
+            dead_lettered: 1,
+            expired: 1,
+            trimmed: 1,
+            in_flight: 1,
+            missing: 0,
+        };
         assert!(counts.holds());
         assert!(!Counts { missing: 1, in_flight: 0, ..counts }.holds());
-        assert!(!Counts { stored: 4, ..counts }.holds());
+        assert!(!Counts { stored: 3, ..counts }.holds());
     }
 
     #[test]
