@@ -90,6 +90,19 @@ impl Lane {
         self.run(async |connection| command.query_async(connection).await).await
     }
 
+    /// Sends commands that are independent of each other, all at once; the replies come in their order. Each keeps to one
+    /// bucket, while they may be of different ones, which a pipeline may not.
+    pub(super) async fn scatter<T: FromRedisValue>(
+        &self,
+        commands: impl IntoIterator<Item = Cmd>,
+    ) -> Result<Vec<T>, StoreError> {
+        let mut pipeline = redis::pipe();
+        for command in commands {
+            pipeline.add_command(command);
+        }
+        self.pipeline(&pipeline).await
+    }
+
     async fn run<T>(
         &self,
         exchange: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,

@@ -155,11 +155,8 @@ impl Walk {
             if asked.is_empty() {
                 return Ok(());
             }
-            let mut pipeline = redis::pipe();
-            asked.iter().for_each(|bucket| {
-                pipeline.add_command(self.range(*bucket, wanted));
-            });
-            let answers: Vec<Vec<(String, f64)>> = self.lane().pipeline(&pipeline).await?;
+            let ranges = asked.iter().map(|bucket| self.range(*bucket, wanted));
+            let answers: Vec<Vec<(String, f64)>> = self.lane().scatter(ranges).await?;
             for (bucket, answer) in asked.into_iter().zip(answers) {
                 self.heads[bucket].take(answer, wanted, self.order);
             }
@@ -244,13 +241,13 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn look_up(&self, ids: &[&str]) -> Result<Vec<Found>, StoreError> {
-        let mut pipeline = redis::pipe();
-        for id in ids {
-            let bucket = bucket_of(id);
-            pipeline.cmd("GET").arg(self.layout.event(bucket, id));
-            pipeline.cmd("ZSCORE").arg(self.layout.index(bucket)).arg(id);
-        }
-        let replies: Vec<Option<Vec<u8>>> = self.export.pipeline(&pipeline).await?;
+        let commands = ids.iter().flat_map(|id| {
+            let (mut body, mut score, bucket) = (redis::cmd("GET"), redis::cmd("ZSCORE"), bucket_of(id));
+            body.arg(self.layout.event(bucket, id));
+            score.arg(self.layout.index(bucket)).arg(id);
+            [body, score]
+        });
+        let replies: Vec<Option<Vec<u8>>> = self.export.scatter(commands).await?;
         let origin = |body: &Vec<u8>| Origin::parse(&body[body.iter().position(|byte| *byte == 0)? + 1..]);
         let found = |pair: &[Option<Vec<u8>>]| match pair {
             [body, score] => Found { origin: body.as_ref().and_then(origin), listed: score.is_some() },
@@ -263,14 +260,14 @@ impl Store {
     async fn bodies(&self, lane: &Lane, rows: &[Row]) -> Result<Vec<Bytes>, StoreError> {
         let mut asked: [Vec<usize>; BUCKETS] = Default::default();
         rows.iter().enumerate().for_each(|(nth, row)| asked[bucket_of(&row.id)].push(nth));
-        let mut pipeline = redis::pipe();
-        for (bucket, nths) in asked.iter().enumerate().filter(|(_, nths)| !nths.is_empty()) {
-            let command = pipeline.cmd("MGET");
+        let commands = asked.iter().enumerate().filter(|(_, nths)| !nths.is_empty()).map(|(bucket, nths)| {
+            let mut command = redis::cmd("MGET");
             nths.iter().for_each(|nth| {
                 command.arg(self.layout.event(bucket, &rows[*nth].id));
             });
-        }
-        let answers: Vec<Vec<Option<Vec<u8>>>> = lane.pipeline(&pipeline).await?;
+            command
+        });
+        let answers: Vec<Vec<Option<Vec<u8>>>> = lane.scatter(commands).await?;
         let mut bodies: Vec<Option<Bytes>> = vec![None; rows.len()];
         let nths = asked.iter().filter(|nths| !nths.is_empty());
         for (nth, body) in nths.zip(answers).flat_map(|(nths, answer)| nths.iter().zip(answer)) {

@@ -220,12 +220,13 @@ impl Store {
 impl Store {
     /// What the mutation `index-only-new` does.
     async fn index_new(&self, batch: &Batch, receipt: &Receipt) -> Result<(), StoreError> {
-        let mut commands = redis::pipe();
-        for (nth, event) in batch.events.iter().enumerate().filter(|(nth, _)| !receipt.duplicates.contains(nth)) {
-            let index = self.layout.index(batch.events[nth].bucket);
-            commands.cmd("ZADD").arg(index).arg("NX").arg(event.score).arg(event.id.as_str()).ignore();
-        }
-        self.write.pipeline(&commands).await
+        let new = batch.events.iter().enumerate().filter(|(nth, _)| !receipt.duplicates.contains(nth));
+        let commands = new.map(|(_, event)| {
+            let mut command = redis::cmd("ZADD");
+            command.arg(self.layout.index(event.bucket)).arg("NX").arg(event.score).arg(event.id.as_str());
+            command
+        });
+        self.write.scatter::<usize>(commands).await.map(drop)
     }
 }
 
