@@ -56,7 +56,7 @@ impl Store {
     /// # Errors
     /// When the URL can't be used.
     pub fn new(settings: &RedisSettings) -> Result<Self, StoreError> {
-        let lane = || Lane::new(settings.url.expose(), settings.timeout);
+        let lane = || Lane::new(settings);
         Ok(Self {
             layout: Layout::new(&settings.key_prefix),
             write: lane()?,

@@ -198,7 +198,7 @@ impl Store {
         let written = needed.map(|bucket| {
             let transaction = Transaction::new(self, scope, batch, bucket, user_index, now);
             async move {
-                let replies: Vec<Value> = self.write.pipeline(&transaction.commands).await?;
+                let replies: Vec<Value> = self.write.in_turn(bucket, &transaction.commands).await?;
                 transaction.read(&replies, &batch.moves[bucket])
             }
         });
