@@ -115,7 +115,7 @@ impl Tail {
     async fn follow(&self, buckets: Range<usize>) {
         while self.is_wanted() {
             let position = self.lock().position;
-            let taken = match self.store.tail_after(buckets.clone(), &position, Some(WAIT)).await {
+            let taken = match self.store.tail_next(buckets.clone(), &position, WAIT).await {
                 Ok(entries) => self.take(entries, &position).await,
                 Err(error) => Err(error),
             };

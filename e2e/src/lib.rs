@@ -7,7 +7,7 @@
 //! - [`world`]: a test's own topic, group, key prefix and settings, and the processes it starts;
 //! - [`process`]: one child process, its signals, its exit and its output;
 //! - [`service`], [`client`], [`raw`]: an API or a worker and its HTTP, politely and impolitely;
-//! - [`kafka`], [`broker`], [`redis_server`]: the engines, as an outsider and as an owner who may kill them;
+//! - [`kafka`], [`broker`], [`redis_server`], [`redis_cluster`]: the engines, as an outsider and as an owner who may kill them;
 //! - [`sample`]: events as they stand on the topic;
 //! - [`load`], [`oracle`]: posts under way, and the judgement over what became of them.
 
@@ -28,6 +28,7 @@ pub mod load;
 pub mod oracle;
 pub mod process;
 pub mod raw;
+pub mod redis_cluster;
 pub mod redis_server;
 pub mod sample;
 pub mod service;

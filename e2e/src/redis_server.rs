@@ -18,6 +18,7 @@ use crate::{
 pub struct RedisServer {
     port: u16,
     password: Option<String>,
+    flags: Vec<String>,
     process: Option<Process>,
     folder: TempDir,
 }
@@ -30,7 +31,19 @@ impl RedisServer {
     #[must_use]
     pub fn reserve() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        Self { port: free_port(), password: None, process: None, folder }
+        Self { port: free_port(), password: None, flags: Vec::new(), process: None, folder }
+    }
+
+    /// As [`RedisServer::reserve`], for a node of a Cluster, which misses another one after a second.
+    #[must_use]
+    pub fn reserve_node() -> Self {
+        let mut node = Self::reserve();
+        // It fails over however long its primary has been out of its sight: what it lacks then is for the system to find.
+        let flags =
+            ["--cluster-enabled yes --cluster-node-timeout 1000 --cluster-replica-validity-factor 0 --cluster-port"];
+        node.flags = flags.iter().flat_map(|words| words.split(' ')).map(str::to_owned).collect();
+        node.flags.push((node.port + 1).to_string());
+        node
     }
 
     /// A server that answers.
@@ -156,6 +169,12 @@ impl RedisServer {
         Ok(command.query_async(&mut connection).await?)
     }
 
+    /// Whether it was started and not killed.
+    #[must_use]
+    pub fn runs(&self) -> bool {
+        self.process.is_some()
+    }
+
     fn running(&self) -> &Process {
         self.process.as_ref().expect("the server runs")
     }
@@ -165,6 +184,7 @@ impl RedisServer {
         command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"]);
         command.args(["--appendfsync", "everysec", "--maxmemory-policy", "noeviction"]);
         command.arg("--port").arg(self.port.to_string()).arg("--dir").arg(self.folder.path());
+        command.args(&self.flags);
         if let Some(password) = &self.password {
             command.arg("--requirepass").arg(password);
         }

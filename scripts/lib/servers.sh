@@ -1,11 +1,14 @@
 # shellcheck shell=bash
-# Sourced after common.sh, net.sh, daemon.sh and install.sh: a Kafka and a Redis for one test run,
-# on free ports, with their data in a folder that goes away with them.
+# Sourced after common.sh, net.sh, daemon.sh and install.sh: a Kafka, a Redis and a Redis Cluster for
+# one test run, on free ports, with their data in a folder that goes away with them.
 
 # The line this system runs on; a test may start further brokers, of other versions too.
 TEST_KAFKA_VERSION=4.3.1
 
-# start_test_servers: starts both without waiting, and says where they are in the variables the
+# Three primaries and a replica for each: the smallest Cluster that survives the loss of a node.
+TEST_CLUSTER_SIZE=6
+
+# start_test_servers: starts all without waiting, and says where they are in the variables the
 # tests read. From here on the script's end, whichever it is, stops everything.
 start_test_servers() {
   need_servers
@@ -14,29 +17,60 @@ start_test_servers() {
   trap 'exit 130' INT
   trap 'exit 143' TERM HUP
 
-  TEST_KAFKA_PORT=$(free_port)
-  # Two apart, because Kafka has the next one as well.
-  TEST_REDIS_PORT=$(free_port)
-  while [ "$TEST_REDIS_PORT" -eq $((TEST_KAFKA_PORT + 1)) ] || [ "$TEST_REDIS_PORT" -eq "$TEST_KAFKA_PORT" ]; do
-    TEST_REDIS_PORT=$(free_port)
-  done
+  TEST_PORTS=
+  test_port && TEST_KAFKA_PORT=$PORT
+  test_port && TEST_REDIS_PORT=$PORT
   export TEST_KAFKA_BROKERS=127.0.0.1:$TEST_KAFKA_PORT
   export TEST_REDIS_URL=redis://127.0.0.1:$TEST_REDIS_PORT
   export TEST_KAFKA_BROKER_SCRIPT=$ROOT/scripts/lib/kafka-broker
   # Brokers that live for seconds: the second compiler would never earn back what it costs.
   export KAFKA_OPTS=${KAFKA_OPTS:--XX:TieredStopAtLevel=1}
 
-  say "starting Kafka on port $TEST_KAFKA_PORT and Redis on port $TEST_REDIS_PORT for the tests"
+  say "starting Kafka on port $TEST_KAFKA_PORT, Redis on port $TEST_REDIS_PORT and a Redis Cluster for the tests"
   daemon_start redis "$TEST_REDIS_PORT" "$ROOT/scripts/lib/redis-server" "$TEST_REDIS_PORT" "$STATE/redis"
   daemon_start kafka "$TEST_KAFKA_PORT" "$TEST_KAFKA_BROKER_SCRIPT" "$TEST_KAFKA_VERSION" \
     "$TEST_KAFKA_PORT" "$STATE/kafka"
+  start_test_cluster
+}
+
+# test_port: sets PORT to one that is free, as is its successor (Kafka and a node of a Cluster have
+# that as well), and that this function has not given before.
+test_port() {
+  PORT=$(free_port)
+  while [[ " $TEST_PORTS " == *" $PORT "* || " $TEST_PORTS " == *" $((PORT + 1)) "* || " $TEST_PORTS " == *" $((PORT - 1)) "* ]]; do
+    PORT=$(free_port)
+  done
+  TEST_PORTS+=" $PORT"
+}
+
+start_test_cluster() {
+  local number
+  TEST_CLUSTER_NODES=()
+  for ((number = 1; number <= TEST_CLUSTER_SIZE; number++)); do
+    test_port
+    TEST_CLUSTER_NODES+=("127.0.0.1:$PORT")
+    daemon_start "node-$number" "$PORT" "$ROOT/scripts/lib/redis-server" "$PORT" "$STATE/node-$number" \
+      --cluster-enabled yes --cluster-port $((PORT + 1)) --cluster-node-timeout 5000
+  done
+  local IFS=,
+  export TEST_REDIS_CLUSTER_URL="redis+cluster://${TEST_CLUSTER_NODES[*]}"
 }
 
 await_test_servers() {
   # shellcheck disable=SC2034 # daemon_ready says it
   ADVICE="then run the tests again"
   daemon_ready redis 60 redis_answers "$TEST_REDIS_PORT"
+  join_test_cluster
   daemon_ready kafka 300 kafka_answers "$TEST_KAFKA_PORT"
+}
+
+join_test_cluster() {
+  local number
+  for ((number = 1; number <= TEST_CLUSTER_SIZE; number++)); do
+    daemon_ready "node-$number" 60 redis_answers "$(daemon_port "node-$number")"
+  done
+  redis-cli --cluster create "${TEST_CLUSTER_NODES[@]}" --cluster-replicas 1 --cluster-yes >"$STATE/log/cluster.log" ||
+    die "the Redis Cluster could not be made" "$(tail -n 5 "$STATE/log/cluster.log")"
 }
 
 # run_in_group COMMAND…: runs it in a process group of its own and, when it has ended or the script

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::store::{BUCKETS, Entry, Query, Seen, StoreError, TailPosition};
+use common::store::{Entry, Query, Seen, StoreError, TailPosition};
 use futures::stream::poll_fn;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
@@ -174,7 +174,7 @@ impl Reader {
         }
         let mut seen = store.tail_seen(&self.position).await.map_err(End::Store)?;
         loop {
-            let entries = store.tail_after(0..BUCKETS, &self.position, None).await.map_err(End::Store)?;
+            let entries = store.tail_after(&self.position).await.map_err(End::Store)?;
             // What lies behind `now` comes as a frame; one entry more does not matter, the position tells.
             if entries.iter().all(|entry| now.passed(entry) == 0) {
                 return Ok(());

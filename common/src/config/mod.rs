@@ -16,6 +16,7 @@ use clap::builder::Resettable;
 use clap::{Args, CommandFactory, FromArgMatches};
 
 pub use self::kafka::{KafkaArgs, KafkaSettings, Topics};
+pub(crate) use self::redis::Servers;
 pub use self::redis::{RedisArgs, RedisSettings};
 pub use self::values::{Checks, ConfigErrors, Secret, bytes, duration, millis, one_of, range, text};
 

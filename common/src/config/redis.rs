@@ -4,7 +4,9 @@ use std::fmt;
 use std::time::Duration;
 
 use clap::Args;
-use redis::{ConnectionAddr, IntoConnectionInfo};
+use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 use super::{Checks, Secret, duration, one_of};
 use crate::store::UserIndex;
@@ -13,9 +15,13 @@ use crate::store::UserIndex;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Redis")]
 pub struct RedisArgs {
-    /// Where the events are stored: `redis://[user:password@]host[:port][/db]`
+    /// Where the events are stored: `redis://[user:password@]host[:port][/db]`, with TLS `rediss://…`; a Redis Cluster:
+    /// `redis+cluster://[user:password@]host:port[,host:port…]`, with TLS `rediss+cluster://…`
     #[arg(long, env = "REDIS_URL", default_value = "redis://127.0.0.1:6379", value_name = "URL")]
     pub redis_url: String,
+    /// PEM file with the authorities that sign the certificates of `rediss`; those of the system where it is not set
+    #[arg(long, env = "REDIS_CA_FILE", value_name = "FILE")]
+    pub redis_ca_file: Option<String>,
     /// What every key begins with; deployments that share a Redis need one each
     #[arg(long, env = "REDIS_KEY_PREFIX", default_value = "ua:", value_name = "TEXT")]
     pub redis_key_prefix: String,
@@ -36,6 +42,8 @@ pub struct RedisArgs {
 pub struct RedisSettings {
     /// The URL, credentials included.
     pub url: Secret,
+    /// The authorities that sign the servers' certificates, PEM; those of the system where there are none.
+    pub authorities: Option<Vec<u8>>,
     /// What every key begins with.
     pub key_prefix: String,
     /// For one exchange.
@@ -59,18 +67,67 @@ impl fmt::Debug for RedisSettings {
 }
 
 impl RedisSettings {
-    /// Host and port, without credentials.
+    /// Host and port of each server that is named, without credentials.
     #[must_use]
     pub fn address(&self) -> String {
-        self.url.expose().into_connection_info().map_or_else(|_| "[redacted]".into(), |info| info.addr().to_string())
+        Servers::parse(self.url.expose()).map_or_else(|| "[redacted]".into(), |servers| servers.address())
+    }
+}
+
+/// The servers that a URL names.
+pub(crate) struct Servers {
+    /// At least one.
+    pub(crate) nodes: Vec<ConnectionInfo>,
+    /// Whether they are nodes of a Redis Cluster, of which not all need to be named.
+    pub(crate) cluster: bool,
+}
+
+impl Servers {
+    pub(crate) const FORMS: &str = "must look like redis[s]://[user:password@]host[:port][/db] or \
+        redis[s]+cluster://[user:password@]host:port[,host:port…], the password percent-encoded";
+
+    /// `None` for what is no such URL.
+    pub(crate) fn parse(url: &str) -> Option<Self> {
+        let (scheme, rest) = url.split_once("://")?;
+        let servers = match scheme.strip_suffix("+cluster") {
+            Some(scheme) => {
+                let (login, nodes) = rest.rfind('@').map_or(("", rest), |at| rest.split_at(at + 1));
+                let nodes = nodes.trim_end_matches('/').split(',');
+                let nodes = nodes.map(|node| format!("{scheme}://{login}{node}").into_connection_info().ok());
+                Self { nodes: nodes.collect::<Option<_>>()?, cluster: true }
+            }
+            None => Self { nodes: vec![url.into_connection_info().ok()?], cluster: false },
+        };
+        servers.nodes.iter().all(|node| servers.can_have(node)).then_some(servers)
+    }
+
+    /// TLS that believes anyone is none, and a Cluster has one database only.
+    fn can_have(&self, node: &ConnectionInfo) -> bool {
+        let on_tcp = matches!(node.addr(), ConnectionAddr::Tcp(..) | ConnectionAddr::TcpTls { insecure: false, .. });
+        on_tcp && (!self.cluster || node.redis_settings().db() == 0)
+    }
+
+    pub(crate) fn address(&self) -> String {
+        self.nodes.iter().map(|node| node.addr().to_string()).collect::<Vec<_>>().join(",")
+    }
+
+    pub(crate) fn encrypted(&self) -> bool {
+        self.nodes.iter().any(|node| matches!(node.addr(), ConnectionAddr::TcpTls { .. }))
     }
 }
 
 impl RedisArgs {
     /// Types the settings.
     pub fn check(&self, checks: &mut Checks) -> RedisSettings {
+        let url = checks.take_secret("REDIS_URL", &self.redis_url, url).unwrap_or_default();
+        let path = self.redis_ca_file.as_deref();
+        let authorities = path.and_then(|path| checks.take("REDIS_CA_FILE", path, |path| authorities(path).map(Some)));
+        if authorities.is_some() && Servers::parse(url.expose()).is_some_and(|servers| !servers.encrypted()) {
+            checks.complain("REDIS_CA_FILE: has no use without TLS; REDIS_URL must begin with rediss".into());
+        }
         RedisSettings {
-            url: checks.take_secret("REDIS_URL", &self.redis_url, url).unwrap_or_default(),
+            url,
+            authorities,
             key_prefix: checks.take("REDIS_KEY_PREFIX", &self.redis_key_prefix, key_prefix),
             timeout: checks.take("REDIS_TIMEOUT", &self.redis_timeout, duration),
             retention: checks.take("EVENT_RETENTION", &self.event_retention, retention),
@@ -84,11 +141,17 @@ impl RedisArgs {
 }
 
 fn url(raw: &str) -> Result<Secret, String> {
-    let wanted = || "must look like redis://[user:password@]host[:port][/db]".to_owned();
-    let info = raw.into_connection_info().map_err(|_| wanted())?;
-    match info.addr() {
-        ConnectionAddr::Tcp(..) => Ok(Secret::new(raw.to_owned())),
-        _ => Err(wanted()),
+    Servers::parse(raw).map(|_| Secret::new(raw.to_owned())).ok_or_else(|| Servers::FORMS.to_owned())
+}
+
+/// The content of a PEM file with at least one certificate.
+fn authorities(path: &str) -> Result<Vec<u8>, String> {
+    let pem = std::fs::read(path).map_err(|e| format!("can't be read: {e}"))?;
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    match certificates {
+        Ok(certificates) if certificates.is_empty() => Err("holds no certificate in PEM form".into()),
+        Ok(_) => Ok(pem),
+        Err(error) => Err(format!("is not what a PEM file looks like: {error}")),
     }
 }
 
@@ -123,6 +186,50 @@ mod tests {
     fn only_redis_urls_are_taken() {
         assert!(url("redis://127.0.0.1:6379").is_ok());
         assert!(url("http://x").is_err() && url("").is_err() && url("unix:///tmp/s").is_err());
+        assert!(url("rediss://user:p%40ss@host").is_ok() && url("rediss://host#insecure").is_err());
         assert!(key_prefix("ua:").is_ok() && key_prefix("{x}").is_err());
+    }
+
+    #[test]
+    fn a_cluster_is_some_of_its_nodes() {
+        let servers = Servers::parse("rediss+cluster://user:p%40ss@a:7000,b:7001").unwrap();
+        assert!(servers.cluster && servers.encrypted());
+        assert_eq!(servers.address(), "a:7000,b:7001");
+        for node in &servers.nodes {
+            let settings = node.redis_settings();
+            assert_eq!((settings.username(), settings.password()), (Some("user"), Some("p@ss")));
+        }
+        assert_eq!(Servers::parse("redis+cluster://a:7000/").unwrap().nodes.len(), 1);
+        for wrong in ["", "a,", ",a", "a:x", "a:1/3", "a:1,b:2/3", "user@"] {
+            assert!(Servers::parse(&format!("redis+cluster://{wrong}")).is_none(), "{wrong}");
+        }
+        assert!(Servers::parse("redis://a:1,b:2").is_none() && Servers::parse("x+cluster://a:1").is_none());
+    }
+
+    #[test]
+    fn the_file_of_authorities_must_hold_some_and_go_with_tls() {
+        let complaints = |url: &str, file: &str| {
+            let args = RedisArgs {
+                redis_url: url.into(),
+                redis_ca_file: Some(file.into()),
+                redis_key_prefix: "ua:".into(),
+                redis_timeout: "3s".into(),
+                event_retention: "7d".into(),
+                user_index: "on".into(),
+            };
+            let mut checks = Checks::default();
+            args.check(&mut checks);
+            checks.finish(()).unwrap_err().to_string()
+        };
+        let missing = complaints("rediss://host", "no/such/file.pem");
+        assert!(missing.contains("REDIS_CA_FILE=\"no/such/file.pem\": can't be read"), "{missing}");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap();
+        assert!(complaints("rediss://host", path).contains("holds no certificate"));
+        let garbage = "-----BEGIN CERTIFICATE-----\n?\n-----END CERTIFICATE-----\n";
+        std::fs::write(path, garbage).unwrap();
+        assert!(complaints("rediss://host", path).contains("is not what a PEM file looks like"));
+        std::fs::write(path, garbage.replace('?', "AAAA")).unwrap();
+        assert!(complaints("redis://host", path).contains("has no use without TLS"));
     }
 }

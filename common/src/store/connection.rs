@@ -4,12 +4,25 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use redis::aio::MultiplexedConnection;
+use futures::future::try_join_all;
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::cluster::{ClusterClient, ClusterClientBuilder};
+use redis::cluster_async::ClusterConnection;
+use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo};
 use redis::io::tcp::TcpSettings;
-use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, IntoConnectionInfo, Pipeline, RedisError};
+use redis::{
+    AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisFuture, TlsCertificates, Value,
+};
+
+use super::BUCKETS;
+use crate::config::{RedisSettings, Servers};
 
 /// After a failed attempt to connect, others within this time fail with it instead of queueing for attempts of their own.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
+/// How often a Cluster's client tries a request again that met a slot on its way to another node, or nodes that have not
+/// agreed on a primary yet, and the shortest and longest wait before it does: about 1.5 s in all.
+const CLUSTER_RETRIES: u32 = 16;
+const CLUSTER_RETRY_WAITS_MS: (u64, u64) = (10, 200);
 
 /// Why Redis did not do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -44,9 +57,11 @@ pub enum StoreError {
     },
     /// The server may throw away what it has acknowledged.
     #[error(
-        "Redis evicts data when it is full (maxmemory-policy {policy}), which can't be noticed: set maxmemory-policy noeviction"
+        "Redis at {address} evicts data when it is full (maxmemory-policy {policy}), which can't be noticed: set maxmemory-policy noeviction"
     )]
     Unfit {
+        /// Host and port.
+        address: String,
         /// Its policy.
         policy: String,
     },
@@ -59,8 +74,107 @@ pub enum StoreError {
 struct State {
     /// Counts connections, so that a late failure of an old one does not drop its successor.
     generation: u64,
-    connection: Option<MultiplexedConnection>,
+    connection: Option<Connection>,
     failed: Option<(Instant, StoreError)>,
+}
+
+/// How to reach what `REDIS_URL` names.
+enum Client {
+    Standalone(Box<redis::Client>),
+    Cluster(Box<ClusterClient>),
+}
+
+impl Client {
+    fn new(servers: Servers, settings: &RedisSettings) -> Result<Self, RedisError> {
+        // Fails where there is one already, which is as good: without any, the first use of TLS would panic.
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let encrypted = servers.encrypted();
+        let authorities = settings.authorities.clone().filter(|_| encrypted);
+        let certificates = authorities.map(|pem| TlsCertificates { client_tls: None, root_cert: Some(pem) });
+        let tcp = TcpSettings::default().set_nodelay(true);
+        let Servers { mut nodes, cluster } = servers;
+        if cluster {
+            let (least, most) = CLUSTER_RETRY_WAITS_MS;
+            let builder = ClusterClient::builder(nodes)
+                .tcp_settings(tcp)
+                // A node that hangs must not use up the time for the others, of which there are two rounds.
+                .connection_timeout(settings.timeout / 4)
+                .response_timeout(settings.timeout)
+                .overall_response_timeout(None)
+                .retries(CLUSTER_RETRIES)
+                .min_retry_wait(least)
+                .max_retry_wait(most);
+            let builder = certificates.into_iter().fold(builder, ClusterClientBuilder::certs);
+            return builder.build().map(|client| Self::Cluster(Box::new(client)));
+        }
+        let node = nodes.swap_remove(0).set_tcp_settings(tcp);
+        let client = match certificates {
+            Some(certificates) => redis::Client::build_with_tls(node, certificates),
+            None => redis::Client::open(node),
+        };
+        client.map(|client| Self::Standalone(Box::new(client)))
+    }
+
+    async fn connect(&self, timeout: Duration) -> Result<Connection, RedisError> {
+        match self {
+            Self::Standalone(client) => {
+                let config = AsyncConnectionConfig::new()
+                    .set_connection_timeout(Some(timeout))
+                    .set_response_timeout(None)
+                    // Room for the transactions of several batches, so that none has to wait to be sent.
+                    .set_pipeline_buffer_size(1024);
+                client.get_multiplexed_async_connection_with_config(&config).await.map(Connection::Standalone)
+            }
+            Self::Cluster(client) => client.get_async_connection().await.map(Connection::Cluster),
+        }
+    }
+}
+
+/// One connection, or those to the nodes of a Cluster.
+#[derive(Clone)]
+enum Connection {
+    Standalone(MultiplexedConnection),
+    /// Follows slots that have moved, re-sends what a node redirects, and keeps no order between requests.
+    Cluster(ClusterConnection),
+}
+
+impl Connection {
+    fn inner(&mut self) -> &mut dyn ConnectionLike {
+        match self {
+            Self::Standalone(connection) => connection,
+            Self::Cluster(connection) => connection,
+        }
+    }
+}
+
+impl ConnectionLike for Connection {
+    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
+        self.inner().req_packed_command(cmd)
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        cmd: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        self.inner().req_packed_commands(cmd, offset, count)
+    }
+
+    fn get_db(&self) -> i64 {
+        // Of both kinds it is only what the URL says, and nobody asks.
+        0
+    }
+}
+
+/// The address of a server, and its answer or its refusal.
+pub(super) type Answer<T> = (String, Result<T, String>);
+
+fn answer_of_node<T: FromRedisValue>((address, answer): (String, Value)) -> Result<Answer<T>, RedisError> {
+    match answer {
+        Value::ServerError(refusal) => Ok((address, Err(refusal.to_string()))),
+        answer => Ok((address, Ok(T::from_redis_value(answer)?))),
+    }
 }
 
 /// A connection that is made when needed.
@@ -70,16 +184,22 @@ pub(super) struct Lane {
     timeout: Duration,
     state: Mutex<State>,
     connecting: tokio::sync::Mutex<()>,
+    turns: [tokio::sync::Mutex<()>; BUCKETS],
 }
 
 impl Lane {
-    pub(super) fn new(url: &str, timeout: Duration) -> Result<Self, StoreError> {
-        let wrong = |e: RedisError| StoreError::Refused { address: "REDIS_URL".into(), reason: e.to_string() };
-        let info = url.into_connection_info().map_err(wrong)?;
-        let address = info.addr().to_string();
-        let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
-        let client = Client::open(info).map_err(wrong)?;
-        Ok(Self { client, address, timeout, state: Mutex::default(), connecting: tokio::sync::Mutex::default() })
+    pub(super) fn new(settings: &RedisSettings) -> Result<Self, StoreError> {
+        let unusable = |reason| StoreError::Refused { address: "REDIS_URL".into(), reason };
+        let servers = Servers::parse(settings.url.expose()).ok_or_else(|| unusable(Servers::FORMS.into()))?;
+        let (address, timeout) = (servers.address(), settings.timeout);
+        let client = Client::new(servers, settings).map_err(|e| unusable(e.to_string()))?;
+        let (connecting, turns) = Default::default();
+        Ok(Self { client, address, timeout, state: Mutex::default(), connecting, turns })
+    }
+
+    /// Whether there are several servers, each with a part of the buckets.
+    pub(super) fn is_cluster(&self) -> bool {
+        matches!(self.client, Client::Cluster(_))
     }
 
     pub(super) async fn pipeline<T: FromRedisValue>(&self, pipeline: &Pipeline) -> Result<T, StoreError> {
@@ -90,9 +210,72 @@ impl Lane {
         self.run(async |connection| command.query_async(connection).await).await
     }
 
+    /// Sends a transaction of one bucket, behind those of it that were sent before. One connection keeps their order by
+    /// itself and has several on their way; the client of a Cluster doesn't, even while nothing fails, and one that is
+    /// overtaken finds a position that it does not expect. There, each waits for the answer to the one before.
+    pub(super) async fn in_turn<T: FromRedisValue>(
+        &self,
+        bucket: usize,
+        transaction: &Pipeline,
+    ) -> Result<T, StoreError> {
+        self.run(async |connection| {
+            let _turn = match connection {
+                Connection::Standalone(_) => None,
+                Connection::Cluster(_) => Some(self.turns[bucket].lock().await),
+            };
+            transaction.query_async(connection).await
+        })
+        .await
+    }
+
+    /// Sends commands that are independent of each other, all at once; the replies come in their order. Each keeps to one
+    /// bucket, while they may be of different ones, which on a Cluster a pipeline may not.
+    pub(super) async fn scatter<T: FromRedisValue>(
+        &self,
+        commands: impl IntoIterator<Item = Cmd>,
+    ) -> Result<Vec<T>, StoreError> {
+        self.run(async |connection| match connection {
+            Connection::Standalone(_) => {
+                let mut pipeline = redis::pipe();
+                for command in commands {
+                    pipeline.add_command(command);
+                }
+                pipeline.query_async(connection).await
+            }
+            Connection::Cluster(cluster) => {
+                let sent = commands.into_iter().map(|command| {
+                    let mut cluster = cluster.clone();
+                    async move { command.query_async(&mut cluster).await }
+                });
+                try_join_all(sent).await
+            }
+        })
+        .await
+    }
+
+    /// Asks the server, or each primary of a Cluster. Gives their addresses and answers, or why they gave none.
+    pub(super) async fn each_primary<T: FromRedisValue>(&self, command: &Cmd) -> Result<Vec<Answer<T>>, StoreError> {
+        let asked = self.run(async |connection| match connection {
+            Connection::Standalone(_) => match command.query_async(connection).await {
+                // A refusal is an answer as well.
+                Err(error) if matches!(error.kind(), ErrorKind::Server(_)) => {
+                    Ok(vec![(self.address.clone(), Err(error.to_string()))])
+                }
+                answer => answer.map(|answer| vec![(self.address.clone(), Ok(answer))]),
+            },
+            Connection::Cluster(cluster) => {
+                let primaries = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
+                let answers = cluster.route_command(command.clone(), primaries).await?;
+                let answers = Vec::<(String, Value)>::from_redis_value(answers)?;
+                answers.into_iter().map(answer_of_node).collect()
+            }
+        });
+        asked.await
+    }
+
     async fn run<T>(
         &self,
-        exchange: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
+        exchange: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError>,
     ) -> Result<T, StoreError> {
         let mut used = None;
         let work = async {
@@ -113,7 +296,7 @@ impl Lane {
         result
     }
 
-    async fn connection(&self) -> Result<(u64, MultiplexedConnection), StoreError> {
+    async fn connection(&self) -> Result<(u64, Connection), StoreError> {
         if let Some(ready) = self.ready()? {
             return Ok(ready);
         }
@@ -121,12 +304,7 @@ impl Lane {
         if let Some(ready) = self.ready()? {
             return Ok(ready);
         }
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.timeout))
-            .set_response_timeout(None)
-            // Room for the transactions of several batches, so that none has to wait to be sent.
-            .set_pipeline_buffer_size(1024);
-        let made = self.client.get_multiplexed_async_connection_with_config(&config).await;
+        let made = self.client.connect(self.timeout).await;
         let mut state = self.lock();
         match made {
             Ok(connection) => {
@@ -143,7 +321,7 @@ impl Lane {
         }
     }
 
-    fn ready(&self) -> Result<Option<(u64, MultiplexedConnection)>, StoreError> {
+    fn ready(&self) -> Result<Option<(u64, Connection)>, StoreError> {
         let state = self.lock();
         if let Some(connection) = &state.connection {
             return Ok(Some((state.generation, connection.clone())));
@@ -175,7 +353,14 @@ impl Lane {
     }
 
     fn classify(&self, error: &RedisError) -> StoreError {
+        let reason = error.to_string();
+        if reason.contains("invalid peer certificate") {
+            let reason = format!("{reason}; set REDIS_CA_FILE to the authority that has signed it");
+            return self.unreachable(reason);
+        }
         match error.kind() {
+            // A Cluster's client says only in words why it could connect to none of the nodes.
+            ErrorKind::Io if reason.contains("AuthenticationFailed") => self.refused(error),
             ErrorKind::Io => self.unreachable(error.to_string()),
             ErrorKind::AuthenticationFailed => self.refused(error),
             ErrorKind::Parse | ErrorKind::UnexpectedReturnType => StoreError::Corrupt(error.to_string()),

@@ -53,20 +53,22 @@ pub struct Room {
     pub before: Timestamp,
 }
 
+fn parse(info: &str) -> Option<Memory> {
+    let fields: HashMap<&str, &str> = info.lines().filter_map(|line| line.split_once(':')).collect();
+    let number = |name: &str| fields.get(name)?.trim().parse::<u64>().ok();
+    let memory = Memory { used: number("used_memory")?, max: number("maxmemory")? };
+    (memory.max > 0).then_some(memory)
+}
+
 impl Store {
-    /// How full Redis is; `None` when it has no `maxmemory`, or does not say.
+    /// How full Redis is, or the fullest primary of a Cluster; `None` when it has no `maxmemory`, or does not say.
     ///
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn memory(&self) -> Result<Option<Memory>, StoreError> {
-        let info: String = match self.read.command(redis::cmd("INFO").arg("memory")).await {
-            Err(StoreError::Refused { .. }) => return Ok(None),
-            info => info?,
-        };
-        let fields: HashMap<&str, &str> = info.lines().filter_map(|line| line.split_once(':')).collect();
-        let number = |name: &str| fields.get(name).and_then(|value| value.trim().parse::<u64>().ok());
-        let memory = number("used_memory").zip(number("maxmemory")).map(|(used, max)| Memory { used, max });
-        Ok(memory.filter(|memory| memory.max > 0))
+        let answers = self.read.each_primary::<String>(redis::cmd("INFO").arg("memory")).await?;
+        let memories = answers.iter().filter_map(|(_, info)| parse(info.as_ref().ok()?));
+        Ok(memories.max_by_key(|memory| memory.percent()))
     }
 
     /// Trims the oldest events until Redis is below `percent` of its memory. Gives what was done, if anything was.
@@ -99,24 +101,25 @@ impl Store {
 
     /// The score up to which one step can trim every bucket whole; `None` when nothing is stored.
     async fn oldest_step(&self) -> Result<Option<i64>, StoreError> {
-        let mut pipeline = redis::pipe();
-        for bucket in 0..BUCKETS {
-            let index = self.layout.index(bucket);
-            pipeline.cmd("ZRANGE").arg(index).arg(0).arg(STEP - 1).arg("WITHSCORES");
-        }
-        let buckets: Vec<Vec<(String, f64)>> = self.read.pipeline(&pipeline).await?;
+        let ranges = (0..BUCKETS).map(|bucket| {
+            let mut range = redis::cmd("ZRANGE");
+            range.arg(self.layout.index(bucket)).arg(0).arg(STEP - 1).arg("WITHSCORES");
+            range
+        });
+        let buckets: Vec<Vec<(String, f64)>> = self.read.scatter(ranges).await?;
         Ok(buckets.iter().filter_map(|rows| rows.last()).map(|(_, score)| *score as i64).min())
     }
 
     async fn trim_to(&self, highest: i64) -> Result<usize, StoreError> {
         let mut removed = 0;
         loop {
-            let mut pipeline = redis::pipe();
-            for bucket in 0..BUCKETS {
-                let script = pipeline.cmd("EVAL").arg(MAKE_ROOM).arg(1).arg(self.layout.index(bucket));
+            let scripts = (0..BUCKETS).map(|bucket| {
+                let mut script = redis::cmd("EVAL");
+                script.arg(MAKE_ROOM).arg(1).arg(self.layout.index(bucket));
                 script.arg(highest).arg(STEP).arg(self.layout.event(bucket, ""));
-            }
-            let counts: Vec<usize> = self.read.pipeline(&pipeline).await?;
+                script
+            });
+            let counts: Vec<usize> = self.read.scatter(scripts).await?;
             removed += counts.iter().sum::<usize>();
             if counts.iter().all(|count| *count < STEP) {
                 return Ok(removed);
@@ -148,12 +151,12 @@ impl Store {
         if letters.is_empty() {
             return Ok(());
         }
-        let mut pipeline = redis::pipe();
-        for (event_id, reason) in letters {
-            let key = self.layout.dead_letter(bucket_of(event_id), event_id);
-            pipeline.cmd("SET").arg(key).arg(reason).arg("PX").arg(DAY_MS).ignore();
-        }
-        self.read.pipeline(&pipeline).await
+        let notes = letters.iter().map(|(event_id, reason)| {
+            let mut note = redis::cmd("SET");
+            note.arg(self.layout.dead_letter(bucket_of(event_id), event_id)).arg(reason).arg("PX").arg(DAY_MS);
+            note
+        });
+        self.read.scatter::<()>(notes).await.map(drop)
     }
 
     /// Why an event became a dead letter; `None` when it is not known to be one.

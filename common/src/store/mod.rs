@@ -56,8 +56,8 @@ pub struct Store {
     read: Lane,
     /// Full lists.
     export: Lane,
-    /// Waits for what is stored next.
-    tail: Lane,
+    /// Wait for what is stored next, each for its share of the buckets.
+    tail: Vec<Lane>,
     retention: Duration,
     user_index: UserIndex,
 }
@@ -68,13 +68,15 @@ impl Store {
     /// # Errors
     /// When the URL can't be used.
     pub fn new(settings: &RedisSettings) -> Result<Self, StoreError> {
-        let lane = || Lane::new(settings.url.expose(), settings.timeout);
+        let lane = || Lane::new(settings);
+        let write = lane()?;
+        let waiting = if write.is_cluster() { BUCKETS } else { 1 };
         Ok(Self {
             layout: Layout::new(&settings.key_prefix),
-            write: lane()?,
+            write,
             read: lane()?,
             export: lane()?,
-            tail: lane()?,
+            tail: (0..waiting).map(|_| lane()).collect::<Result<_, _>>()?,
             retention: settings.retention,
             user_index: settings.user_index,
         })

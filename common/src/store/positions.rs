@@ -63,11 +63,12 @@ impl Store {
             return Ok(HashMap::new());
         }
         let fields: Vec<String> = partitions.iter().map(|partition| scope.field(*partition)).collect();
-        let mut pipeline = redis::pipe();
-        for bucket in 0..BUCKETS {
-            pipeline.cmd("HMGET").arg(self.layout.positions(bucket)).arg(&fields);
-        }
-        let buckets: Vec<Vec<Option<i64>>> = self.write.pipeline(&pipeline).await?;
+        let held = (0..BUCKETS).map(|bucket| {
+            let mut command = redis::cmd("HMGET");
+            command.arg(self.layout.positions(bucket)).arg(&fields);
+            command
+        });
+        let buckets: Vec<Vec<Option<i64>>> = self.write.scatter(held).await?;
         let of = |nth: usize| std::array::from_fn(|bucket| buckets[bucket].get(nth).copied().flatten());
         Ok(partitions.iter().enumerate().map(|(nth, partition)| (*partition, of(nth))).collect())
     }
@@ -81,14 +82,15 @@ impl Store {
         if placements.is_empty() {
             return Ok(Vec::new());
         }
-        let mut pipeline = redis::pipe();
-        for bucket in 0..BUCKETS {
-            let script = pipeline.cmd("EVAL").arg(PLACE).arg(1).arg(self.layout.positions(bucket));
+        let scripts = (0..BUCKETS).map(|bucket| {
+            let mut script = redis::cmd("EVAL");
+            script.arg(PLACE).arg(1).arg(self.layout.positions(bucket));
             for Placement { partition, start, beginning } in placements {
                 script.arg(scope.field(*partition)).arg(*start).arg(u8::from(*beginning));
             }
-        }
-        let buckets: Vec<Vec<u8>> = self.write.pipeline(&pipeline).await?;
+            script
+        });
+        let buckets: Vec<Vec<u8>> = self.write.scatter(scripts).await?;
         let refused = |nth: usize| buckets.iter().any(|placed| placed.get(nth) != Some(&1));
         Ok((0..placements.len()).filter(|nth| refused(*nth)).map(|nth| placements[nth].partition).collect())
     }
@@ -98,14 +100,14 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer; writing again is safe.
     pub async fn overwrite_positions(&self, scope: &PositionScope, targets: &[(i32, i64)]) -> Result<(), StoreError> {
-        let mut pipeline = redis::pipe();
-        for bucket in 0..BUCKETS {
-            let command = pipeline.cmd("HSET").arg(self.layout.positions(bucket));
+        let commands = (0..BUCKETS).map(|bucket| {
+            let mut command = redis::cmd("HSET");
+            command.arg(self.layout.positions(bucket));
             for (partition, offset) in targets {
                 command.arg(scope.field(*partition)).arg(*offset);
             }
-            pipeline.ignore();
-        }
-        self.write.pipeline(&pipeline).await
+            command
+        });
+        self.write.scatter::<usize>(commands).await.map(drop)
     }
 }

@@ -145,11 +145,8 @@ impl Walk {
             if asked.is_empty() {
                 return Ok(());
             }
-            let mut pipeline = redis::pipe();
-            asked.iter().for_each(|head| {
-                pipeline.add_command(self.range(&self.heads[*head], wanted));
-            });
-            let answers: Vec<Vec<(String, f64)>> = self.lane().pipeline(&pipeline).await?;
+            let ranges = asked.iter().map(|head| self.range(&self.heads[*head], wanted));
+            let answers: Vec<Vec<(String, f64)>> = self.lane().scatter(ranges).await?;
             for (head, answer) in asked.into_iter().zip(answers) {
                 self.heads[head].take(answer, wanted, self.query.order);
             }
@@ -244,13 +241,13 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn look_up(&self, ids: &[&str]) -> Result<Vec<Found>, StoreError> {
-        let mut pipeline = redis::pipe();
-        for id in ids {
-            let bucket = bucket_of(id);
-            pipeline.cmd("GET").arg(self.layout.event(bucket, id));
-            pipeline.cmd("ZSCORE").arg(self.layout.index(bucket)).arg(id);
-        }
-        let replies: Vec<Option<Vec<u8>>> = self.export.pipeline(&pipeline).await?;
+        let commands = ids.iter().flat_map(|id| {
+            let (mut body, mut score, bucket) = (redis::cmd("GET"), redis::cmd("ZSCORE"), bucket_of(id));
+            body.arg(self.layout.event(bucket, id));
+            score.arg(self.layout.index(bucket)).arg(id);
+            [body, score]
+        });
+        let replies: Vec<Option<Vec<u8>>> = self.export.scatter(commands).await?;
         let origin = |body: &Vec<u8>| Origin::parse(&body[body.iter().position(|byte| *byte == 0)? + 1..]);
         let found = |pair: &[Option<Vec<u8>>]| match pair {
             [body, score] => Found { origin: body.as_ref().and_then(origin), listed: score.is_some() },
@@ -261,23 +258,30 @@ impl Store {
 
     /// The JSON of each row, in order; `None` of one whose body has expired a moment before its entry is trimmed.
     async fn bodies(&self, lane: &Lane, rows: &[Row]) -> Result<Vec<Option<Bytes>>, StoreError> {
+        let ids: Vec<&str> = rows.iter().map(|row| row.id.as_str()).collect();
+        let json = |mut body: Vec<u8>| {
+            body.truncate(body.iter().position(|byte| *byte == 0).unwrap_or(body.len()));
+            Bytes::from(body)
+        };
+        Ok(self.whole_bodies(lane, &ids).await?.into_iter().map(|body| body.map(json)).collect())
+    }
+
+    /// What is stored under these ids, JSON and origin, in order.
+    pub(super) async fn whole_bodies(&self, lane: &Lane, ids: &[&str]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
         let mut asked: [Vec<usize>; BUCKETS] = Default::default();
-        rows.iter().enumerate().for_each(|(nth, row)| asked[bucket_of(&row.id)].push(nth));
-        let mut pipeline = redis::pipe();
-        for (bucket, nths) in asked.iter().enumerate().filter(|(_, nths)| !nths.is_empty()) {
-            let command = pipeline.cmd("MGET");
+        ids.iter().enumerate().for_each(|(nth, id)| asked[bucket_of(id)].push(nth));
+        let commands = asked.iter().enumerate().filter(|(_, nths)| !nths.is_empty()).map(|(bucket, nths)| {
+            let mut command = redis::cmd("MGET");
             nths.iter().for_each(|nth| {
-                command.arg(self.layout.event(bucket, &rows[*nth].id));
+                command.arg(self.layout.event(bucket, ids[*nth]));
             });
-        }
-        let answers: Vec<Vec<Option<Vec<u8>>>> = lane.pipeline(&pipeline).await?;
-        let mut bodies: Vec<Option<Bytes>> = vec![None; rows.len()];
+            command
+        });
+        let answers: Vec<Vec<Option<Vec<u8>>>> = lane.scatter(commands).await?;
+        let mut bodies = vec![None; ids.len()];
         let nths = asked.iter().filter(|nths| !nths.is_empty());
         for (nth, body) in nths.zip(answers).flat_map(|(nths, answer)| nths.iter().zip(answer)) {
-            bodies[*nth] = body.map(|mut body| {
-                body.truncate(body.iter().position(|byte| *byte == 0).unwrap_or(body.len()));
-                Bytes::from(body)
-            });
+            bodies[*nth] = body;
         }
         Ok(bodies)
     }

@@ -13,7 +13,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 
-use super::{BUCKETS, Origin, Store, StoreError, bucket_of};
+use super::{BUCKETS, Origin, Store, StoreError};
 
 /// About how many entries a stream holds.
 pub(super) const MAX_ENTRIES: usize = 1000;
@@ -198,6 +198,8 @@ impl Seen {
 
 /// A stream's entries as Redis gives them: id, and fields with values in turn.
 type Raw = Vec<(String, Vec<String>)>;
+/// Keys of streams with their entries.
+type Streams = Vec<(String, Raw)>;
 
 impl Store {
     /// Where the streams end, and what was announced last.
@@ -217,12 +219,13 @@ impl Store {
     }
 
     async fn tail_before(&self, position: Option<&TailPosition>) -> Result<(TailPosition, Seen), StoreError> {
-        let mut pipeline = redis::pipe();
-        for bucket in 0..BUCKETS {
+        let ranges = (0..BUCKETS).map(|bucket| {
             let last = position.map_or_else(|| "+".into(), |position| position.entries[bucket].to_string());
-            pipeline.cmd("XREVRANGE").arg(self.layout.tail(bucket)).arg(last).arg("-").arg("COUNT").arg(LOOK_BACK);
-        }
-        let streams: Vec<Raw> = self.read.pipeline(&pipeline).await?;
+            let mut range = redis::cmd("XREVRANGE");
+            range.arg(self.layout.tail(bucket)).arg(last).arg("-").arg("COUNT").arg(LOOK_BACK);
+            range
+        });
+        let streams: Vec<Raw> = self.read.scatter(ranges).await?;
         let (mut end, mut seen) = (TailPosition::default(), Seen::default());
         for (bucket, raw) in streams.into_iter().enumerate() {
             let entries = entries(bucket, raw)?;
@@ -237,11 +240,12 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn tail_holds(&self, position: &TailPosition) -> Result<bool, StoreError> {
-        let mut pipeline = redis::pipe();
-        for bucket in 0..BUCKETS {
-            pipeline.cmd("XRANGE").arg(self.layout.tail(bucket)).arg("-").arg("+").arg("COUNT").arg(1);
-        }
-        let firsts: Vec<Raw> = self.read.pipeline(&pipeline).await?;
+        let ranges = (0..BUCKETS).map(|bucket| {
+            let mut range = redis::cmd("XRANGE");
+            range.arg(self.layout.tail(bucket)).arg("-").arg("+").arg("COUNT").arg(1);
+            range
+        });
+        let firsts: Vec<Raw> = self.read.scatter(ranges).await?;
         let mut cut = Vec::new();
         for (bucket, raw) in firsts.into_iter().enumerate() {
             let (first, at) = (entries(bucket, raw)?.pop(), position.entries[bucket]);
@@ -260,45 +264,69 @@ impl Store {
         if buckets.is_empty() {
             return Ok(true);
         }
-        let mut pipeline = redis::pipe();
-        for bucket in buckets {
-            pipeline.cmd("XINFO").arg("STREAM").arg(self.layout.tail(*bucket));
-        }
-        let infos: Vec<HashMap<String, redis::Value>> = self.read.pipeline(&pipeline).await?;
+        let asked = buckets.iter().map(|bucket| {
+            let mut info = redis::cmd("XINFO");
+            info.arg("STREAM").arg(self.layout.tail(*bucket));
+            info
+        });
+        let infos: Vec<HashMap<String, redis::Value>> = self.read.scatter(asked).await?;
         Ok(infos.iter().all(|info| info.get("entries-added") == info.get("length")))
     }
 
-    /// The groups of buckets whose streams are waited for together.
+    /// The groups of buckets whose streams can be waited for together: all of one server, each by itself on a Cluster.
     #[must_use]
     pub fn tail_readers(&self) -> Vec<Range<usize>> {
-        std::iter::once(0..BUCKETS).collect()
+        let size = BUCKETS / self.tail.len();
+        (0..BUCKETS).step_by(size).map(|first| first..first + size).collect()
     }
 
-    /// What the streams of some buckets hold behind a position, up to a hundred entries of each, in the order in which
-    /// they were stored. With `wait`, for so long or until there is something; buckets are those of one reader then.
+    /// What the streams of one of [`Store::tail_readers`] hold behind a position, up to a hundred entries of each, in the
+    /// order in which they were stored. Waits until there is something, at most for `wait`.
     ///
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
-    pub async fn tail_after(
+    pub async fn tail_next(
         &self,
         buckets: Range<usize>,
         position: &TailPosition,
-        wait: Option<Duration>,
+        wait: Duration,
     ) -> Result<Vec<Entry>, StoreError> {
-        let keys: Vec<String> = buckets.clone().map(|bucket| self.layout.tail(bucket)).collect();
-        let ids: Vec<String> = buckets.clone().map(|bucket| position.entries[bucket].to_string()).collect();
+        let lane = &self.tail[buckets.start * self.tail.len() / BUCKETS];
+        let streams: Option<Streams> = lane.command(&self.tail_command(buckets, position, Some(wait))).await?;
+        self.entries_of(streams.into_iter().flatten())
+    }
+
+    /// What all streams hold behind a position, up to a hundred entries of each, in the order in which they were stored.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis has no good answer.
+    pub async fn tail_after(&self, position: &TailPosition) -> Result<Vec<Entry>, StoreError> {
+        let commands = self.tail_readers().into_iter().map(|buckets| self.tail_command(buckets, position, None));
+        let streams: Vec<Option<Streams>> = self.read.scatter(commands).await?;
+        self.entries_of(streams.into_iter().flatten().flatten())
+    }
+
+    fn tail_command(&self, buckets: Range<usize>, position: &TailPosition, wait: Option<Duration>) -> redis::Cmd {
         let mut command = redis::cmd("XREAD");
         command.arg("COUNT").arg(READ);
         if let Some(wait) = wait {
             command.arg("BLOCK").arg(super::millis(wait));
         }
-        command.arg("STREAMS").arg(&keys).arg(ids);
-        let lane = if wait.is_some() { &self.tail } else { &self.read };
-        let streams: Option<Vec<(String, Raw)>> = lane.command(&command).await?;
+        command.arg("STREAMS");
+        for bucket in buckets.clone() {
+            command.arg(self.layout.tail(bucket));
+        }
+        for bucket in buckets {
+            command.arg(position.entries[bucket].to_string());
+        }
+        command
+    }
+
+    fn entries_of(&self, streams: impl Iterator<Item = (String, Raw)>) -> Result<Vec<Entry>, StoreError> {
         let mut found = Vec::new();
-        for (key, raw) in streams.unwrap_or_default() {
-            if let Some(nth) = keys.iter().position(|other| *other == key) {
-                found.extend(entries(buckets.start + nth, raw)?);
+        for (key, raw) in streams {
+            if let Some(bucket) = (0..BUCKETS).find(|bucket| self.layout.tail(*bucket) == key) {
+                found.extend(entries(bucket, raw)?);
             }
         }
         found.sort_by_key(|entry| entry.id);
@@ -310,14 +338,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn announced(&self, records: &[&Announced]) -> Result<Vec<Option<(Bytes, Origin)>>, StoreError> {
-        if records.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut pipeline = redis::pipe();
-        for record in records {
-            pipeline.cmd("GET").arg(self.layout.event(bucket_of(&record.event_id), &record.event_id));
-        }
-        let bodies: Vec<Option<Vec<u8>>> = self.read.pipeline(&pipeline).await?;
+        let ids: Vec<&str> = records.iter().map(|record| record.event_id.as_str()).collect();
+        let bodies = if ids.is_empty() { Vec::new() } else { self.whole_bodies(&self.read, &ids).await? };
         Ok(bodies.into_iter().map(|body| Origin::split(body?)).collect())
     }
 }

@@ -23,11 +23,12 @@ impl Store {
         let before = format!("({}", self.horizon(now) * 1024);
         let mut removed = 0;
         for _ in 0..MOST_STEPS {
-            let mut pipeline = redis::pipe();
-            for bucket in 0..BUCKETS {
-                pipeline.cmd("EVAL").arg(TRIM).arg(1).arg(self.layout.index(bucket)).arg(&before).arg(STEP);
-            }
-            let counts: Vec<usize> = self.read.pipeline(&pipeline).await?;
+            let scripts = (0..BUCKETS).map(|bucket| {
+                let mut script = redis::cmd("EVAL");
+                script.arg(TRIM).arg(1).arg(self.layout.index(bucket)).arg(&before).arg(STEP);
+                script
+            });
+            let counts: Vec<usize> = self.read.scatter(scripts).await?;
             removed += counts.iter().sum::<usize>();
             if counts.iter().all(|count| *count < STEP) {
                 break;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use futures::future::try_join;
+
 use super::{Store, StoreError, millis};
 use crate::event::Timestamp;
 
@@ -27,18 +29,16 @@ impl Store {
     pub async fn beat(&self, heartbeat: &Heartbeat) -> Result<(), StoreError> {
         let (now, key) = (Timestamp::now().millis(), self.layout.worker(&heartbeat.member));
         let partitions: Vec<String> = heartbeat.partitions.iter().map(ToString::to_string).collect();
-        let mut pipeline = redis::pipe();
-        pipeline.cmd("HSET").arg(&key).arg("partitions").arg(partitions.join(","));
-        pipeline.arg("stored").arg(heartbeat.stored).arg("seen").arg(now).ignore();
-        pipeline.cmd("PEXPIRE").arg(&key).arg(millis(HEARTBEAT_TTL)).ignore();
-        pipeline
-            .cmd("ZADD")
-            .arg(self.layout.workers())
-            .arg(now + millis(HEARTBEAT_TTL))
-            .arg(&heartbeat.member)
-            .ignore();
-        pipeline.cmd("ZREMRANGEBYSCORE").arg(self.layout.workers()).arg("-inf").arg(now).ignore();
-        self.read.pipeline(&pipeline).await
+        let mut own = redis::pipe();
+        own.cmd("HSET").arg(&key).arg("partitions").arg(partitions.join(","));
+        own.arg("stored").arg(heartbeat.stored).arg("seen").arg(now).ignore();
+        own.cmd("PEXPIRE").arg(&key).arg(millis(HEARTBEAT_TTL)).ignore();
+        let mut all = redis::pipe();
+        let (set, expiry) = (self.layout.workers(), now + millis(HEARTBEAT_TTL));
+        all.cmd("ZADD").arg(&set).arg(expiry).arg(&heartbeat.member).ignore();
+        all.cmd("ZREMRANGEBYSCORE").arg(&set).arg("-inf").arg(now).ignore();
+        // The two keys lie on different nodes of a Cluster.
+        try_join(self.read.pipeline(&own), self.read.pipeline(&all)).await.map(|((), ())| ())
     }
 
     /// Takes back a worker's heartbeat: it has left.
@@ -46,10 +46,10 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn leave(&self, member: &str) -> Result<(), StoreError> {
-        let mut pipeline = redis::pipe();
-        pipeline.cmd("DEL").arg(self.layout.worker(member)).ignore();
-        pipeline.cmd("ZREM").arg(self.layout.workers()).arg(member).ignore();
-        self.read.pipeline(&pipeline).await
+        let (mut own, mut all) = (redis::cmd("DEL"), redis::cmd("ZREM"));
+        own.arg(self.layout.worker(member));
+        all.arg(self.layout.workers()).arg(member);
+        self.read.scatter::<usize>([own, all]).await.map(drop)
     }
 
     /// The names of the workers whose heartbeat is alive.

@@ -209,7 +209,7 @@ impl Store {
         let written = needed.map(|bucket| {
             let transaction = Transaction::new(self, scope, batch, bucket, user_index, now);
             async move {
-                let replies: Vec<Value> = self.write.pipeline(&transaction.commands).await?;
+                let replies: Vec<Value> = self.write.in_turn(bucket, &transaction.commands).await?;
                 transaction.read(&replies, &batch.moves[bucket])
             }
         });
@@ -231,12 +231,13 @@ impl Store {
 impl Store {
     /// What the mutation `index-only-new` does.
     async fn index_new(&self, batch: &Batch, receipt: &Receipt) -> Result<(), StoreError> {
-        let mut commands = redis::pipe();
-        for (nth, event) in batch.events.iter().enumerate().filter(|(nth, _)| !receipt.duplicates.contains(nth)) {
-            let index = self.layout.index(batch.events[nth].bucket);
-            commands.cmd("ZADD").arg(index).arg("NX").arg(event.score).arg(event.id.as_str()).ignore();
-        }
-        self.write.pipeline(&commands).await
+        let new = batch.events.iter().enumerate().filter(|(nth, _)| !receipt.duplicates.contains(nth));
+        let commands = new.map(|(_, event)| {
+            let mut command = redis::cmd("ZADD");
+            command.arg(self.layout.index(event.bucket)).arg("NX").arg(event.score).arg(event.id.as_str());
+            command
+        });
+        self.write.scatter::<usize>(commands).await.map(drop)
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::event::Timestamp;
-use common::store::{Order, Query, Walk, bucket_of, score_of};
+use common::store::{BUCKETS, Order, Query, Walk, bucket_of, score_of};
 
 use crate::support::event_json;
 use crate::world::{RETENTION, TIMEOUT, World, ago, stored};
@@ -22,12 +22,16 @@ impl World {
     /// bodies in the order of the ids.
     fn collide(&self, mut ids: Vec<String>) -> Vec<Bytes> {
         let score = score_of(ago(Duration::from_mins(1)), "x");
-        let mut pipeline = redis::pipe();
-        for id in &ids {
-            pipeline.cmd("ZADD").arg(self.bucket_key("ix", bucket_of(id), "")).arg(score).arg(id).ignore();
-            pipeline.cmd("SET").arg(self.bucket_key("ev", bucket_of(id), &format!(":{id}"))).arg(id).ignore();
+        for bucket in (0..BUCKETS).filter(|bucket| ids.iter().any(|id| bucket_of(id) == *bucket)) {
+            let (mut index, mut bodies) = (redis::cmd("ZADD"), redis::cmd("MSET"));
+            index.arg(self.bucket_key("ix", bucket, ""));
+            for id in ids.iter().filter(|id| bucket_of(id) == bucket) {
+                index.arg(score).arg(id);
+                bodies.arg(self.bucket_key("ev", bucket, &format!(":{id}"))).arg(id);
+            }
+            self.query::<()>(&index);
+            self.query::<()>(&bodies);
         }
-        pipeline.query::<()>(&mut self.redis()).unwrap();
         ids.sort();
         ids.into_iter().map(Bytes::from).collect()
     }

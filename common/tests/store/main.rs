@@ -3,12 +3,16 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, its helpers too")]
 
+/// Where the shared Redis is.
+const SHARED: &str = "TEST_REDIS_URL";
+
 mod lists;
 mod memory;
 mod outages;
 mod positions;
 #[path = "../support/mod.rs"]
 mod support;
+mod tls;
 mod workers;
 mod world;
 mod writes;

@@ -47,7 +47,7 @@ async fn a_redis_that_would_throw_data_away_is_unfit_and_other_doubts_are_warnin
 
     world.command::<()>(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]);
     let unfit = world.store.inspect().await.unwrap_err();
-    assert!(matches!(&unfit, StoreError::Unfit { policy } if policy == "allkeys-lru"), "{unfit}");
+    assert!(matches!(&unfit, StoreError::Unfit { policy, .. } if policy == "allkeys-lru"), "{unfit}");
     world.command::<()>(&["ACL", "SETUSER", "default", "-config"]);
     warned_of("does not say").await;
 }

@@ -9,6 +9,7 @@ use common::config::{RedisSettings, Secret};
 use common::event::Timestamp;
 use common::store::{Batch, Origin, PositionScope, Query, Receipt, Store, StoreError, StoredEvent, UserIndex, Walk};
 use redis::FromRedisValue;
+use redis::cluster::ClusterClient;
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -27,14 +28,15 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// Keys of its own on the shared Redis.
+    /// Keys of its own on the shared Redis, or the shared Cluster.
     pub(crate) fn new() -> Self {
-        Self::on(&required("TEST_REDIS_URL"))
+        Self::on(&required(crate::SHARED))
     }
 
     pub(crate) fn on(url: &str) -> Self {
         Self::with(RedisSettings {
             url: Secret::new(url.to_owned()),
+            authorities: None,
             key_prefix: format!("test:{}:", Uuid::now_v7()),
             timeout: TIMEOUT,
             retention: RETENTION,
@@ -47,7 +49,7 @@ impl World {
         Self::with(RedisSettings { timeout, retention, ..self.settings.clone() })
     }
 
-    fn with(settings: RedisSettings) -> Self {
+    pub(crate) fn with(settings: RedisSettings) -> Self {
         let store = Arc::new(Store::new(&settings).unwrap());
         Self { store, scope: PositionScope::new("group", "topic"), settings }
     }
@@ -93,14 +95,24 @@ impl World {
         self.key(&format!("{kind}:{{{}}}{rest}", TAGS[bucket]))
     }
 
-    /// Redis itself.
-    pub(crate) fn redis(&self) -> redis::Connection {
-        redis::Client::open(self.settings.url.expose()).unwrap().get_connection().unwrap()
-    }
-
     /// One command behind the store's back.
     pub(crate) fn command<T: FromRedisValue>(&self, words: &[&str]) -> T {
-        redis::cmd(words[0]).arg(&words[1..]).query(&mut self.redis()).unwrap()
+        self.query(redis::cmd(words[0]).arg(&words[1..]))
+    }
+
+    /// As [`World::command`], of any bytes.
+    pub(crate) fn query<T: FromRedisValue>(&self, command: &redis::Cmd) -> T {
+        match self.settings.url.expose().split_once("+cluster://") {
+            Some((scheme, nodes)) => {
+                let nodes = nodes.split(',').map(|node| format!("{scheme}://{node}"));
+                command.query(&mut ClusterClient::new(nodes).unwrap().get_connection().unwrap())
+            }
+            None => {
+                let client = redis::Client::open(self.settings.url.expose()).unwrap();
+                command.query(&mut client.get_connection().unwrap())
+            }
+        }
+        .unwrap()
     }
 }
 
@@ -135,21 +147,34 @@ pub(crate) async fn eventually<T>(mut attempt: impl AsyncFnMut() -> Result<T, St
     }
 }
 
+pub(crate) fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 /// A Redis of a test's own.
 pub(crate) struct Server {
     child: Child,
     port: u16,
-    flags: &'static [&'static str],
+    flags: Vec<String>,
     folder: TempDir,
 }
 
 impl Server {
     /// One that answers, with further flags of redis-server.
-    pub(crate) async fn start(flags: &'static [&'static str]) -> Self {
+    pub(crate) async fn start(flags: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let server = Self { child: spawn(&folder, port, flags), port, flags, folder };
+        let port = free_port();
+        let flags: Vec<String> = flags.iter().map(ToString::to_string).collect();
+        let server = Self { child: spawn(&folder, port, &flags), port, flags, folder };
         server.answers().await;
+        server
+    }
+
+    /// One that is spoken to with TLS.
+    pub(crate) async fn start_encrypted(flags: &[&str]) -> Self {
+        let port = free_port().to_string();
+        let mut server = Self::start(&[flags, &["--tls-port", &port]].concat()).await;
+        server.port = port.parse().unwrap();
         server
     }
 
@@ -165,7 +190,7 @@ impl Server {
 
     /// An empty one takes the place of one that was killed.
     pub(crate) async fn restart(&mut self) {
-        self.child = spawn(&self.folder, self.port, self.flags);
+        self.child = spawn(&self.folder, self.port, &self.flags);
         self.answers().await;
     }
 
@@ -201,7 +226,7 @@ impl Drop for Server {
     }
 }
 
-fn spawn(folder: &TempDir, port: u16, flags: &[&str]) -> Child {
+fn spawn(folder: &TempDir, port: u16, flags: &[String]) -> Child {
     let mut command = Command::new("redis-server");
     command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]).args(flags);
     command.arg("--port").arg(port.to_string()).arg("--dir").arg(folder.path()).stdout(Stdio::null());

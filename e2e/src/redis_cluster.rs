@@ -1,0 +1,143 @@
+//! A Redis Cluster of a test's own, for tests that move its slots and kill its nodes.
+
+use anyhow::ensure;
+use futures::future::join_all;
+
+use crate::{eventually, redis_server::RedisServer};
+
+const PRIMARIES: usize = 3;
+const SLOTS: usize = 16_384;
+
+/// Three primaries with a replica each.
+#[derive(Debug)]
+pub struct RedisCluster {
+    /// The primaries first, then their replicas in the same order, as it was at the start.
+    pub nodes: Vec<RedisServer>,
+}
+
+impl RedisCluster {
+    /// A Cluster whose nodes agree on each other and whose replicas have what their primaries have.
+    pub async fn start() -> Self {
+        let mut nodes: Vec<_> = (0..2 * PRIMARIES).map(|_| RedisServer::reserve_node()).collect();
+        join_all(nodes.iter_mut().map(RedisServer::up)).await;
+        let cluster = Self { nodes };
+        cluster.join().await;
+        cluster
+    }
+
+    async fn join(&self) {
+        let (first, others) = self.nodes.split_first().expect("six nodes");
+        for (number, node) in self.nodes.iter().enumerate().take(PRIMARIES) {
+            let (from, to) = (number * SLOTS / PRIMARIES, (number + 1) * SLOTS / PRIMARIES - 1);
+            node.command_line::<()>(&format!("CLUSTER ADDSLOTSRANGE {from} {to}")).await;
+            // Each an own one, so that none of two has to give way.
+            node.command_line::<()>(&format!("CLUSTER SET-CONFIG-EPOCH {}", number + 1)).await;
+        }
+        for node in others {
+            let meet = format!("CLUSTER MEET 127.0.0.1 {} {}", first.port(), first.port() + 1);
+            node.command_line::<()>(&meet).await;
+        }
+        for (number, replica) in self.nodes.iter().enumerate().skip(PRIMARIES) {
+            let primary = self.id(number - PRIMARIES).await;
+            let replicate = format!("CLUSTER REPLICATE {primary}");
+            eventually("the replica knows its primary", async || replica.try_command_line::<()>(&replicate).await)
+                .await;
+        }
+        self.agrees().await;
+        for replica in &self.nodes[PRIMARIES..] {
+            eventually("the replica is in step", async || {
+                let info: String = replica.try_command_line("INFO replication").await?;
+                ensure!(info.contains("master_link_status:up"), "{info}");
+                Ok(())
+            })
+            .await;
+        }
+    }
+
+    /// Waits until every running node finds all slots served and all others known.
+    pub async fn agrees(&self) {
+        for node in self.nodes.iter().filter(|node| node.runs()) {
+            eventually("the Cluster agrees", async || {
+                let info: String = node.try_command_line("CLUSTER INFO").await?;
+                let well = ["cluster_state:ok", "cluster_slots_ok:16384", "cluster_known_nodes:6"];
+                ensure!(well.iter().all(|part| info.contains(part)), "{info}");
+                Ok(())
+            })
+            .await;
+        }
+    }
+
+    /// What `REDIS_URL` says of it.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let nodes: Vec<_> = self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();
+        format!("redis+cluster://{}", nodes.join(","))
+    }
+
+    /// The primary, by number, that serves the slot of `key` at the start, and the slot.
+    pub async fn place_of(&self, key: &str) -> (usize, usize) {
+        let slot: usize = self.nodes[0].command_line(&format!("CLUSTER KEYSLOT {key}")).await;
+        let owner = (0..PRIMARIES).find(|number| slot < (number + 1) * SLOTS / PRIMARIES).expect("a slot");
+        (owner, slot)
+    }
+
+    /// Announces that `slot` moves, and moves none of its keys.
+    pub async fn begin_move(&self, slot: usize, from: usize, to: usize) {
+        let importing = format!("CLUSTER SETSLOT {slot} IMPORTING {}", self.id(from).await);
+        self.nodes[to].command_line::<()>(&importing).await;
+        let migrating = format!("CLUSTER SETSLOT {slot} MIGRATING {}", self.id(to).await);
+        self.nodes[from].command_line::<()>(&migrating).await;
+    }
+
+    /// Moves up to so many keys of `slot`; false when there are none left.
+    pub async fn move_keys(&self, slot: usize, from: usize, to: usize, most: usize) -> bool {
+        let keys: Vec<String> = self.nodes[from].command_line(&format!("CLUSTER GETKEYSINSLOT {slot} {most}")).await;
+        if !keys.is_empty() {
+            let (port, keys) = (self.nodes[to].port(), keys.join(" "));
+            self.nodes[from].command_line::<()>(&format!("MIGRATE 127.0.0.1 {port}  0 5000 KEYS {keys}")).await;
+        }
+        !keys.is_empty()
+    }
+
+    /// Ends a move, all keys being there: everyone hears who serves the slot now.
+    pub async fn end_move(&self, slot: usize, from: usize, to: usize) {
+        let served = format!("CLUSTER SETSLOT {slot} NODE {}", self.id(to).await);
+        let primaries = (0..PRIMARIES).filter(|number| ![from, to].contains(number));
+        for number in [to, from].into_iter().chain(primaries) {
+            self.nodes[number].command_line::<()>(&served).await;
+        }
+    }
+
+    /// The replica of a primary.
+    #[must_use]
+    pub fn replica_of(&self, primary: usize) -> &RedisServer {
+        &self.nodes[primary + PRIMARIES]
+    }
+
+    /// From now on a primary's replica gets nothing any more: what the primary acknowledges is on it alone.
+    pub async fn cut_off_replica_of(&self, primary: usize) {
+        self.nodes[primary].command_line::<()>("ACL SETUSER default -psync").await;
+        self.nodes[primary].command_line::<()>("CLIENT KILL TYPE replica").await;
+        eventually("the replica is cut off", async || {
+            let info: String = self.replica_of(primary).try_command_line("INFO replication").await?;
+            ensure!(info.contains("master_link_status:down"), "{info}");
+            Ok(())
+        })
+        .await;
+    }
+
+    /// Waits until the replica of a primary that is gone has taken its place.
+    pub async fn replica_takes_over(&self, primary: usize) {
+        eventually("the replica is a primary", async || {
+            let info: String = self.replica_of(primary).try_command_line("INFO replication").await?;
+            ensure!(info.contains("role:master"), "{info}");
+            Ok(())
+        })
+        .await;
+        self.agrees().await;
+    }
+
+    async fn id(&self, number: usize) -> String {
+        self.nodes[number].command_line("CLUSTER MYID").await
+    }
+}

@@ -1,0 +1,184 @@
+//! A Redis Cluster that moves a slot, or loses a primary, under load: nothing is lost and nothing is doubled.
+//!
+//! Each test says how long the pipeline waited: `scripts/test integration -- cluster --nocapture` shows it.
+
+#![allow(clippy::print_stderr, reason = "what was measured")]
+
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use e2e::{
+    client::Client,
+    eventually,
+    kafka::Record,
+    load::Load,
+    oracle::{Attempt, Journal, Outcome},
+    redis_cluster::RedisCluster,
+    sample::event,
+    service::Service,
+    world::World,
+};
+use futures::future::join_all;
+
+/// Events that are posted together to see when the last one appears: so many that each of the sixteen buckets has some.
+const PROBES: u64 = 80;
+/// How often one is asked for.
+const PROBE_INTERVAL: Duration = Duration::from_millis(20);
+
+/// A system on a Cluster of its own, with some processed events in it.
+struct Setting {
+    cluster: RedisCluster,
+    world: World,
+    api: Service,
+    _worker: Service,
+    journal: Journal,
+}
+
+impl Setting {
+    async fn with_processed_events(count: usize) -> Self {
+        let cluster = RedisCluster::start().await;
+        let world = World::on_redis(&cluster.url());
+        let (api, worker) = world.start().await;
+        let journal = Journal::default();
+        let load = Load::start(&[&api.client], &journal);
+        journal.grows_by(count).await;
+        load.stop().await;
+        journal.holds(&api.client).await;
+        Self { cluster, world, api, _worker: worker, journal }
+    }
+
+    /// Posts events and waits until all of them can be read.
+    async fn freshness(&self) -> Duration {
+        freshness(&self.api.client, &self.journal).await
+    }
+}
+
+async fn freshness(client: &Client, journal: &Journal) -> Duration {
+    let user = format!("probe-{}", uuid::Uuid::now_v7());
+    let start = Instant::now();
+    let probes = (0..PROBES).map(async |number| {
+        let outcome = journal.post(client, Attempt::new(&format!("{user}-{number}"), 0)).await.unwrap();
+        let Outcome::Acknowledged(id) = outcome else { panic!("Kafka is well, and the post was {outcome:?}") };
+        let path = format!("/events/{id}");
+        let late = start + e2e::PATIENCE;
+        while client.get(&path).await.unwrap().ok().is_err() {
+            assert!(Instant::now() < late, "{path} is not there");
+            tokio::time::sleep(PROBE_INTERVAL).await;
+        }
+        start.elapsed()
+    });
+    join_all(probes).await.into_iter().max().unwrap()
+}
+
+/// The client of a Cluster keeps no order between requests, and several batches are on their way.
+#[tokio::test(flavor = "multi_thread")]
+async fn full_batches_on_a_healthy_cluster_do_not_overtake_each_other() {
+    const EVENTS: usize = 30_000;
+    let cluster = RedisCluster::start().await;
+    let world = World::on_redis(&cluster.url());
+    let api = world.start_api().await;
+    let records = (0..EVENTS).map(|number| {
+        let user = format!(r#""user-{}""#, number % 500);
+        let value = event(&[("userId", &user)]);
+        Record { key: Some(user.into()), ..Record::of(value) }
+    });
+    world.kafka().write(&world.topic, None, &records.collect::<Vec<_>>()).await;
+    let start = Instant::now();
+    let worker = world.start_worker().await;
+    eventually("everything is stored", async || {
+        let stored = api.client.list().await?.len();
+        ensure!(stored == EVENTS, "{stored} of {EVENTS}");
+        Ok(())
+    })
+    .await;
+    eprintln!("{EVENTS} waiting events were stored within {:?} of the worker's start", start.elapsed());
+    let overtaken = worker.process.output().matches("is not where this worker left it").count();
+    assert_eq!(overtaken, 0, "positions that were not where the worker had left them");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_moves_under_load_loses_and_doubles_nothing() {
+    let setting = Setting::with_processed_events(1_000).await;
+    let Setting { cluster, world, api, journal, .. } = &setting;
+    let (from, slot) = cluster.place_of(&format!("{}:ix:{{10}}", world.topic)).await;
+    let to = (from + 1) % 3;
+    let load = Load::start(&[&api.client], journal);
+    journal.grows_by(50).await;
+    let before = setting.freshness().await;
+
+    let start = Instant::now();
+    let moved = async {
+        cluster.begin_move(slot, from, to).await;
+        // In steps, with load between them, so that transactions meet each half of the slot.
+        while cluster.move_keys(slot, from, to, 10).await {
+            journal.grows_by(20).await;
+        }
+        cluster.end_move(slot, from, to).await;
+        start.elapsed()
+    };
+    let (moved, waited) = tokio::join!(moved, setting.freshness());
+    let after = setting.freshness().await;
+    load.stop().await;
+    journal.holds(&api.client).await;
+    eprintln!(
+        "slot {slot} moved in {moved:?}: {PROBES} fresh events visible after {before:?} before, {waited:?} meanwhile \
+         (which is {:?} after the move), {after:?} afterwards",
+        waited.saturating_sub(moved)
+    );
+    let count: usize = cluster.nodes[to].command_line(&format!("CLUSTER COUNTKEYSINSLOT {slot}")).await;
+    assert!(count > 50, "the slot with {count} keys is where it was to go");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_under_load_loses_and_doubles_nothing() {
+    let mut setting = Setting::with_processed_events(200).await;
+    let load = Load::start(&[&setting.api.client], &setting.journal);
+    setting.journal.grows_by(100).await;
+    let before = setting.freshness().await;
+
+    setting.cluster.nodes[0].kill().await;
+    let start = Instant::now();
+    let Setting { cluster, api, journal, .. } = &setting;
+    let took_over = async {
+        cluster.replica_takes_over(0).await;
+        start.elapsed()
+    };
+    let (took_over, waited) = tokio::join!(took_over, setting.freshness());
+    let after = setting.freshness().await;
+    journal.grows_by(100).await;
+    load.stop().await;
+    journal.holds(&api.client).await;
+    eprintln!(
+        "failover took {took_over:?} (node time-out 1 s): {PROBES} fresh events visible after {before:?} before, \
+         {waited:?} meanwhile, {after:?} afterwards"
+    );
+}
+
+/// Replication is asynchronous: the last writes of a primary may die with it, and its replica knows nothing of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_that_a_failover_has_lost_are_read_from_the_topic_again_also_in_silence() {
+    let mut setting = Setting::with_processed_events(200).await;
+    setting.cluster.cut_off_replica_of(0).await;
+    let Setting { cluster, api, journal, .. } = &mut setting;
+    for sequence in 0..100 {
+        journal.must_post(&api.client, "on-one-node-only", sequence).await.unwrap();
+    }
+    journal.holds(&api.client).await;
+    let keys = async |node: usize| -> usize { cluster.nodes[node].command_line("DBSIZE").await };
+    let lost = keys(0).await - keys(3).await;
+    assert!(lost > 10, "{lost} keys are on the primary only");
+    cluster.nodes[0].kill().await;
+    cluster.replica_takes_over(0).await;
+
+    // Nobody posts: only the heartbeat can notice.
+    let start = Instant::now();
+    eventually("what was lost is back", async || {
+        let verdict = journal.judge(&api.client.list().await?);
+        assert!(verdict.wrong.is_empty(), "{:#?}", verdict.wrong);
+        ensure!(verdict.missing.is_empty(), "{} missing", verdict.missing.len());
+        Ok(())
+    })
+    .await;
+    eprintln!("{lost} keys that the failover had lost were back {:?} after it", start.elapsed());
+    journal.holds(&api.client).await;
+}
