@@ -1,6 +1,8 @@
 //! A Redis Cluster of a test's own, for tests that move its slots and kill its nodes.
 
-use anyhow::ensure;
+use std::collections::BTreeMap;
+
+use anyhow::{Result, ensure};
 use futures::future::join_all;
 
 use crate::{eventually, redis_server::RedisServer};
@@ -135,6 +137,20 @@ impl RedisCluster {
         })
         .await;
         self.agrees().await;
+    }
+
+    /// The hashes whose keys match a pattern, on all primaries as they were at the start.
+    ///
+    /// # Errors
+    /// When a primary does not answer.
+    pub async fn hashes(&self, pattern: &str) -> Result<Vec<BTreeMap<String, String>>> {
+        let mut hashes = Vec::new();
+        for primary in &self.nodes[..PRIMARIES] {
+            for key in primary.try_command_line::<Vec<String>>(&format!("KEYS {pattern}")).await? {
+                hashes.push(primary.try_command_line(&format!("HGETALL {key}")).await?);
+            }
+        }
+        Ok(hashes)
     }
 
     async fn id(&self, number: usize) -> String {
