@@ -17,13 +17,13 @@ use std::time::Duration;
 use anyhow::Context;
 use common::event::EventTypes;
 use common::health::Check;
-use common::kafka::{KafkaPublisher, Publisher, create_topics, producer_config};
+use common::kafka::{KafkaBackend, KafkaPublisher, KafkaRustPublisher, Publisher, create_topics, producer_config};
 use common::shutdown::Shutdown;
 use common::store::Store;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-pub use crate::config::{Cli, Command, Config};
+pub use crate::config::{Cli, Command, Config, KafkaClient};
 
 const NAME: &str = "user-activity-api";
 /// How often the brokers and the store are asked how they are.
@@ -97,21 +97,23 @@ pub async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
 /// Serves until `shutdown` is cancelled, then finishes what is in flight. Kafka and Redis need not be there yet.
 ///
 /// # Errors
-/// When the client settings are refused, or something was left unfinished at the end of the shutdown time.
+/// When the client settings are refused, the Kafka client can't ever work with these brokers, or something was left
+/// unfinished at the end of the shutdown time.
 pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
     log::info!("settings: {config:?}");
     log::info!("listening on http://{address}");
-    let publisher = KafkaPublisher::new(producer_config(&config.kafka, NAME), &config.kafka.topics.events)?;
-    let publisher = Arc::new(publisher);
+    let publisher = connect(&config)?;
     let store = Store::new(&config.redis)?;
     let app = Arc::new(App::new(Arc::clone(&publisher) as Arc<dyn Publisher>, store, config, shutdown.clone()));
-    let watching = [
-        tokio::spawn(watch_kafka(Arc::clone(&app), Arc::clone(&publisher))),
-        tokio::spawn(watch_store(Arc::clone(&app))),
-    ];
+    let watching_store = tokio::spawn(watch_store(Arc::clone(&app)));
+    let watching_kafka = tokio::spawn(watch_kafka(Arc::clone(&app), Arc::clone(&publisher)));
     let left = server::serve(Arc::clone(&app), listener, shutdown).await;
-    watching.iter().for_each(tokio::task::JoinHandle::abort);
+    watching_store.abort();
+    if watching_kafka.is_finished() {
+        anyhow::bail!(watching_kafka.await?);
+    }
+    watching_kafka.abort();
     // Every request waits for its own acknowledgement, so this waits only for those whose client has gone.
     let flushed = tokio::task::spawn_blocking(move || publisher.flush(Duration::from_secs(1))).await;
     anyhow::ensure!(left == 0, "drain ended by its deadline: {left} connections were cut");
@@ -120,13 +122,26 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> a
     Ok(())
 }
 
-/// Creates the topics as soon as a broker answers, then keeps asking how things are.
-async fn watch_kafka(app: Arc<App>, publisher: Arc<KafkaPublisher>) {
+/// The publisher that is configured; it connects in the background.
+fn connect(config: &Config) -> anyhow::Result<Arc<dyn KafkaBackend>> {
+    Ok(match config.kafka_client {
+        KafkaClient::Rdkafka => {
+            Arc::new(KafkaPublisher::new(producer_config(&config.kafka, NAME), &config.kafka.topics.events)?)
+        }
+        KafkaClient::KafkaRust => Arc::new(KafkaRustPublisher::new(&config.kafka, NAME)?),
+    })
+}
+
+/// Creates the topics as soon as a broker answers, then keeps asking how things are. When the client can never publish
+/// to these brokers, drains the process and says why.
+async fn watch_kafka(app: Arc<App>, publisher: Arc<dyn KafkaBackend>) -> String {
     while let Err(error) = create_topics(&app.config.kafka, NAME).await {
         app.checks.producer.down(&error.to_string());
         tokio::time::sleep(WATCH_PERIOD).await;
     }
-    publisher.watch(&app.checks.producer, WATCH_PERIOD).await;
+    let why = publisher.watch(&app.checks.producer, WATCH_PERIOD).await;
+    app.checks.draining.cancel();
+    why
 }
 
 async fn watch_store(app: Arc<App>) {
