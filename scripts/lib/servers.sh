@@ -1,11 +1,13 @@
 # shellcheck shell=bash
-# Sourced after common.sh, net.sh, daemon.sh and install.sh: a Kafka and a Redis for one test run,
+# Sourced after common.sh, net.sh, daemon.sh and install.sh: two Kafkas and a Redis for one test run,
 # on free ports, with their data in a folder that goes away with them.
 
-# The line this system runs on; a test may start further brokers, of other versions too.
+# The line this system runs on, and the last one that the crate `kafka` can talk to (the API's
+# --kafka-client kafka-rust); a test may start further brokers.
 TEST_KAFKA_VERSION=4.3.1
+TEST_KAFKA_3_VERSION=3.9.1
 
-# start_test_servers: starts both without waiting, and says where they are in the variables the
+# start_test_servers: starts all without waiting, and says where they are in the variables the
 # tests read. From here on the script's end, whichever it is, stops everything.
 start_test_servers() {
   need_servers
@@ -15,21 +17,36 @@ start_test_servers() {
   trap 'exit 143' TERM HUP
 
   TEST_KAFKA_PORT=$(free_port)
-  # Two apart, because Kafka has the next one as well.
-  TEST_REDIS_PORT=$(free_port)
-  while [ "$TEST_REDIS_PORT" -eq $((TEST_KAFKA_PORT + 1)) ] || [ "$TEST_REDIS_PORT" -eq "$TEST_KAFKA_PORT" ]; do
-    TEST_REDIS_PORT=$(free_port)
-  done
+  TEST_KAFKA_3_PORT=$(free_port_beside "$TEST_KAFKA_PORT")
+  TEST_REDIS_PORT=$(free_port_beside "$TEST_KAFKA_PORT" "$TEST_KAFKA_3_PORT")
   export TEST_KAFKA_BROKERS=127.0.0.1:$TEST_KAFKA_PORT
+  export TEST_KAFKA_3_BROKERS=127.0.0.1:$TEST_KAFKA_3_PORT
   export TEST_REDIS_URL=redis://127.0.0.1:$TEST_REDIS_PORT
   export TEST_KAFKA_BROKER_SCRIPT=$ROOT/scripts/lib/kafka-broker
   # Brokers that live for seconds: the second compiler would never earn back what it costs.
   export KAFKA_OPTS=${KAFKA_OPTS:--XX:TieredStopAtLevel=1}
 
-  say "starting Kafka on port $TEST_KAFKA_PORT and Redis on port $TEST_REDIS_PORT for the tests"
+  say "starting Kafka on the ports $TEST_KAFKA_PORT ($TEST_KAFKA_VERSION) and $TEST_KAFKA_3_PORT ($TEST_KAFKA_3_VERSION)" \
+    "and Redis on port $TEST_REDIS_PORT for the tests"
   daemon_start redis "$TEST_REDIS_PORT" "$ROOT/scripts/lib/redis-server" "$TEST_REDIS_PORT" "$STATE/redis"
   daemon_start kafka "$TEST_KAFKA_PORT" "$TEST_KAFKA_BROKER_SCRIPT" "$TEST_KAFKA_VERSION" \
     "$TEST_KAFKA_PORT" "$STATE/kafka"
+  daemon_start kafka-3 "$TEST_KAFKA_3_PORT" "$TEST_KAFKA_BROKER_SCRIPT" "$TEST_KAFKA_3_VERSION" \
+    "$TEST_KAFKA_3_PORT" "$STATE/kafka-3"
+}
+
+# free_port_beside PORT…: prints a free port that is no broker's of these: a broker has the next one
+# as well.
+free_port_beside() {
+  local port taken
+  while :; do
+    port=$(free_port)
+    for taken in "$@"; do
+      [ "$port" -gt $((taken + 1)) ] || [ $((port + 1)) -lt "$taken" ] || continue 2
+    done
+    printf '%s\n' "$port"
+    return
+  done
 }
 
 await_test_servers() {
@@ -37,6 +54,7 @@ await_test_servers() {
   ADVICE="then run the tests again"
   daemon_ready redis 60 redis_answers "$TEST_REDIS_PORT"
   daemon_ready kafka 300 kafka_answers "$TEST_KAFKA_PORT"
+  daemon_ready kafka-3 300 kafka_answers "$TEST_KAFKA_3_PORT"
 }
 
 # run_in_group COMMAND…: runs it in a process group of its own and, when it has ended or the script

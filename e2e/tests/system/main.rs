@@ -13,6 +13,7 @@ mod fatal_producer;
 mod group;
 mod health;
 mod kafka_outage;
+mod kafka_rust;
 mod lists;
 mod redis_loss;
 mod redis_outage;
