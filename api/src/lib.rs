@@ -11,6 +11,7 @@ pub mod problem;
 pub mod routes;
 pub mod server;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -107,12 +108,17 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> a
     let store = Store::new(&config.redis)?;
     let app = Arc::new(App::new(Arc::clone(&publisher) as Arc<dyn Publisher>, store, config, shutdown.clone()));
     let watching_store = tokio::spawn(watch_store(Arc::clone(&app)));
-    let watching_kafka = tokio::spawn(watch_kafka(Arc::clone(&app), Arc::clone(&publisher)));
-    let left = server::serve(Arc::clone(&app), listener, shutdown).await;
+    let mut watching_kafka = tokio::spawn(watch_kafka(Arc::clone(&app), Arc::clone(&publisher)));
+    let mut serving = pin!(server::serve(Arc::clone(&app), listener, shutdown.clone()));
+    let left = tokio::select! {
+        left = &mut serving => left,
+        refused = &mut watching_kafka => {
+            shutdown.cancel();
+            serving.await;
+            anyhow::bail!(refused?);
+        }
+    };
     watching_store.abort();
-    if watching_kafka.is_finished() {
-        anyhow::bail!(watching_kafka.await?);
-    }
     watching_kafka.abort();
     // Every request waits for its own acknowledgement, so this waits only for those whose client has gone.
     let flushed = tokio::task::spawn_blocking(move || publisher.flush(Duration::from_secs(1))).await;
@@ -132,16 +138,14 @@ fn connect(config: &Config) -> anyhow::Result<Arc<dyn KafkaBackend>> {
     })
 }
 
-/// Creates the topics as soon as a broker answers, then keeps asking how things are. When the client can never publish
-/// to these brokers, drains the process and says why.
+/// Creates the topics as soon as a broker answers, then keeps asking how things are. Ends only when the client can never
+/// publish to these brokers, with the reason.
 async fn watch_kafka(app: Arc<App>, publisher: Arc<dyn KafkaBackend>) -> String {
     while let Err(error) = create_topics(&app.config.kafka, NAME).await {
         app.checks.producer.down(&error.to_string());
         tokio::time::sleep(WATCH_PERIOD).await;
     }
-    let why = publisher.watch(&app.checks.producer, WATCH_PERIOD).await;
-    app.checks.draining.cancel();
-    why
+    publisher.watch(&app.checks.producer, WATCH_PERIOD).await
 }
 
 async fn watch_store(app: Arc<App>) {
