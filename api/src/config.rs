@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use common::config::{
-    Checks, ConfigErrors, KafkaArgs, KafkaSettings, ProcessArgs, RedisArgs, RedisSettings, bytes, duration, range,
+    Checks, ConfigErrors, KafkaArgs, KafkaSettings, ProcessArgs, RedisArgs, RedisSettings, bytes, duration, one_of,
+    range,
 };
+use common::kafka::KafkaRustPublisher;
 use common::probe::HealthcheckArgs;
 use common::telemetry::LogSettings;
 
@@ -27,6 +29,9 @@ pub struct Cli {
     http: HttpArgs,
     #[command(flatten)]
     kafka: KafkaArgs,
+    /// Client to publish with: rdkafka, or kafka-rust for brokers up to Kafka 3.9
+    #[arg(long, env = "KAFKA_CLIENT", default_value = "rdkafka", value_name = "NAME", help_heading = "Kafka")]
+    kafka_client: String,
     #[command(flatten)]
     redis: RedisArgs,
     #[command(flatten)]
@@ -66,6 +71,16 @@ struct HttpArgs {
     http_max_connections: String,
 }
 
+/// What publishes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum KafkaClient {
+    /// librdkafka.
+    #[default]
+    Rdkafka,
+    /// The crate `kafka`.
+    KafkaRust,
+}
+
 /// The API's configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -85,6 +100,8 @@ pub struct Config {
     pub max_connections: usize,
     /// Kafka's part.
     pub kafka: KafkaSettings,
+    /// What publishes.
+    pub kafka_client: KafkaClient,
     /// Redis' part.
     pub redis: RedisSettings,
     /// To finish what is in flight.
@@ -101,6 +118,11 @@ impl Config {
     pub fn check(cli: &Cli) -> Result<Self, ConfigErrors> {
         let (mut checks, http) = (Checks::default(), &cli.http);
         let kafka = cli.kafka.check(&mut checks);
+        let clients = [("rdkafka", KafkaClient::Rdkafka), ("kafka-rust", KafkaClient::KafkaRust)];
+        let kafka_client = checks.take("KAFKA_CLIENT", &cli.kafka_client, one_of(&clients));
+        if kafka_client == KafkaClient::KafkaRust {
+            KafkaRustPublisher::unsupported(&kafka).into_iter().for_each(|complaint| checks.complain(complaint));
+        }
         let default = SHORTEST_REQUEST_TIMEOUT.max(kafka.delivery_timeout + DELIVERY_MARGIN);
         let request_timeout = http.http_request_timeout.as_deref().filter(|raw| !raw.is_empty());
         let request_timeout = request_timeout.map_or(default, |raw| checks.take("HTTP_REQUEST_TIMEOUT", raw, duration));
@@ -123,6 +145,7 @@ impl Config {
             shutdown_timeout: checks.take("SHUTDOWN_TIMEOUT", &cli.process.shutdown_timeout, duration),
             log: LogSettings::check(&cli.process, &mut checks),
             kafka,
+            kafka_client,
         };
         checks.finish(config)
     }
@@ -148,6 +171,16 @@ mod tests {
     fn a_request_time_out_below_the_delivery_time_out_is_refused() {
         let error = with(&["--http-request-timeout", "5s"]).unwrap_err().to_string();
         assert!(error.contains("KAFKA_PRODUCER_TIMEOUT_MS=5000"), "{error}");
+    }
+
+    #[test]
+    fn the_kafka_client_is_rdkafka_unless_set_and_refuses_what_it_can_not_do() {
+        assert_eq!(with(&[]).unwrap().kafka_client, KafkaClient::Rdkafka);
+        let kafka_rust = ["--kafka-client", "kafka-rust"];
+        assert_eq!(with(&kafka_rust).unwrap().kafka_client, KafkaClient::KafkaRust);
+        let error = with(&[&kafka_rust[..], &["--kafka-compression", "lz4"]].concat()).unwrap_err().to_string();
+        assert!(error.contains("KAFKA_COMPRESSION"), "{error}");
+        assert!(with(&["--kafka-client", "kafkajs"]).unwrap_err().to_string().contains("KAFKA_CLIENT"));
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod routes;
 pub mod server;
 pub mod tail;
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,14 +26,14 @@ use anyhow::Context;
 use bytes::Bytes;
 use common::event::{EventTypes, Timestamp};
 use common::health::Check;
-use common::kafka::{KafkaPublisher, Publisher, create_topics, producer_config};
+use common::kafka::{KafkaBackend, KafkaPublisher, KafkaRustPublisher, Publisher, create_topics, producer_config};
 use common::shutdown::Shutdown;
 use common::store::{Origin, Store, StoreError};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use warp::http::HeaderValue;
 
-pub use crate::config::{Cli, Command, Config};
+pub use crate::config::{Cli, Command, Config, KafkaClient};
 use crate::tail::Tail;
 
 const NAME: &str = "user-activity-api";
@@ -134,22 +135,28 @@ pub async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
 /// Serves until `shutdown` is cancelled, then finishes what is in flight. Kafka and Redis need not be there yet.
 ///
 /// # Errors
-/// When the client settings are refused, or something was left unfinished at the end of the shutdown time.
+/// When the client settings are refused, the Kafka client can't ever work with these brokers, or something was left
+/// unfinished at the end of the shutdown time.
 pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
     log::info!("settings: {config:?}");
     log::info!("listening on http://{address}");
-    let publisher = KafkaPublisher::new(producer_config(&config.kafka, NAME), &config.kafka.topics.events)?;
-    let publisher = Arc::new(publisher);
+    let publisher = connect(&config)?;
     let store = Store::new(&config.redis)?;
     let app = Arc::new(App::new(Arc::clone(&publisher) as Arc<dyn Publisher>, store, config, shutdown.clone()));
-    let watching = [
-        tokio::spawn(watch_kafka(Arc::clone(&app), Arc::clone(&publisher))),
-        tokio::spawn(watch_store(Arc::clone(&app))),
-        tokio::spawn(read_tail(Arc::clone(&app))),
-    ];
-    let left = server::serve(Arc::clone(&app), listener, shutdown).await;
+    let watching = [tokio::spawn(watch_store(Arc::clone(&app))), tokio::spawn(read_tail(Arc::clone(&app)))];
+    let mut watching_kafka = tokio::spawn(watch_kafka(Arc::clone(&app), Arc::clone(&publisher)));
+    let mut serving = pin!(server::serve(Arc::clone(&app), listener, shutdown.clone()));
+    let left = tokio::select! {
+        left = &mut serving => left,
+        refused = &mut watching_kafka => {
+            shutdown.cancel();
+            serving.await;
+            anyhow::bail!(refused?);
+        }
+    };
     watching.iter().for_each(tokio::task::JoinHandle::abort);
+    watching_kafka.abort();
     // Every request waits for its own acknowledgement, so this waits only for those whose client has gone.
     let flushed = tokio::task::spawn_blocking(move || publisher.flush(Duration::from_secs(1))).await;
     anyhow::ensure!(left == 0, "drain ended by its deadline: {left} connections were cut");
@@ -158,13 +165,24 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> a
     Ok(())
 }
 
-/// Creates the topics as soon as a broker answers, then keeps asking how things are.
-async fn watch_kafka(app: Arc<App>, publisher: Arc<KafkaPublisher>) {
+/// The publisher that is configured; it connects in the background.
+fn connect(config: &Config) -> anyhow::Result<Arc<dyn KafkaBackend>> {
+    Ok(match config.kafka_client {
+        KafkaClient::Rdkafka => {
+            Arc::new(KafkaPublisher::new(producer_config(&config.kafka, NAME), &config.kafka.topics.events)?)
+        }
+        KafkaClient::KafkaRust => Arc::new(KafkaRustPublisher::new(&config.kafka, NAME)?),
+    })
+}
+
+/// Creates the topics as soon as a broker answers, then keeps asking how things are. Ends only when the client can never
+/// publish to these brokers, with the reason.
+async fn watch_kafka(app: Arc<App>, publisher: Arc<dyn KafkaBackend>) -> String {
     while let Err(error) = create_topics(&app.config.kafka, NAME).await {
         app.checks.producer.down(&error.to_string());
         tokio::time::sleep(WATCH_PERIOD).await;
     }
-    publisher.watch(&app.checks.producer, WATCH_PERIOD).await;
+    publisher.watch(&app.checks.producer, WATCH_PERIOD).await
 }
 
 async fn read_tail(app: Arc<App>) {

@@ -7,12 +7,14 @@ use tokio::{process::Command, task::spawn_blocking};
 
 use crate::{env, eventually, kafka::Kafka, process::Process, world::free_port};
 
+/// The line this system runs on.
 const VERSION: &str = "4.3.1";
 
 /// A single-node broker on a port and a folder of its own. Only one exists at a time, over all
 /// test processes: a broker's start takes a core for seconds.
 #[derive(Debug)]
 pub struct Broker {
+    version: &'static str,
     port: u16,
     doors: String,
     process: Option<Process>,
@@ -34,7 +36,14 @@ impl Broker {
         });
         let turn = turn.await.expect("no panic").expect("a lock file");
         let folder = tempfile::tempdir().expect("a temporary folder");
-        Self { port: free_port(), doors: String::new(), process: None, folder, _turn: turn }
+        Self { version: VERSION, port: free_port(), doors: String::new(), process: None, folder, _turn: turn }
+    }
+
+    /// The same of another version of Kafka.
+    #[must_use]
+    pub fn of_version(mut self, version: &'static str) -> Self {
+        self.version = version;
+        self
     }
 
     /// The same with further listeners: each a port of its own, and the port that a client of it is
@@ -71,7 +80,7 @@ impl Broker {
     /// When it ends or does not answer.
     pub async fn up(&mut self) {
         let mut command = Command::new(env::broker_script());
-        command.arg(VERSION).arg(self.port.to_string()).arg(self.folder.path());
+        command.arg(self.version).arg(self.port.to_string()).arg(self.folder.path());
         command.env("KAFKA_BROKER_DOORS", &self.doors);
         let process = self.process.insert(Process::spawn("broker", command));
         let kafka = Kafka::new(&format!("127.0.0.1:{}", self.port));

@@ -12,6 +12,12 @@ pub fn kafka_brokers() -> String {
     required("TEST_KAFKA_BROKERS")
 }
 
+/// The shared Kafka of the older line, `host:port`.
+#[must_use]
+pub fn kafka_3_brokers() -> String {
+    required("TEST_KAFKA_3_BROKERS")
+}
+
 /// The shared Redis, `redis://host:port`.
 #[must_use]
 pub fn redis_url() -> String {

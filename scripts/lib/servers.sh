@@ -1,9 +1,11 @@
 # shellcheck shell=bash
-# Sourced after common.sh, net.sh, daemon.sh and install.sh: a Kafka, a Redis and a Redis Cluster for
-# one test run, on free ports, with their data in a folder that goes away with them.
+# Sourced after common.sh, net.sh, daemon.sh and install.sh: two Kafkas, a Redis and a Redis Cluster
+# for one test run, on free ports, with their data in a folder that goes away with them.
 
-# The line this system runs on; a test may start further brokers, of other versions too.
+# The line this system runs on, and the last one that the crate `kafka` can talk to (the API's
+# --kafka-client kafka-rust); a test may start further brokers.
 TEST_KAFKA_VERSION=4.3.1
+TEST_KAFKA_3_VERSION=3.9.1
 
 # Three primaries and a replica for each: the smallest Cluster that survives the loss of a node.
 TEST_CLUSTER_SIZE=6
@@ -19,17 +21,22 @@ start_test_servers() {
 
   TEST_PORTS=
   test_port && TEST_KAFKA_PORT=$PORT
+  test_port && TEST_KAFKA_3_PORT=$PORT
   test_port && TEST_REDIS_PORT=$PORT
   export TEST_KAFKA_BROKERS=127.0.0.1:$TEST_KAFKA_PORT
+  export TEST_KAFKA_3_BROKERS=127.0.0.1:$TEST_KAFKA_3_PORT
   export TEST_REDIS_URL=redis://127.0.0.1:$TEST_REDIS_PORT
   export TEST_KAFKA_BROKER_SCRIPT=$ROOT/scripts/lib/kafka-broker
   # Brokers that live for seconds: the second compiler would never earn back what it costs.
   export KAFKA_OPTS=${KAFKA_OPTS:--XX:TieredStopAtLevel=1}
 
-  say "starting Kafka on port $TEST_KAFKA_PORT, Redis on port $TEST_REDIS_PORT and a Redis Cluster for the tests"
+  say "starting Kafka on the ports $TEST_KAFKA_PORT ($TEST_KAFKA_VERSION) and $TEST_KAFKA_3_PORT ($TEST_KAFKA_3_VERSION)," \
+    "Redis on port $TEST_REDIS_PORT and a Redis Cluster for the tests"
   daemon_start redis "$TEST_REDIS_PORT" "$ROOT/scripts/lib/redis-server" "$TEST_REDIS_PORT" "$STATE/redis"
   daemon_start kafka "$TEST_KAFKA_PORT" "$TEST_KAFKA_BROKER_SCRIPT" "$TEST_KAFKA_VERSION" \
     "$TEST_KAFKA_PORT" "$STATE/kafka"
+  daemon_start kafka-3 "$TEST_KAFKA_3_PORT" "$TEST_KAFKA_BROKER_SCRIPT" "$TEST_KAFKA_3_VERSION" \
+    "$TEST_KAFKA_3_PORT" "$STATE/kafka-3"
   start_test_cluster
 }
 
@@ -62,6 +69,7 @@ await_test_servers() {
   daemon_ready redis 60 redis_answers "$TEST_REDIS_PORT"
   join_test_cluster
   daemon_ready kafka 300 kafka_answers "$TEST_KAFKA_PORT"
+  daemon_ready kafka-3 300 kafka_answers "$TEST_KAFKA_3_PORT"
 }
 
 join_test_cluster() {

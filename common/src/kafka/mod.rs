@@ -1,11 +1,15 @@
-//! Kafka: the clients' settings, the topics, and publishing.
+//! Kafka: the clients' settings, the topics, and publishing, through `rdkafka` or the crate `kafka`.
 
 mod client;
+mod kafka_rust;
+mod murmur2;
 mod publisher;
 mod topics;
 
 pub use self::client::{
     ConsumerSettings, LogContext, consumer_config, dead_letter_producer_config, log_line, producer_config,
 };
-pub use self::publisher::{Delivered, KafkaPublisher, PublishError, Publisher};
+pub use self::kafka_rust::KafkaRustPublisher;
+pub use self::murmur2::partition_of;
+pub use self::publisher::{Delivered, KafkaBackend, KafkaPublisher, PublishError, Publisher, Unflushed};
 pub use self::topics::{TopicError, create_topics, topic_retention};

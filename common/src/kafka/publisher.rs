@@ -50,6 +50,24 @@ pub trait Publisher: Send + Sync + 'static {
     fn publish(&self, event: &UserEvent<'_>, json: &[u8]) -> BoxFuture<'static, Result<Delivered, PublishError>>;
 }
 
+/// A [`Publisher`] to real brokers, as the process that owns it sees it.
+pub trait KafkaBackend: Publisher {
+    /// Notes on `check`, every `period`, whether the brokers answer and have the topic. Ends only when this backend can
+    /// never publish to these brokers, with the reason for the operator.
+    fn watch<'a>(&'a self, check: &'a Check, period: Duration) -> BoxFuture<'a, String>;
+
+    /// Waits until every record handed over so far is delivered or given up. Blocks.
+    ///
+    /// # Errors
+    /// When records are left after `timeout`.
+    fn flush(&self, timeout: Duration) -> Result<(), Unflushed>;
+}
+
+/// Records are left that no broker has acknowledged.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unflushed(pub(super) String);
+
 type Client = FutureProducer<LogContext>;
 
 /// Publishes through librdkafka. A producer that met a fatal error (one after which it refuses every record) is
@@ -100,27 +118,6 @@ impl KafkaPublisher {
             }
         })
     }
-
-    /// Asks the brokers about the topic and notes the answer, for as long as the process runs.
-    pub async fn watch(&self, check: &Check, period: Duration) {
-        loop {
-            let (client, topic) = (self.current.get(), self.topic.clone());
-            let asked = tokio::task::spawn_blocking(move || reachable(&client, &topic)).await;
-            match asked.unwrap_or_else(|e| Err(e.to_string())) {
-                Ok(()) => check.up("the brokers answer and the topic has leaders"),
-                Err(why) => check.down(&why),
-            }
-            tokio::time::sleep(period).await;
-        }
-    }
-
-    /// Waits until every record handed over so far is delivered or given up. Blocks.
-    ///
-    /// # Errors
-    /// When records are left after `timeout`.
-    pub fn flush(&self, timeout: Duration) -> KafkaResult<()> {
-        self.current.get().flush(timeout)
-    }
 }
 
 impl Current {
@@ -154,6 +151,26 @@ impl Publisher for KafkaPublisher {
             .insert(Header { key: "event-type", value: Some(event.event_type.as_str()) });
         let record = FutureRecord::to(&self.topic).key(event.user_id.as_str().as_bytes()).payload(json);
         self.send(record.timestamp(event.timestamp.millis()).headers(headers))
+    }
+}
+
+impl KafkaBackend for KafkaPublisher {
+    fn watch<'a>(&'a self, check: &'a Check, period: Duration) -> BoxFuture<'a, String> {
+        Box::pin(async move {
+            loop {
+                let (client, topic) = (self.current.get(), self.topic.clone());
+                let asked = tokio::task::spawn_blocking(move || reachable(&client, &topic)).await;
+                match asked.unwrap_or_else(|e| Err(e.to_string())) {
+                    Ok(()) => check.up("the brokers answer and the topic has leaders"),
+                    Err(why) => check.down(&why),
+                }
+                tokio::time::sleep(period).await;
+            }
+        })
+    }
+
+    fn flush(&self, timeout: Duration) -> Result<(), Unflushed> {
+        self.current.get().flush(timeout).map_err(|e| Unflushed(e.to_string()))
     }
 }
 

@@ -15,6 +15,7 @@ mod group;
 mod health;
 mod idempotency;
 mod kafka_outage;
+mod kafka_rust;
 mod lists;
 mod memory;
 mod redis_loss;
