@@ -28,6 +28,7 @@ async fn main() -> anyhow::Result<()> {
     let cli: Cli = config::parse(std::env::args_os(), config::process_environment)
         .map_err(|unusable| anyhow::anyhow!("settings: exit code {}", unusable.report()))?;
     let config = Config::check(&cli)?;
+    config.log.start();
     let shutdown = shutdown::on_signal()?;
     let listener = api::bind(&config).await?;
     let store = Store::new(&config.redis)?;

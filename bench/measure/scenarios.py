@@ -25,10 +25,10 @@ SAMPLES_PER_SECOND = 50
 LOADED_CONNECTIONS = 1000
 
 
-def with_cpu(processes: list[Process], load: Callable[[], Load]) -> dict[str, float]:
+def with_cpu(processes: list[Process], load: Callable[..., Load], *arguments: object) -> dict[str, float]:
     """A load's figures, and what one request cost the service in microseconds of CPU."""
     before, start = cpu_of(processes), time.monotonic()
-    measured = load()
+    measured = load(*arguments)
     seconds, used = time.monotonic() - start, cpu_of(processes) - before
     return {**measured.figures(), "cpu_us": used / (measured.per_second * seconds) * 1e6}
 
@@ -60,7 +60,7 @@ def single_of(bench: Bench, one: Contestant, nth: int) -> None:
 def posts_of(bench: Bench, service: Running, connections: int, size: int = USUAL_SIZE) -> dict[str, float]:
     """Single POSTs for the time of a measurement."""
     url, seconds = f"{service.url}/events/generate", bench.options.seconds
-    return with_cpu([service.process], lambda: closed_loop(url, connections, seconds, bench.bodies(size)))
+    return with_cpu([service.process], closed_loop, url, connections, seconds, bench.bodies(size))
 
 
 def producer_performance(bench: Bench) -> dict[str, float]:

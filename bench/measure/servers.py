@@ -9,8 +9,7 @@ from pathlib import Path
 
 import redis
 from confluent_kafka import KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
-from confluent_kafka.cimpl import NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from .events import record
 from .processes import Failed, Processes, free_port, wait_until
@@ -108,7 +107,7 @@ class Servers:
         """The bodies of all stored events: JSON, a zero byte, when and from where it was processed."""
         keys = self.redis.scan_iter(match="ua:ev:*", count=2000)
         while chunk := list(itertools.islice(keys, 2000)):
-            yield from (body for body in self.redis.mget(chunk) if body is not None)
+            yield from (body for body in self.redis.mget(chunk) if isinstance(body, bytes))
 
 
 # The hash tags of the sixteen buckets (common/src/store/layout.rs), and the one index of the peers.
