@@ -24,8 +24,8 @@ from .scenarios import SCENARIOS
 from .servers import KAFKA_VERSION, PARTITIONS, Servers, cores
 
 ABSENT = {
-    "Redpanda Connect": "its Go module did not resolve where this bench was written (the module proxy refuses it); Benthos, its core, "
-    "takes part with its own Kafka output instead, in the last version under its old module path",
+    "Redpanda Connect": "its Go module did not resolve where this bench was written; Benthos, its core, takes part instead, "
+    "with its own Kafka output, in the last version under its old module path",
     "Strimzi Kafka Bridge": "the registry has no jar of io.strimzi:kafka-bridge",
 }  # fmt: skip
 
@@ -89,10 +89,12 @@ def facts(root: Path) -> dict[str, str]:
         "commit": first_line(*git, "rev-parse", "--short=12", "HEAD") + changed,
         "machine": machine(),
         "system": f"{platform.system()} {platform.release()}",
-        "Kafka": f"Apache Kafka {KAFKA_VERSION}, one broker, {PARTITIONS} partitions unless said otherwise; {first_line('java', '-version')}",
+        "Kafka": f"Apache Kafka {KAFKA_VERSION}, one broker, {PARTITIONS} partitions unless said otherwise",
+        "Java": first_line("java", "-version"),
         "Redis": first_line("redis-server", "--version") + "; appendonly, fsync every second",
         "Rust": first_line("rustc", "--version"),
-        "peers' languages": f"Node.js {first_line('node', '--version')}, {first_line(sys.executable, '--version')}, {first_line('go', 'version')}",
+        "Node.js": first_line("node", "--version"),
+        "Python, Go": f"{first_line(sys.executable, '--version')}, {first_line('go', 'version')}",
         "load": f"{first_line('wrk', '--version').partition(' Copyright')[0]}; {first_line('oha', '--version')}",
         "acknowledgement": "all in-sync replicas (acks=all), in every contestant that publishes",
     }  # fmt: skip
@@ -127,9 +129,17 @@ def measure(paths: Paths, chosen: argparse.Namespace) -> Path:
                 if name in chosen.only:
                     SCENARIOS[name](bench)
     finally:
-        for data in ("kafka", "redis"):
-            shutil.rmtree(folder / data, ignore_errors=True)
+        keep_logs(folder)
     return output
+
+
+def keep_logs(folder: Path) -> None:
+    """Deletes what servers and load have left in the folder of a run."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.suffix != ".log":
+            path.unlink()
 
 
 def warm_broker(bench: Bench) -> None:

@@ -27,7 +27,9 @@ def bars(title: str, unit: str, groups: Sequence[str], series: Sequence[Series],
     lows = [one.low for each in series for one in each.values if one and one.low > 0]
     scale = Scale.over(min(lows, default=1), max(highs, default=1), logarithmic)
     legend_lines = math.ceil(len(series) / 3)
-    height = TOP + PLOT_HEIGHT + 30 + legend_lines * LINE + 8
+    label_lines = max(len(lines_of(name)) for name in groups)
+    below = TOP + PLOT_HEIGHT + 14 + label_lines * LINE
+    height = below + legend_lines * LINE + 8
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
         f'font-family="sans-serif" font-size="12" role="img" aria-label="{escape(title)}">',
@@ -36,7 +38,7 @@ def bars(title: str, unit: str, groups: Sequence[str], series: Sequence[Series],
         text(LEFT, 35, unit + (", logarithmic" if logarithmic else ""), "start", 'fill="#555"'),
         *axis(scale),
         *(part for nth, name in enumerate(groups) for part in group(nth, len(groups), name, series, scale)),
-        *legend([each.name for each in series]),
+        *legend([each.name for each in series], below),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
@@ -95,7 +97,8 @@ def group(nth: int, groups: int, name: str, series: Sequence[Series], scale: Sca
     width = (WIDTH - LEFT - RIGHT) / groups
     bar = width * 0.8 / len(series)
     start = LEFT + width * (nth + 0.1)
-    parts = [text(LEFT + width * (nth + 0.5), TOP + PLOT_HEIGHT + 18, name, "middle")]
+    middle = LEFT + width * (nth + 0.5)
+    parts = [text(middle, TOP + PLOT_HEIGHT + LINE * (at + 1), line, "middle") for at, line in enumerate(lines_of(name))]
     for index, each in enumerate(series):
         value = each.values[nth]
         if value is None:
@@ -105,20 +108,25 @@ def group(nth: int, groups: int, name: str, series: Sequence[Series], scale: Sca
             f'<rect x="{x:.1f}" y="{y:.1f}" width="{bar * 0.9:.1f}" height="{TOP + PLOT_HEIGHT - y:.1f}" '
             f'fill="{colour(index)}"><title>{escape(each.name)}: {value.median:,.4g}</title></rect>'
         )
-        middle = x + bar * 0.45
+        centre = x + bar * 0.45
         parts.append(
-            f'<line x1="{middle:.1f}" x2="{middle:.1f}" y1="{scale.y(value.high):.1f}" y2="{scale.y(value.low):.1f}" '
+            f'<line x1="{centre:.1f}" x2="{centre:.1f}" y1="{scale.y(value.high):.1f}" y2="{scale.y(value.low):.1f}" '
             'stroke="#222"/>'
         )
     return parts
 
 
-def legend(names: Sequence[str]) -> list[str]:
+def lines_of(name: str) -> list[str]:
+    """A group's name, a line for each part."""
+    return name.split(", ")
+
+
+def legend(names: Sequence[str], top: float) -> list[str]:
     """Names and colours, three a line."""
     parts = []
     column = (WIDTH - LEFT - RIGHT) / 3
     for index, name in enumerate(names):
-        x, y = LEFT + column * (index % 3), TOP + PLOT_HEIGHT + 30 + LINE * (index // 3)
+        x, y = LEFT + column * (index % 3), top + LINE * (index // 3)
         parts.append(f'<rect x="{x:.1f}" y="{y}" width="12" height="12" fill="{colour(index)}"/>')
         parts.append(text(x + 18, y + 10, name, "start"))
     return parts

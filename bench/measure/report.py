@@ -25,9 +25,15 @@ class Figure:
 
 RATE = Figure("per_second", "requests/s")
 EVENTS = Figure("per_second", "events/s")
-P50, P99, P999 = (Figure(f"p{n}_ms", f"p{name} ms", 2, True) for n, name in (("50", "50"), ("99", "99"), ("999", "99.9")))
+PAGES = Figure("per_second", "pages/s")
+QUANTILES = (("50", "50"), ("99", "99"), ("999", "99.9"))
+P50, P99, P999 = (Figure(f"p{key}_ms", f"p{name} ms", 2, True) for key, name in QUANTILES)
+VISIBLE = tuple(Figure(f"visible_p{key}_ms", f"visible p{name} ms", 1, True) for key, name in QUANTILES)
+TAKEN_UP = tuple(Figure(f"taken_up_p{key}_ms", f"taken up p{name} ms", 0, True) for key, name in QUANTILES)
 CPU = Figure("cpu_us", "CPU µs", 1, True)
 PEAK = Figure("peak_mib", "peak MiB", 1, True)
+IDLE = Figure("idle_mib", "idle MiB", 1, True)
+LOADED = Figure("loaded_mib", "loaded MiB", 1, True)
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,8 @@ class Section:
     figures: Sequence[Figure]
     plots: Sequence[tuple[Figure, bool]] = ()
     only: Callable[[Params], bool] = lambda _: True
+    # What is compared beside the first figure.
+    ratios: Sequence[Figure] = ()
 
 
 def values_label(*names: str) -> Callable[[Params], str]:
@@ -51,68 +59,80 @@ def values_label(*names: str) -> Callable[[Params], str]:
 
 SECTIONS = [
     Section(
-        "single", "Single POSTs", "`POST /events/generate`, closed loop by wrk. One event a request, of about 191 bytes in Kafka; each "
-        "2xx follows the acknowledgement of all in-sync replicas (`acks=all`). CPU is that of the service alone, per request.",
+        "single", "Single POSTs",
+        "`POST /events/generate`, closed loop by wrk. One event a request, of about 191 bytes in Kafka; each 2xx follows the "
+        "acknowledgement of all in-sync replicas (`acks=all`). CPU is that of the service alone, per request.",
         "api", values_label("connections"), (RATE, P50, P99, P999, CPU), ((RATE, False), (P99, True)),
-        lambda params: params.get("connections") != 0,
+        lambda params: params.get("connections") != 0, (P99,),
     ),
     Section(
-        "single", "Kafka's own producer", "`ProducerPerformance` of Apache Kafka with `acks=all`, records of 191 bytes, no HTTP: what this "
-        "broker takes on this machine from a client that batches as it likes. Latency is from handing over to the acknowledgement.",
+        "single", "Kafka's own producer",
+        "`ProducerPerformance` of Apache Kafka with `acks=all`, records of 191 bytes, no HTTP: what this broker takes on this "
+        "machine from a client that batches as it likes. Latency is from handing over to the acknowledgement.",
         "producer-performance", lambda _: "records", (Figure("per_second", "records/s"), P50, P99, P999), (),
         lambda params: params.get("connections") == 0,
     ),
     Section(
-        "batch", "Batches", "`POST /events/batch`, 16 connections, closed loop by wrk. Latency is per request, CPU per event.",
+        "batch", "Batches",
+        "`POST /events/batch`, 16 connections, closed loop by wrk. Latency is per request, CPU per event.",
         "api", lambda params: f"{params['events']:,} a batch", (EVENTS, P50, P99, P999, CPU), ((EVENTS, False),),
+        ratios=(P99,),
     ),
     Section(
-        "visible", "From the POST to the list", "API, Kafka, one worker and Redis on this machine. First the system's own maximum (64 connections, "
-        "closed loop; *stored* counts until the worker has caught up), then half of the lower of the two as an open loop by oha, "
-        "its latencies corrected for coordinated omission. *Visible* is what a client sees: from sending the POST to the first "
-        "`GET /events/{eventId}` that has it, asked every millisecond, 50 events a second beside the load. *Taken up* is over all "
-        "events of the open loop: `processedAt` minus `timestamp`, both stamped on this machine in whole milliseconds, without "
-        "parsing the request before and without the write to Redis after.",
+        "visible", "From the POST to the list",
+        "API, Kafka, one worker and Redis on this machine. First the system's own maximum (64 connections, closed loop; *stored* "
+        "counts until the worker has caught up), then half of the lower of the two as an open loop by oha, its latencies corrected "
+        "for coordinated omission. *Visible* is what a client sees: from sending the POST to the first `GET /events/{id}` "
+        "that has it, asked every millisecond, 50 events a second beside the load. *Taken up* is over all events of the open "
+        "loop: `processedAt` minus `timestamp`, both stamped on this machine in whole milliseconds; parsing the request comes "
+        "before it, the write to Redis after it.",
         "api", lambda params: str(params["load"]),
         (Figure("per_second", "POSTs/s"), Figure("stored_per_second", "stored/s"), P50, P99, P999,
-         *(Figure(f"visible_p{n}_ms", f"visible p{name} ms", 1, True) for n, name in (("50", "50"), ("99", "99"), ("999", "99.9"))),
-         Figure("visible_count", "samples"),
-         *(Figure(f"taken_up_p{n}_ms", f"taken up p{name} ms", 0, True) for n, name in (("50", "50"), ("99", "99"), ("999", "99.9")))),
-        ((Figure("visible_p50_ms", "POST to visible, p50 ms", 1, True), True), (Figure("visible_p99_ms", "POST to visible, p99 ms", 1, True), True)),
+         *VISIBLE, Figure("visible_count", "samples"), *TAKEN_UP),
+        ((VISIBLE[0], True), (VISIBLE[1], True)), ratios=VISIBLE,
     ),
     Section(
-        "drain", "Draining a backlog", "A topic that is full already, from the first stored event to the last: starting and the first join are left "
-        "out, later rebalances are not. CPU is that of the workers, per event; Redis bytes are `used_memory` after minus before, per event.",
+        "drain", "Draining a backlog",
+        "A topic that is full already, from the first stored event to the last: starting and the first join are left out, later "
+        "rebalances are not. CPU is that of the workers, per event; Redis bytes are `used_memory` after minus before, per event.",
         "worker", lambda params: f"{params['workers']} workers, user index {params['user_index']}",
         (EVENTS, CPU, PEAK, Figure("redis_bytes", "Redis bytes", 0, True)), ((EVENTS, False),),
     ),
     Section(
-        "lists", "Lists", "`GET /events/processed`, with all events of the drain in Redis. Pages: 16 connections, closed loop by wrk. The full export: "
-        "one client.",
-        "api", lambda params: str(params["list"]), (Figure("per_second", "pages/s"), P50, P99, P999, CPU), ((Figure("per_second", "pages/s"), True),),
+        "lists", "Lists",
+        "`GET /events/processed`, with all events of a drain in Redis. 16 connections, closed loop by wrk.",
+        "api", lambda params: str(params["list"]), (PAGES, P50, P99, P999, CPU), ((PAGES, True),),
         lambda params: params.get("list") != "full export",
     ),
     Section(
-        "lists", "Full export", "The whole list as one JSON array to one client (curl).", "api", lambda params: str(params["list"]),
-        (Figure("mib_per_second", "MiB/s", 1), Figure("seconds", "seconds", 2, True), Figure("first_byte_ms", "first byte ms", 1, True), PEAK), (),
+        "lists", "Full export", "The whole list as one JSON array to one client (curl).",
+        "api", lambda params: str(params["list"]),
+        (Figure("mib_per_second", "MiB/s", 1), Figure("seconds", "seconds", 2, True),
+         Figure("first_byte_ms", "first byte ms", 1, True), PEAK), (),
         lambda params: params.get("list") == "full export",
     ),
     Section(
-        "memory", "Memory", "Resident memory of all processes of a contestant. Services: after their first POST, and with 1,000 connections under load. "
-        "Workers: with nothing to do, and the highest while a backlog is drained. The load generator is on the same machine.",
-        "api", lambda _: "resident",
-        (Figure("idle_mib", "idle MiB", 1, True), Figure("loaded_mib", "loaded MiB", 1, True), PEAK), ((Figure("peak_mib", "peak MiB", 1, True), True),),
+        "memory", "Memory of the services",
+        "Resident memory of all processes of a contestant: after its first POST, with 1,000 connections under load, and at its peak.",
+        "api", lambda _: "resident", (PEAK, IDLE, LOADED), ((PEAK, True),), lambda params: params.get("of") == "service", (IDLE,),
     ),
     Section(
-        "growth-posts", "Growth: single POSTs", "64 connections; partitions of the topic, and bytes of the event in Kafka.", "api",
-        values_label("partitions", "bytes"), (RATE, P50, P99, CPU), ((RATE, False),),
+        "memory", "Memory of the workers",
+        "Resident memory of all processes of a contestant: with nothing to do, and the highest while a backlog is drained.",
+        "worker", lambda _: "resident", (PEAK, IDLE), (), lambda params: params.get("of") == "worker", (IDLE,),
     ),
     Section(
-        "growth-drain", "Growth: drain", "Partitions, workers, and bytes of the event in Kafka; larger events are fewer, so that the topic stays as large.",
+        "growth-posts", "Growth: single POSTs", "64 connections; partitions of the topic, and bytes of the event in Kafka.",
+        "api", values_label("partitions", "bytes"), (RATE, P50, P99, CPU), ((RATE, False),),
+    ),
+    Section(
+        "growth-drain", "Growth: drain",
+        "Partitions, workers, and bytes of the event in Kafka; larger events are fewer, so that the topic stays as large.",
         "worker", values_label("partitions", "workers", "bytes"), (EVENTS, CPU, PEAK), ((EVENTS, False),),
     ),
     Section(
-        "bytes", "Redis memory per event", "`used_memory` after minus before, divided by the events; 20,000 users. Ours keeps positions with the data.",
+        "bytes", "Redis memory per event",
+        "`used_memory` after minus before, divided by the events; 20,000 users. Ours keeps its positions there too.",
         "worker", lambda params: f"user index {params['user_index']}", (Figure("redis_bytes", "bytes", 0, True),),
     ),
 ]  # fmt: skip
@@ -139,10 +159,10 @@ def heading(results: Results) -> str:
     return f"""# Benchmarks
 
 Written by `scripts/bench --render`; `scripts/bench` measures again. Load generator, Kafka, Redis and the contestant share one
-machine, one contestant at a time on the same broker, each round beginning with another one. Figures are medians of
-{about["options"]["rounds"]} rounds, each of {about["options"]["seconds"]:g} s; lines in the plots go from the lowest round to the highest.
-**Ours ×** is our figure divided by the contestant's, the median over the rounds of the ratio within each. For latency, CPU
-and memory less is better.
+machine, one contestant at a time on the same broker, each round beginning with another one. Figures are medians; lines in
+the plots go from the lowest round to the highest. Rounds: {about["options"]["rounds"]}; seconds a load: {about["options"]["seconds"]:g};
+events in a backlog: {about["options"]["events"]:,}. **Ours ×** is our figure divided by the contestant's: the median over the rounds of
+the ratio within each. For latency, CPU and memory less is better. Raw figures: [results.json](benchmarks/results.json).
 
 | | |
 |---|---|
@@ -165,7 +185,9 @@ def section_text(results: Results, section: Section, plots: Path) -> str | None:
     ]  # fmt: skip
     images = [image(results, section, variants, contestants, figure, log, plots) for figure, log in section.plots]
     figures = [one for one in section.figures if any(spreads(results, section, one, variants, contestants))]
-    return "\n".join([f"## {section.title}\n", section.text + "\n", *images, table(results, section, variants, contestants, figures)])
+    compared = [figures[0], *(one for one in section.ratios if one in figures)]
+    rows = table(results, section, variants, contestants, figures, compared)
+    return "\n".join([f"## {section.title}\n", section.text + "\n", *images, rows])
 
 
 def measured(results: Results, section: Section, params: Params) -> bool:
@@ -182,22 +204,25 @@ def spreads(
 
 
 def table(
-    results: Results, section: Section, variants: Sequence[Params], contestants: Sequence[str], figures: Sequence[Figure]
-) -> str:
+    results: Results, section: Section, variants: Sequence[Params], contestants: Sequence[str], figures: Sequence[Figure],
+    compared: Sequence[Figure],
+) -> str:  # fmt: skip
     """A row for each variant and contestant."""
-    head = ["", "contestant", *(figure.title for figure in figures), f"ours × ({figures[0].title})"]
-    rows = []
+    head = ["", "contestant", *(figure.title for figure in figures), *(f"ours × {figure.title}" for figure in compared)]
+    lines = [head, ["---"] * len(head)]
     for params in variants:
         for key in contestants:
             found = [results.spread(section.scenario, key, params, figure.key) for figure in figures]
             if any(found):
-                ratio = results.ratio(section.scenario, section.ours, key, params, figures[0].key)
-                rows.append([
-                    section.label(params), title_of(results, key), *map(number, figures, found),
-                    "" if ratio is None or key == section.ours else f"{ratio:.2f}",
-                ])  # fmt: skip
-    lines = [head, ["---"] * len(head), *rows]
+                ratios = [ratio_text(results, section, key, params, figure) for figure in compared]
+                lines.append([section.label(params), title_of(results, key), *map(number, figures, found), *ratios])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def ratio_text(results: Results, section: Section, key: str, params: Params, figure: Figure) -> str:
+    """Our figure divided by a peer's."""
+    ratio = None if key == section.ours else results.ratio(section.scenario, section.ours, key, params, figure.key)
+    return "" if ratio is None else f"{ratio:.2f}"
 
 
 def number(figure: Figure, spread: Spread | None) -> str:

@@ -250,13 +250,13 @@ def lists_of(bench: Bench, one: Contestant, worker: Contestant, topic: str, nth:
     with bench.servers.topic() as other, bench.service(one, other, warm=False) as service:
         for name, query in PAGES.items():
             url = f"{service.url}/events/processed?{query}"
-            closed_loop(url, 16, bench.options.warm_up)
             bench.measure("lists", one.key, nth, {"list": name}, pages_of, bench, service, url)
         bench.measure("lists", one.key, nth, {"list": "full export"}, export_of, service)
 
 
 def pages_of(bench: Bench, service: Running, url: str) -> dict[str, float]:
-    """Pages for the time of a measurement."""
+    """Pages for the time of a measurement, after a warm-up: each kind of page has code of its own to compile."""
+    closed_loop(url, 16, bench.options.warm_up)
     return with_cpu([service.process], closed_loop, url, 16, bench.options.seconds)
 
 
@@ -275,11 +275,11 @@ def export_of(service: Running) -> dict[str, float]:
 def memory(bench: Bench) -> None:
     """(f) Resident memory: idle, with many connections under load, and with a backlog."""
     for nth, one in bench.rounds(bench.present(SERVICES)):
-        bench.measure("memory", one.key, nth, {}, memory_of_service, bench, one)
+        bench.measure("memory", one.key, nth, {"of": "service"}, memory_of_service, bench, one)
     with bench.servers.topic() as topic:
         bench.servers.fill(topic, bench.options.events, USUAL_SIZE)
         for nth, one in bench.rounds(bench.present(WORKERS)):
-            bench.measure("memory", one.key, nth, {}, memory_of_worker, bench, one, topic)
+            bench.measure("memory", one.key, nth, {"of": "worker"}, memory_of_worker, bench, one, topic)
 
 
 def memory_of_service(bench: Bench, one: Contestant) -> dict[str, float]:
