@@ -65,7 +65,8 @@ def posts_of(bench: Bench, service: Running, connections: int, size: int = USUAL
 
 def producer_performance(bench: Bench) -> dict[str, float]:
     """Kafka's own load generator, without HTTP: records of the usual size, batched as it likes."""
-    jars = Path.home() / ".cache" / "user-activity" / "kafka" / KAFKA_VERSION
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    jars = cache / "user-activity" / "kafka" / KAFKA_VERSION
     with bench.servers.topic() as topic:
         records = max(100_000, round(bench.options.seconds * 150_000))
         output = run([
@@ -191,7 +192,8 @@ def drain(bench: Bench) -> None:
 
 
 def drain_of(bench: Bench, one: Contestant, topic: str, workers: int = 1, index: bool = True) -> dict[str, float]:
-    """Events a second from the first stored one to the last, which leaves starting and joining the group out."""
+    """Events a second from the first stored one to the last, which leaves starting and joining the group out; and of the
+    second half alone, which leaves out the rebalances as further workers join."""
     servers = bench.servers
     total = servers.records(topic)
     servers.empty_redis()
@@ -199,19 +201,28 @@ def drain_of(bench: Bench, one: Contestant, topic: str, workers: int = 1, index:
     with bench.workers(one, topic, servers.group(), workers, index) as processes:
         first, cpu = first_stored(servers, processes), cpu_of(processes)
         begun = time.monotonic()
-        wait_until("the backlog to be drained", 600, lambda: alive(processes) and servers.stored() >= total, 0.02)
-        seconds = time.monotonic() - begun
+        middle = await_stored(servers, processes, (first + total) // 2)
+        half_way = time.monotonic()
+        await_stored(servers, processes, total)
+        end = time.monotonic()
         usages = [process.usage() for process in processes]
     if first >= total:
         raise Failed("too few events to measure: all were stored at once")
     events = total - first
     used = sum(usage.cpu_seconds for usage in usages) - cpu
     return {
-        "per_second": events / seconds,
+        "per_second": events / (end - begun),
+        "settled_per_second": (total - middle) / max(end - half_way, 1e-3),
         "cpu_us": used / events * 1e6,
         "peak_mib": max(usage.peak_mib for usage in usages),
         "redis_bytes": (servers.used_memory() - before) / total,
     }
+
+
+def await_stored(servers: Servers, processes: list[Process], wanted: int) -> int:
+    """Until so many events are stored; gives how many there are then."""
+    wait_until("the backlog to be drained", 600, lambda: alive(processes) and servers.stored() >= wanted, 0.02)
+    return servers.stored()
 
 
 def first_stored(servers: Servers, processes: list[Process]) -> int:
