@@ -26,7 +26,7 @@ from .servers import KAFKA_VERSION, PARTITIONS, Servers, cores
 ABSENT = {
     "Redpanda Connect": "its Go module did not resolve where this bench was written; Benthos, its core, takes part instead, "
     "with its own Kafka output, in the last version under its old module path",
-    "Strimzi Kafka Bridge": "the registry has no jar of io.strimzi:kafka-bridge",
+    "Strimzi Kafka Bridge": "its jar (io.strimzi:kafka-bridge) did not resolve with Maven where this bench was written",
 }  # fmt: skip
 
 
