@@ -1,0 +1,371 @@
+"""What is measured. Each scenario is a function of the run; SCENARIOS lists them in the order of a whole run."""
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from .bench import Bench, Running, milliseconds, status_of
+from .contestants import API, CONFLUENT, EXPRESS, KAFKAJS, SERVICES, SYSTEMS, WORKER, WORKERS, Contestant
+from .events import USUAL_SIZE, compact, origin_of, request
+from .load import Load, closed_loop, open_loop
+from .processes import Failed, Process, run, wait_until
+from .results import quantile
+from .servers import KAFKA_VERSION, PARTITIONS, Servers
+
+CONNECTIONS = (1, 16, 64, 256)
+BATCHES = (100, 1000)
+# Events of the drains whose records are large: as many bytes as all of the usual ones would make.
+SIZES = (USUAL_SIZE, 1000, 8000)
+SAMPLES_PER_SECOND = 50
+LOADED_CONNECTIONS = 1000
+
+
+def with_cpu(processes: list[Process], load: Callable[..., Load], *arguments: object) -> dict[str, float]:
+    """A load's figures, and what one request cost the service in microseconds of CPU."""
+    before, start = cpu_of(processes), time.monotonic()
+    measured = load(*arguments)
+    seconds, used = time.monotonic() - start, cpu_of(processes) - before
+    return {**measured.figures(), "cpu_us": used / (measured.per_second * seconds) * 1e6}
+
+
+def cpu_of(processes: list[Process]) -> float:
+    """Their CPU time so far, in seconds."""
+    return sum(process.usage().cpu_seconds for process in processes)
+
+
+def single(bench: Bench) -> None:
+    """(a) Single POSTs, closed loop; and what Kafka's own producer reaches on this broker."""
+    services = bench.present(SERVICES)
+    for nth, one in bench.rounds([*services, None]):
+        if one is None:
+            bench.measure("single", "producer-performance", nth, {"connections": 0}, producer_performance, bench)
+        else:
+            bench.attempt("single", one.key, nth, single_of, bench, one, nth)
+
+
+def single_of(bench: Bench, one: Contestant, nth: int) -> None:
+    """One contestant's turn."""
+    with bench.servers.topic() as topic, bench.service(one, topic) as service:
+        for connections in CONNECTIONS:
+            bench.measure(
+                "single", one.key, nth, {"connections": connections}, posts_of, bench, service, connections
+            )
+
+
+def posts_of(bench: Bench, service: Running, connections: int, size: int = USUAL_SIZE) -> dict[str, float]:
+    """Single POSTs for the time of a measurement."""
+    url, seconds = f"{service.url}/events/generate", bench.options.seconds
+    return with_cpu([service.process], closed_loop, url, connections, seconds, bench.bodies(size))
+
+
+def producer_performance(bench: Bench) -> dict[str, float]:
+    """Kafka's own load generator, without HTTP: records of the usual size, batched as it likes."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    jars = cache / "user-activity" / "kafka" / KAFKA_VERSION
+    with bench.servers.topic() as topic:
+        records = max(100_000, round(bench.options.seconds * 150_000))
+        output = run([
+            "java", "-Xmx512m", "-cp", f"{jars}/*", "org.apache.kafka.tools.ProducerPerformance", "--topic", topic,
+            "--num-records", str(records), "--record-size", str(USUAL_SIZE), "--throughput", "-1",
+            "--bootstrap-server", bench.servers.brokers, "--command-property", "acks=all",
+        ])  # fmt: skip
+    pattern = r"([\d.]+) records/sec .* ([\d.]+) ms 50th, .* ([\d.]+) ms 99th, ([\d.]+) ms 99\.9th"
+    found = re.findall(pattern, output)
+    if not found:
+        raise Failed(f"ProducerPerformance: {output[-300:]}")
+    return dict(zip(("per_second", "p50_ms", "p99_ms", "p999_ms"), map(float, found[-1]), strict=True))
+
+
+def batch(bench: Bench) -> None:
+    """(b) Batches: events a second."""
+    for nth, one in bench.rounds([one for one in bench.present(SERVICES) if one.batches]):
+        bench.attempt("batch", one.key, nth, batch_of, bench, one, nth)
+
+
+def batch_of(bench: Bench, one: Contestant, nth: int) -> None:
+    """One contestant's turn."""
+    with bench.servers.topic() as topic, bench.service(one, topic) as service:
+        for events in BATCHES:
+            bench.measure("batch", one.key, nth, {"events": events}, batches_of, bench, service, events)
+
+
+def batches_of(bench: Bench, service: Running, events: int) -> dict[str, float]:
+    """Batches for the time of a measurement, by 16 connections."""
+    url, bodies = f"{service.url}/events/batch", bench.bodies(batch=events)
+    status = status_of(url, compact([request(0)]))
+    if status != 200:
+        raise Failed("route missing" if status in (404, 405) else f"a batch was answered {status}")
+    figures = with_cpu([service.process], closed_loop, url, 16, bench.options.seconds, bodies)
+    return {**figures, "per_second": figures["per_second"] * events, "cpu_us": figures["cpu_us"] / events}
+
+
+def visible(bench: Bench) -> None:
+    """(c) From the POST to the list: open loop at half of what the whole system takes."""
+    systems = [pair for pair in SYSTEMS if len(bench.present(pair)) == len(pair)]
+    for nth, (service, worker) in bench.rounds(systems):
+        bench.attempt("visible", service.key, nth, visible_of, bench, service, worker, nth)
+
+
+def visible_of(bench: Bench, one: Contestant, worker: Contestant, nth: int) -> None:
+    """One system's turn: its maximum, then half of that."""
+    seconds = bench.options.seconds
+    bench.servers.empty_redis()
+    with ExitStack() as stack:
+        topic = stack.enter_context(bench.servers.topic())
+        stack.enter_context(bench.workers(worker, topic, bench.servers.group()))
+        service = stack.enter_context(bench.service(one, topic))
+        url = f"{service.url}/events/generate"
+
+        def maximum() -> Mapping[str, float]:
+            begun, before = time.monotonic(), bench.servers.stored()
+            accepted = closed_loop(url, 64, seconds, bench.bodies())
+            all_stored(bench.servers, topic)
+            stored = (bench.servers.stored() - before) / (time.monotonic() - begun)
+            return {**accepted.figures(), "stored_per_second": stored}
+
+        all_stored(bench.servers, topic)
+        found = bench.measure("visible", one.key, nth, {"load": "maximum"}, maximum)
+        if found:
+            rate = min(found["per_second"], found["stored_per_second"]) / 2
+            bench.measure("visible", one.key, nth, {"load": "half"}, half, bench, service, topic, rate)
+
+
+def half(bench: Bench, service: Running, topic: str, rate: float) -> dict[str, float]:
+    """The open loop, with the sampler beside it."""
+    seconds, begun = bench.options.seconds, milliseconds()
+    sampler = [sys.executable, "-m", "measure.sampler", service.url, str(seconds), str(SAMPLES_PER_SECOND)]
+    output = bench.processes.folder / "sampler.log"
+    output.unlink(missing_ok=True)
+    sampling = Process("sampler", sampler, dict(os.environ), output)
+    try:
+        load = open_loop(f"{service.url}/events/generate", rate, 256, seconds, bench.bodies())
+        wait_until("the sampler", 60, lambda: not sampling.alive())
+    finally:
+        sampling.stop()
+    all_stored(bench.servers, topic)
+    samples = samples_of(output)
+    taken_up = [float(after - made) for made, after in map(origin_of, bench.servers.bodies()) if made >= begun]
+    return {
+        "offered_per_second": rate,
+        **load.figures(),
+        **quantiles("visible", samples),
+        **quantiles("taken_up", taken_up),
+    }
+
+
+def samples_of(output: Path) -> list[float]:
+    """What the sampler printed."""
+    try:
+        samples: list[float] = json.loads(output.read_text())
+    except ValueError as error:
+        raise Failed(f"the sampler: {output.read_text()[-300:]}") from error
+    return samples
+
+
+def quantiles(name: str, values: list[float]) -> dict[str, float]:
+    """The usual three, and of how many."""
+    if not values:
+        raise Failed(f"{name}: nothing was measured")
+    shares = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
+    return {**{f"{name}_{key}_ms": quantile(values, share) for key, share in shares.items()}, f"{name}_count": len(values)}
+
+
+def all_stored(servers: Servers, topic: str) -> None:
+    """Until the store has as many events as the topic."""
+    wait_until("the worker to catch up", 300, lambda: servers.stored() >= servers.records(topic))
+
+
+def drain(bench: Bench) -> None:
+    """(d) Workers and a topic that is full already: one and three, with and without the index of each user."""
+    variants = [(workers, index) for workers in (1, 3) for index in (True, False)]
+    present = bench.present(WORKERS)
+    with bench.servers.topic() as topic:
+        bench.servers.fill(topic, bench.options.events, USUAL_SIZE)
+        for nth, (one, (workers, index)) in bench.rounds([(one, variant) for variant in variants for one in present]):
+            params = {"workers": workers, "user_index": "on" if index else "off"}
+            bench.measure("drain", one.key, nth, params, drain_of, bench, one, topic, workers, index)
+
+
+def drain_of(bench: Bench, one: Contestant, topic: str, workers: int = 1, index: bool = True) -> dict[str, float]:
+    """Events a second from the first stored one to the last, which leaves starting and joining the group out; and of the
+    second half alone, which leaves out the rebalances as further workers join."""
+    servers = bench.servers
+    total = servers.records(topic)
+    servers.empty_redis()
+    before = servers.used_memory()
+    with bench.workers(one, topic, servers.group(), workers, index) as processes:
+        first, cpu = first_stored(servers, processes), cpu_of(processes)
+        begun = time.monotonic()
+        middle = await_stored(servers, processes, (first + total) // 2)
+        half_way = time.monotonic()
+        await_stored(servers, processes, total)
+        end = time.monotonic()
+        usages = [process.usage() for process in processes]
+    if first >= total:
+        raise Failed("too few events to measure: all were stored at once")
+    events = total - first
+    used = sum(usage.cpu_seconds for usage in usages) - cpu
+    return {
+        "per_second": events / (end - begun),
+        "settled_per_second": (total - middle) / max(end - half_way, 1e-3),
+        "cpu_us": used / events * 1e6,
+        "peak_mib": max(usage.peak_mib for usage in usages),
+        "redis_bytes": (servers.used_memory() - before) / total,
+    }
+
+
+def await_stored(servers: Servers, processes: list[Process], wanted: int) -> int:
+    """Until so many events are stored; gives how many there are then."""
+    wait_until("the backlog to be drained", 600, lambda: alive(processes) and servers.stored() >= wanted, 0.02)
+    return servers.stored()
+
+
+def first_stored(servers: Servers, processes: list[Process]) -> int:
+    """Waits for the first event, and says how many there are by then."""
+    wait_until("a first event", 60, lambda: alive(processes) and servers.stored() > 0, 0.005)
+    return servers.stored()
+
+
+def alive(processes: list[Process]) -> bool:
+    """True, or Failed."""
+    for process in processes:
+        process.must_live()
+    return True
+
+
+PAGES = {
+    "page of 100, oldest first": "limit=100",
+    "page of 100, newest first": "limit=100&order=desc",
+    "page of 1000, newest first": "limit=1000&order=desc",
+    "page of 100, one user": "limit=100&userId=user-00000",
+}
+
+
+def lists(bench: Bench) -> None:
+    """(e) Pages by 16 connections, and the full export by one."""
+    systems = [pair for pair in SYSTEMS if pair[0].reads and len(bench.present(pair)) == len(pair)]
+    with bench.servers.topic() as topic:
+        bench.servers.fill(topic, bench.options.events, USUAL_SIZE)
+        for nth, (service, worker) in bench.rounds(systems):
+            bench.attempt("lists", service.key, nth, lists_of, bench, service, worker, topic, nth)
+
+
+def lists_of(bench: Bench, one: Contestant, worker: Contestant, topic: str, nth: int) -> None:
+    """One system's turn: its worker fills the store, its service reads it."""
+    drain_of(bench, worker, topic)
+    with bench.servers.topic() as other, bench.service(one, other, warm=False) as service:
+        for name, query in PAGES.items():
+            url = f"{service.url}/events/processed?{query}"
+            bench.measure("lists", one.key, nth, {"list": name}, pages_of, bench, service, url)
+        bench.measure("lists", one.key, nth, {"list": "full export"}, export_of, service)
+
+
+def pages_of(bench: Bench, service: Running, url: str) -> dict[str, float]:
+    """Pages for the time of a measurement, after a warm-up: each kind of page has code of its own to compile."""
+    closed_loop(url, 16, bench.options.warm_up)
+    return with_cpu([service.process], closed_loop, url, 16, bench.options.seconds)
+
+
+def export_of(service: Running) -> dict[str, float]:
+    """All events as one array, thrown away by curl."""
+    command = ["curl", "-sSf", "-o", "/dev/null", "-w", "%{size_download} %{time_total} %{time_starttransfer}"]
+    size, seconds, first = map(float, run([*command, f"{service.url}/events/processed"]).split())
+    return {
+        "mib_per_second": size / seconds / 2**20,
+        "seconds": seconds,
+        "first_byte_ms": first * 1000,
+        "peak_mib": service.process.usage().peak_mib,
+    }
+
+
+def memory(bench: Bench) -> None:
+    """(f) Resident memory: idle, with many connections under load, and with a backlog."""
+    for nth, one in bench.rounds(bench.present(SERVICES)):
+        bench.measure("memory", one.key, nth, {"of": "service"}, memory_of_service, bench, one)
+    with bench.servers.topic() as topic:
+        bench.servers.fill(topic, bench.options.events, USUAL_SIZE)
+        for nth, one in bench.rounds(bench.present(WORKERS)):
+            bench.measure("memory", one.key, nth, {"of": "worker"}, memory_of_worker, bench, one, topic)
+
+
+def memory_of_service(bench: Bench, one: Contestant) -> dict[str, float]:
+    """After its first POST; after as many connections as it was asked to hold."""
+    with bench.servers.topic() as topic, bench.service(one, topic, warm=False) as service:
+        time.sleep(bench.options.warm_up)
+        idle = service.process.usage().resident_mib
+        load = closed_loop(f"{service.url}/events/generate", LOADED_CONNECTIONS, bench.options.seconds, bench.bodies())
+        used = service.process.usage()
+        return {"idle_mib": idle, "loaded_mib": used.resident_mib, "peak_mib": used.peak_mib, "per_second": load.per_second}
+
+
+def memory_of_worker(bench: Bench, one: Contestant, topic: str) -> dict[str, float]:
+    """With nothing to do; and the highest of a backlog."""
+    with bench.servers.topic() as empty, bench.workers(one, empty, bench.servers.group()) as processes:
+        time.sleep(3 + bench.options.warm_up)
+        alive(processes)
+        idle = processes[0].usage().resident_mib
+    return {"idle_mib": idle, "peak_mib": drain_of(bench, one, topic)["peak_mib"]}
+
+
+def growth_of_posts(bench: Bench) -> None:
+    """(g) How single POSTs by 64 connections change with partitions and with the size of an event."""
+    variants = {(partitions, USUAL_SIZE) for partitions in (1, PARTITIONS, 24)} | {(PARTITIONS, size) for size in SIZES}
+    turns = [(one, *variant) for variant in sorted(variants) for one in bench.present([API, EXPRESS])]
+    for nth, (one, partitions, size) in bench.rounds(turns):
+        params = {"partitions": partitions, "bytes": size}
+        bench.measure("growth-posts", one.key, nth, params, grown_posts, bench, one, partitions, size)
+
+
+def grown_posts(bench: Bench, one: Contestant, partitions: int, size: int) -> dict[str, float]:
+    """One variant."""
+    with bench.servers.topic(partitions) as topic, bench.service(one, topic) as service:
+        return posts_of(bench, service, 64, size)
+
+
+def growth_of_drain(bench: Bench) -> None:
+    """(g) How a drain changes with partitions, workers and the size of an event."""
+    usual = (PARTITIONS, 1, USUAL_SIZE)
+    variants = {usual, (1, 1, USUAL_SIZE), (24, 1, USUAL_SIZE)}
+    variants |= {(PARTITIONS, workers, USUAL_SIZE) for workers in (2, 3, 6)} | {(PARTITIONS, 1, size) for size in SIZES}
+    topics = sorted({(partitions, size) for partitions, _, size in variants})
+    for partitions, size in topics:
+        with bench.servers.topic(partitions) as topic:
+            bench.servers.fill(topic, max(2000, bench.options.events * USUAL_SIZE // size), size)
+            counts = sorted(workers for one, workers, other in variants if (one, other) == (partitions, size))
+            turns = [(one, workers) for workers in counts for one in bench.present([WORKER, KAFKAJS])]
+            for nth, (one, workers) in bench.rounds(turns):
+                params = {"partitions": partitions, "workers": workers, "bytes": size}
+                bench.measure("growth-drain", one.key, nth, params, drain_of, bench, one, topic, workers)
+
+
+def redis_bytes(bench: Bench) -> None:
+    """What Redis needs for one stored event, with and without the index of each user."""
+    with bench.servers.topic() as topic:
+        bench.servers.fill(topic, bench.options.events, USUAL_SIZE)
+        for one in bench.present([WORKER, KAFKAJS, CONFLUENT]):
+            for index in (True, False):
+                params = {"user_index": "on" if index else "off"}
+                bench.measure("bytes", one.key, 1, params, bytes_of, bench, one, topic, index)
+
+
+def bytes_of(bench: Bench, one: Contestant, topic: str, index: bool) -> dict[str, float]:
+    """Of one drain."""
+    return {"redis_bytes": drain_of(bench, one, topic, index=index)["redis_bytes"]}
+
+
+SCENARIOS: dict[str, Callable[[Bench], None]] = {
+    "single": single,
+    "batch": batch,
+    "visible": visible,
+    "drain": drain,
+    "lists": lists,
+    "memory": memory,
+    "growth-posts": growth_of_posts,
+    "growth-drain": growth_of_drain,
+    "bytes": redis_bytes,
+}
