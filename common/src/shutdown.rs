@@ -13,9 +13,12 @@ pub fn on_signal() -> std::io::Result<Shutdown> {
     let token = shutdown.clone();
     tokio::spawn(async move {
         let mut next = async || tokio::select! { _ = term.recv() => "SIGTERM", _ = int.recv() => "SIGINT" };
-        log::info!("{} received: draining", next().await);
+        // Not inside the log lines: what these print is not computed when their level is off.
+        let first = next().await;
+        log::info!("{first} received: draining");
         token.cancel();
-        log::warn!("{} received while draining: ending at once, what was in flight is not finished", next().await);
+        let second = next().await;
+        log::warn!("{second} received while draining: ending at once, what was in flight is not finished");
         std::process::exit(130);
     });
     Ok(shutdown)

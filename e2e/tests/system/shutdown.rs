@@ -37,6 +37,18 @@ async fn sigterm_under_load_is_a_clean_stop_and_keeps_every_acknowledged_event()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn processes_that_log_nothing_run_until_they_are_told_to_stop() {
+    let world = World::shared().with("LOG_LEVEL", "off");
+    let (mut api, mut worker) = world.start().await;
+    let journal = Journal::default();
+    journal.must_post(&api.client, "u", 0).await.unwrap();
+    journal.holds(&api.client).await;
+    for process in [&mut worker.process, &mut api.process] {
+        assert_eq!(process.terminate(Duration::from_secs(20)).await.code(), Some(0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_api_killed_under_load_has_promised_nothing_that_is_not_kept() {
     let world = World::shared();
     let (mut api, _worker) = world.start().await;
