@@ -38,6 +38,12 @@ pub struct Violation {
 }
 
 impl Violation {
+    /// Something wrong with the whole document.
+    #[must_use]
+    pub fn document(detail: String) -> Self {
+        Self::new("", "json", detail)
+    }
+
     fn new(pointer: &'static str, code: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
         Self { pointer: pointer.into(), code, detail: detail.into() }
     }

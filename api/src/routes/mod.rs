@@ -1,6 +1,7 @@
 //! The routes, one file a resource.
 
 mod activities;
+mod batch;
 mod event;
 mod generate;
 mod health;
@@ -22,7 +23,7 @@ const GET: &str = "GET, HEAD";
 /// Which methods a path takes, for those that a request did not meet.
 fn allowed_methods(path: &str) -> Option<&'static str> {
     match path.trim_start_matches('/').split('/').collect::<Vec<_>>()[..] {
-        ["events", "generate"] => Some("POST"),
+        ["events", "generate" | "batch"] => Some("POST"),
         ["api", "activities"] => Some("GET, HEAD, POST"),
         ["events", "stream"] => Some("GET"),
         ["events", "processed"] | ["health" | "livez" | "readyz"] => Some(GET),
@@ -34,6 +35,8 @@ fn allowed_methods(path: &str) -> Option<&'static str> {
 /// All routes. Every request gets a reply; none is rejected.
 pub fn all(app: &Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + use<> {
     generate::route(app)
+        .or(batch::route(app))
+        .unify()
         .or(processed::route(app))
         .unify()
         .or(activities::route(app))
