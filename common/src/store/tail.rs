@@ -13,6 +13,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 
+use super::positions::partition_of;
 use super::{BUCKETS, Origin, Store, StoreError, bucket_of};
 
 /// About how many entries a stream holds.
@@ -180,10 +181,21 @@ pub struct Seen(HashMap<(usize, i32), i64>);
 impl Seen {
     /// Whether a record is announced for the first time.
     pub fn is_new(&mut self, bucket: usize, record: &Announced) -> bool {
-        let highest = self.0.entry((bucket, record.partition)).or_insert(-1);
-        let new = record.offset > *highest;
-        *highest = record.offset.max(*highest);
+        self.raise(bucket, record.partition, record.offset)
+    }
+
+    /// Whether that raised the highest offset.
+    fn raise(&mut self, bucket: usize, partition: i32, offset: i64) -> bool {
+        let highest = self.0.entry((bucket, partition)).or_insert(-1);
+        let new = offset > *highest;
+        *highest = offset.max(*highest);
         new
+    }
+
+    fn join(&mut self, other: Self) {
+        for ((bucket, partition), offset) in other.0 {
+            self.raise(bucket, partition, offset);
+        }
     }
 
     /// Takes note of whole entries.
@@ -205,7 +217,29 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn tail_end(&self) -> Result<(TailPosition, Seen), StoreError> {
-        self.tail_before(None).await
+        // Before the end is read: everything before a position was announced by then.
+        let stored = self.seen_by_positions().await?;
+        let (end, mut seen) = self.tail_before(None).await?;
+        seen.join(stored);
+        Ok((end, seen))
+    }
+
+    /// What was announced according to the positions, which also know of a partition that has been quiet for long.
+    async fn seen_by_positions(&self) -> Result<Seen, StoreError> {
+        let mut pipeline = redis::pipe();
+        for bucket in 0..BUCKETS {
+            pipeline.cmd("HGETALL").arg(self.layout.positions(bucket));
+        }
+        let buckets: Vec<HashMap<String, i64>> = self.read.pipeline(&pipeline).await?;
+        let mut seen = Seen::default();
+        for (bucket, positions) in buckets.into_iter().enumerate() {
+            for (field, next) in positions {
+                if let Some(partition) = partition_of(&field) {
+                    seen.raise(bucket, partition, next - 1);
+                }
+            }
+        }
+        Ok(seen)
     }
 
     /// What was announced last before a position: how a reader that goes on there tells what is new.

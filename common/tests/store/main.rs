@@ -3,11 +3,13 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, its helpers too")]
 
+mod filters;
 mod lists;
 mod outages;
 mod positions;
 #[path = "../support/mod.rs"]
 mod support;
+mod tail;
 mod workers;
 mod world;
 mod writes;
