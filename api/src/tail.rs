@@ -192,9 +192,11 @@ impl Tail {
 
     /// The events of those records that are announced for the first time.
     async fn new_events(&self, entries: &[Entry]) -> Result<Events, StoreError> {
-        let mut seen = self.lock().seen.clone();
         let records = entries.iter().flat_map(|entry| entry.records.iter().map(move |record| (entry.bucket, record)));
-        let new: Vec<(usize, &Announced)> = records.filter(|(bucket, record)| seen.is_new(*bucket, record)).collect();
+        let new: Vec<(usize, &Announced)> = {
+            let state = self.lock();
+            records.filter(|(bucket, record)| !state.seen.knows(*bucket, record)).collect()
+        };
         events_of(&self.store, &new).await
     }
 

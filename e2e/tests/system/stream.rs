@@ -364,7 +364,10 @@ async fn a_position_that_redis_no_longer_holds_is_answered_with_a_reset_and_then
     let own = Own::start().await;
     let client = &own.api.client;
     let mut stream = open(client).await;
-    own.post(60).await;
+    // Each waits for the one before it: several transactions in most buckets.
+    for _ in 0..3 {
+        own.post(30).await;
+    }
     take(&mut stream, 5).await;
     let last_id = stream.last_id().to_owned();
     // As more than a thousand transactions do it.
