@@ -128,7 +128,7 @@ async fn an_event_is_seen_within_a_moment_and_frames_are_never_compressed() {
     assert_eq!(soon.unwrap().event_id, id);
     let mut plain = String::new();
     while !plain.contains(&id) {
-        plain += &String::from_utf8(response.chunk().await.unwrap().unwrap().to_vec()).unwrap();
+        plain += std::str::from_utf8(&response.chunk().await.unwrap().unwrap()).unwrap();
     }
     assert!(plain.starts_with("retry: "), "{plain}");
 }
