@@ -157,9 +157,6 @@ impl EventTypes {
     /// # Errors
     /// The violation, worded as the API answers it.
     pub fn parse(&self, text: &str) -> Result<EventType, Violation> {
-        if text.is_empty() {
-            return Err(Self::required());
-        }
         self.0.iter().find(|known| &*known.0 == text).cloned().ok_or_else(|| {
             let names: Vec<&str> = self.0.iter().map(EventType::as_str).collect();
             Violation::new("/eventType", "enum", format!("eventType must be one of: {}", names.join(", ")))
@@ -171,7 +168,8 @@ impl EventTypes {
     }
 
     fn of_member(&self, raw: Option<&RawValue>) -> Result<EventType, Violation> {
-        self.parse(&raw.and_then(string).ok_or_else(Self::required)?)
+        let text = raw.and_then(string).filter(|text| !text.is_empty());
+        self.parse(&text.ok_or_else(Self::required)?)
     }
 }
 
