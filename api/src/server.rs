@@ -35,8 +35,9 @@ const MAX_HEADERS: usize = 32 * 1024;
 /// it hyper answers a bare 431.
 const MAX_HEAD: usize = 256 * 1024;
 
-/// How long a client may take nothing of a reply before its connection is cut.
-const WRITE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a client may take nothing of a reply before its connection is cut. Shorter than the default of
+/// `SHUTDOWN_TIMEOUT`, so that nobody who reads nothing makes a stop unclean.
+const WRITE_PATIENCE: Duration = Duration::from_secs(15);
 /// How often the rate limit forgets clients that are quiet.
 const FORGET_PERIOD: Duration = Duration::from_secs(60);
 /// Replies below this many bytes are not worth compressing.
