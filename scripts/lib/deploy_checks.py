@@ -166,27 +166,41 @@ def settings_read():
     return {name for path in sources for name in re.findall(r'env = "([A-Z_0-9]+)"', path.read_text())}
 
 
-def check_container(where, container):
+def check_pod(where, pod):
+    """What holds for every pod of ours."""
+    security, (container,) = pod.get("securityContext", {}), pod["containers"]
+    if security.get("runAsNonRoot") is not True or security.get("seccompProfile") != {"type": "RuntimeDefault"}:
+        complain(where, "needs runAsNonRoot: true and the seccomp profile RuntimeDefault")
     security = container.get("securityContext", {})
     if security.get("readOnlyRootFilesystem") is not True or security.get("allowPrivilegeEscalation") is not False:
         complain(where, "needs readOnlyRootFilesystem: true and allowPrivilegeEscalation: false")
     if security.get("capabilities", {}).get("drop") != ["ALL"]:
         complain(where, "must drop all capabilities")
-    for probe, path in (("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
-        if container.get(probe, {}).get("httpGet", {}).get("path") != path:
-            complain(where, f"its {probe} must ask {path}")
     resources = container.get("resources", {})
     if not {"cpu", "memory"} <= set(resources.get("requests", {})) or "memory" not in resources.get("limits", {}):
         complain(where, "must request cpu and memory, and limit memory")
     if not container["image"].partition(":")[2]:
         complain(where, "its image has no tag")
+    # An optional one may be that of another version.
+    optional = lambda entry: entry.get("valueFrom", {}).get("secretKeyRef", {}).get("optional", False)  # noqa: E731
+    check_settings(where, [entry["name"] for entry in container["env"] if not optional(entry)])
+    for entry in container["env"]:
+        if entry["name"] in ("REDIS_URL", "KAFKA_SASL_PASSWORD") and "secretKeyRef" not in entry.get("valueFrom", {}):
+            complain(where, f"{entry['name']} must come from a Secret")
+
+
+def check_settings(where, names):
+    for name in sorted(set(names) - settings_read()):
+        complain(where, f"neither program reads {name}")
 
 
 def check_deployment(where, deployment, settings, budgets):
     pod = deployment["spec"]["template"]["spec"]
-    security, (container,) = pod.get("securityContext", {}), pod["containers"]
-    if security.get("runAsNonRoot") is not True or security.get("seccompProfile") != {"type": "RuntimeDefault"}:
-        complain(where, "needs runAsNonRoot: true and the seccomp profile RuntimeDefault")
+    (container,) = pod["containers"]
+    check_pod(where, pod)
+    for probe, path in (("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
+        if container.get(probe, {}).get("httpGet", {}).get("path") != path:
+            complain(where, f"its {probe} must ask {path}")
     pause = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
     if pod["terminationGracePeriodSeconds"] <= pause + seconds(settings["SHUTDOWN_TIMEOUT"]):
         complain(where, "terminationGracePeriodSeconds must be above SHUTDOWN_TIMEOUT and what is before it")
@@ -194,27 +208,21 @@ def check_deployment(where, deployment, settings, budgets):
         complain(where, "is not spread over nodes")
     if deployment["spec"]["selector"] not in budgets:
         complain(where, "has no PodDisruptionBudget")
-    # An optional one may be that of another version.
-    optional = lambda entry: entry.get("valueFrom", {}).get("secretKeyRef", {}).get("optional", False)  # noqa: E731
-    for name in sorted(set(settings) | {entry["name"] for entry in container["env"] if not optional(entry)}):
-        if name not in settings_read():
-            complain(where, f"neither program reads {name}")
-    for entry in container["env"]:
-        if entry["name"] in ("REDIS_URL", "KAFKA_SASL_PASSWORD") and "secretKeyRef" not in entry.get("valueFrom", {}):
-            complain(where, f"{entry['name']} must come from a Secret")
-    check_container(where, container)
 
 
 def check_manifests(path, partitions):
     objects = [found for found in yaml.safe_load_all(path.read_text()) if found]
     of_kind = lambda kind: [found for found in objects if found["kind"] == kind]  # noqa: E731
-    (config,) = of_kind("ConfigMap")
-    settings = config["data"]
+    for pod in of_kind("Pod"):
+        check_pod(f"{path.name}, {pod['metadata']['name']}", pod["spec"])
+    for config in of_kind("ConfigMap"):
+        check_settings(f"{path.name}, ConfigMap", config["data"])
+        if int(config["data"]["KAFKA_TOPIC_PARTITIONS"]) != partitions:
+            complain(path.name, "KAFKA_TOPIC_PARTITIONS is not what the rule user_activity:partitions says")
+    settings = {name: value for config in of_kind("ConfigMap") for name, value in config["data"].items()}
     budgets = [budget["spec"]["selector"] for budget in of_kind("PodDisruptionBudget")]
     for deployment in of_kind("Deployment"):
         check_deployment(f"{path.name}, {deployment['metadata']['name']}", deployment, settings, budgets)
-    if int(settings["KAFKA_TOPIC_PARTITIONS"]) != partitions:
-        complain(path.name, "KAFKA_TOPIC_PARTITIONS is not what the rule user_activity:partitions says")
     for scaled in of_kind("ScaledObject"):
         if scaled["spec"]["maxReplicaCount"] != partitions:
             complain(path.name, "maxReplicaCount is not the number of partitions")
