@@ -61,8 +61,9 @@ pub async fn serve(app: Arc<App>, listener: TcpListener, shutdown: Shutdown) -> 
                 continue;
             }
         };
-        let service = service.clone();
-        let guarded = service_fn(move |request| answer(service.clone(), request, Reply::into_response));
+        let (app, service) = (Arc::clone(&app), service.clone());
+        let guarded =
+            service_fn(move |request| answer(Arc::clone(&app), service.clone(), request, Reply::into_response));
         let connection = graceful.watch(http.serve_connection(TokioIo::new(Box::pin(stream)), guarded));
         tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -99,8 +100,9 @@ fn compressed<S>(service: S) -> Compression<S, impl Predicate> {
     Compression::new(service).quality(CompressionLevel::Fastest).compress_when(worth_it)
 }
 
-/// Calls the service, unless the headers are too large. The type of a problem's body can't be named.
+/// Calls the service, unless the headers are too large, and counts. The type of a problem's body can't be named.
 async fn answer<S, B, P>(
+    app: Arc<App>,
     service: S,
     request: Request<Incoming>,
     problem: impl FnOnce(Problem) -> Response<P>,
@@ -108,9 +110,13 @@ async fn answer<S, B, P>(
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
 {
+    let counted = app.metrics.begin(request.method(), request.uri().path());
     let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
-    if headers + request.uri().path().len() > MAX_HEADERS {
-        return Ok(problem(Problem::HeadersTooLarge(MAX_HEADERS)).map(Either::Right));
-    }
-    service.call(request).await.map(|response| response.map(Either::Left))
+    let response = if headers + request.uri().path().len() > MAX_HEADERS {
+        problem(Problem::HeadersTooLarge(MAX_HEADERS)).map(Either::Right)
+    } else {
+        service.call(request).await?.map(Either::Left)
+    };
+    counted.answered(response.status());
+    Ok(response)
 }
