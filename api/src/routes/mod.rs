@@ -5,6 +5,8 @@ mod batch;
 mod event;
 mod generate;
 mod health;
+mod lag;
+mod metrics;
 mod processed;
 mod stream;
 
@@ -20,16 +22,37 @@ use crate::problem::Problem;
 
 const GET: &str = "GET, HEAD";
 
+/// The pattern of each path and the methods that it takes. The first that fits is meant; the metrics name requests by it.
+pub(crate) const PATHS: [(&str, &str); 11] = [
+    ("/events/generate", "POST"),
+    ("/events/batch", "POST"),
+    ("/events/processed", GET),
+    ("/events/stream", "GET"),
+    ("/events/{eventId}", GET),
+    ("/api/activities", "GET, HEAD, POST"),
+    ("/health", GET),
+    ("/livez", GET),
+    ("/readyz", GET),
+    ("/metrics", GET),
+    ("/lag", GET),
+];
+
+/// Which of [`PATHS`] a path is.
+pub(crate) fn path_index(path: &str) -> Option<usize> {
+    let path = path.trim_start_matches('/');
+    let fits = |pattern: &str| {
+        let mut parts = path.split('/');
+        let all = pattern[1..].split('/').all(|wanted| {
+            parts.next().is_some_and(|part| part == wanted || (wanted.starts_with('{') && !part.is_empty()))
+        });
+        all && parts.next().is_none()
+    };
+    PATHS.iter().position(|(pattern, _)| fits(pattern))
+}
+
 /// Which methods a path takes, for those that a request did not meet.
 fn allowed_methods(path: &str) -> Option<&'static str> {
-    match path.trim_start_matches('/').split('/').collect::<Vec<_>>()[..] {
-        ["events", "generate" | "batch"] => Some("POST"),
-        ["api", "activities"] => Some("GET, HEAD, POST"),
-        ["events", "stream"] => Some("GET"),
-        ["events", "processed"] | ["health" | "livez" | "readyz"] => Some(GET),
-        ["events", id] if !id.is_empty() => Some(GET),
-        _ => None,
-    }
+    path_index(path).map(|index| PATHS[index].1)
 }
 
 /// All routes. Every request gets a reply; none is rejected.
@@ -46,6 +69,10 @@ pub fn all(app: &Arc<App>) -> impl Filter<Extract = (Response,), Error = Infalli
         .or(event::route(app))
         .unify()
         .or(health::routes(app))
+        .unify()
+        .or(lag::route(app))
+        .unify()
+        .or(metrics::route(app))
         .unify()
         .or(warp::path::full().map(|path: FullPath| unmatched(path.as_str())))
         .unify()
@@ -80,6 +107,7 @@ mod tests {
         assert_eq!(allowed_methods("/events/generate"), Some("POST"));
         assert_eq!(allowed_methods("/events/0197"), Some(GET));
         assert_eq!(allowed_methods("/api/activities"), Some("GET, HEAD, POST"));
+        assert_eq!(path_index("/events/0197").map(|index| PATHS[index].0), Some("/events/{eventId}"));
         for path in ["/", "/events", "/events/", "/events/a/b", "/healthz", "//health/x"] {
             assert_eq!(allowed_methods(path), None, "{path}");
         }
