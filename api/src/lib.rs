@@ -6,12 +6,14 @@
 //! 4. `idempotency`: what makes a repeated request the same event;
 //! 5. `query`, `format`: which events a list is of, and the forms it comes in;
 //! 6. [`tail`]: what is processed now, for all readers of the stream;
-//! 7. [`problem`]: every reply that is not a success.
+//! 7. [`problem`]: every reply that is not a success;
+//! 8. [`openapi`]: the description of all this.
 
 mod body;
 mod config;
 mod format;
 mod idempotency;
+pub mod openapi;
 pub mod problem;
 mod query;
 pub mod routes;

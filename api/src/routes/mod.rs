@@ -4,6 +4,7 @@ mod activities;
 mod event;
 mod generate;
 mod health;
+mod pages;
 mod processed;
 mod stream;
 
@@ -19,16 +20,28 @@ use crate::problem::Problem;
 
 const GET: &str = "GET, HEAD";
 
+/// Which methods each path takes. The first that fits counts: a path that has a resource of its own is not an eventId.
+pub(crate) const ROUTES: [(&str, &str); 8] = [
+    ("/events/generate", "POST"),
+    ("/events/processed", GET),
+    ("/events/stream", "GET"),
+    ("/events/{eventId}", GET),
+    ("/api/activities", "GET, HEAD, POST"),
+    ("/health", GET),
+    ("/livez", GET),
+    ("/readyz", GET),
+];
+
 /// Which methods a path takes, for those that a request did not meet.
 fn allowed_methods(path: &str) -> Option<&'static str> {
-    match path.trim_start_matches('/').split('/').collect::<Vec<_>>()[..] {
-        ["events", "generate"] => Some("POST"),
-        ["api", "activities"] => Some("GET, HEAD, POST"),
-        ["events", "stream"] => Some("GET"),
-        ["events", "processed"] | ["health" | "livez" | "readyz"] => Some(GET),
-        ["events", id] if !id.is_empty() => Some(GET),
-        _ => None,
-    }
+    let route = ROUTES.iter().find(|(route, _)| fits(route, path)).map(|(_, methods)| *methods);
+    route.or_else(|| pages::exists(path).then_some(GET))
+}
+
+/// Whether a path is of this route, whose segments in braces stand for any.
+fn fits(route: &str, path: &str) -> bool {
+    let fits = |(own, other): (&str, &str)| own == other || (own.starts_with('{') && !other.is_empty());
+    route.split('/').count() == path.split('/').count() && route.split('/').zip(path.split('/')).all(fits)
 }
 
 /// All routes. Every request gets a reply; none is rejected.
@@ -43,6 +56,8 @@ pub fn all(app: &Arc<App>) -> impl Filter<Extract = (Response,), Error = Infalli
         .or(event::route(app))
         .unify()
         .or(health::routes(app))
+        .unify()
+        .or(pages::routes())
         .unify()
         .or(warp::path::full().map(|path: FullPath| unmatched(path.as_str())))
         .unify()
@@ -77,7 +92,8 @@ mod tests {
         assert_eq!(allowed_methods("/events/generate"), Some("POST"));
         assert_eq!(allowed_methods("/events/0197"), Some(GET));
         assert_eq!(allowed_methods("/api/activities"), Some("GET, HEAD, POST"));
-        for path in ["/", "/events", "/events/", "/events/a/b", "/healthz", "//health/x"] {
+        assert_eq!(allowed_methods("/"), Some(GET));
+        for path in ["/events", "//", "/events/", "/events/a/b", "/healthz", "//health/x"] {
             assert_eq!(allowed_methods(path), None, "{path}");
         }
     }
