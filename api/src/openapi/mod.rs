@@ -10,9 +10,11 @@ pub mod schemas;
 
 use std::sync::LazyLock;
 
+use utoipa::openapi::schema::{SchemaType, Type};
 use utoipa::openapi::security::{
     ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
 };
+use utoipa::openapi::{RefOr, Schema};
 use utoipa::{Modify, OpenApi};
 
 use self::problems::Problems;
@@ -44,9 +46,36 @@ pub(crate) static DOCUMENT: LazyLock<String> = LazyLock::new(|| {
         paths::health, paths::live, paths::ready, paths::lag, paths::metrics,
     ),
     components(schemas(schemas::Problem)),
-    modifiers(&Problems, &Keys),
+    modifiers(&Problems, &Present, &Keys),
 )]
 struct Description;
+
+/// A parameter is there or not; it is never null, which is what utoipa makes of an `Option`.
+struct Present;
+
+impl Modify for Present {
+    fn modify(&self, description: &mut utoipa::openapi::OpenApi) {
+        let items = description.paths.paths.values_mut();
+        let operations = items.flat_map(|item| [&mut item.get, &mut item.post]).flatten();
+        for parameter in operations.flat_map(|operation| &mut operation.parameters).flatten() {
+            let kind = match &mut parameter.schema {
+                Some(RefOr::T(Schema::Object(object))) => &mut object.schema_type,
+                Some(RefOr::T(Schema::Array(array))) => &mut array.schema_type,
+                Some(RefOr::T(Schema::OneOf(one_of))) => {
+                    let some = one_of.items.pop();
+                    parameter.schema = some;
+                    continue;
+                }
+                _ => continue,
+            };
+            if let SchemaType::Array(kinds) = kind
+                && let Some(some) = kinds.iter().find(|kind| **kind != Type::Null)
+            {
+                *kind = SchemaType::Type(some.clone());
+            }
+        }
+    }
+}
 
 /// API keys, which are asked for only where they are configured.
 struct Keys;
@@ -99,7 +128,7 @@ mod tests {
             }
         }
         for (path, method, _) in operations(&document) {
-            if let Some((_, allowed)) = ROUTES.iter().find(|(route, _)| route == path) {
+            if let Some((_, allowed)) = ROUTES.iter().find(|(route, _)| *route == path) {
                 assert!(allowed.contains(&method.to_ascii_uppercase()), "{method} {path} is described, but not there");
             }
         }

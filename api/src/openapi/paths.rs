@@ -8,7 +8,7 @@ use super::schemas::{Activities, BatchReply, Event, Health, Lag, Live, NewEvent,
 /// same event.
 #[utoipa::path(post, path = "/events/generate", operation_id = "publishEvent", tag = "events",
     params(
-        ("Idempotency-Key" = inline(Option<String>), Header, min_length = 1, max_length = 255, pattern = "^[A-Za-z0-9._:-]+$",
+        ("Idempotency-Key" = inline(Option<String>), Header, min_length = 1, max_length = 255, pattern = r#"^([!#-~][ -~]*|"([ !#-\[\]-~]|\\["\\])+")$"#,
             description = "Names the request: 1 to 255 visible ASCII characters, in quotes (RFC 9651) or bare. One user's events of the same key are one event."),
         ("Prefer" = inline(Option<String>), Header, example = "wait=2",
             description = "`wait=SECONDS` (RFC 7240): answer when a worker has stored the event, or after this time, at most 30 s."),
@@ -30,7 +30,7 @@ pub fn publish_event() {}
 /// The same as `POST /events/generate`.
 #[utoipa::path(post, path = "/api/activities", operation_id = "publishActivity", tag = "activities",
     params(
-        ("Idempotency-Key" = inline(Option<String>), Header, min_length = 1, max_length = 255, pattern = "^[A-Za-z0-9._:-]+$",
+        ("Idempotency-Key" = inline(Option<String>), Header, min_length = 1, max_length = 255, pattern = r#"^([!#-~][ -~]*|"([ !#-\[\]-~]|\\["\\])+")$"#,
             description = "As of `POST /events/generate`."),
         ("Prefer" = inline(Option<String>), Header, example = "wait=2", description = "As of `POST /events/generate`."),
     ),
@@ -53,7 +53,7 @@ pub fn publish_activity() {}
 #[utoipa::path(post, path = "/events/batch", operation_id = "publishEvents", tag = "events",
     params(
         ("validateOnly" = inline(Option<bool>), Query, description = "`true`: say what is wrong, publish nothing."),
-        ("Idempotency-Key" = inline(Option<String>), Header, min_length = 1, max_length = 255, pattern = "^[A-Za-z0-9._:-]+$",
+        ("Idempotency-Key" = inline(Option<String>), Header, min_length = 1, max_length = 255, pattern = r#"^([!#-~][ -~]*|"([ !#-\[\]-~]|\\["\\])+")$"#,
             description = "Names the request. An item that is sent again under the same key makes the same event."),
     ),
     request_body(description = "A JSON array of events, or one event a line",
@@ -190,7 +190,10 @@ pub fn ready() {}
 /// How far the workers are behind.
 #[utoipa::path(get, path = "/lag", operation_id = "lag", tag = "operation",
     responses((status = 200, description = "Each partition", body = Lag,
-        example = json!({"partitions": [{"partition": 0, "lag": 0}, {"partition": 1, "lag": 12}]}))),
+        example = json!({"group": "user-activity-consumer-group", "topic": "user-activity-events", "partitions": [
+                {"partition": 0, "lag": 0, "lagSeconds": 0.0, "worker": "worker-1"}, {"partition": 1, "lag": 12, "lagSeconds": 0.1, "worker": "worker-1"}],
+            "totalLag": 12, "lagSeconds": 0.1, "arrivalRate": 100.0, "drainRate": 140.0, "secondsToDrain": 0.3,
+            "recommendedReplicas": 1, "unknownPartitions": []}))),
 )]
 pub fn lag() {}
 

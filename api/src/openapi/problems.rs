@@ -61,6 +61,7 @@ fn of_reading(path: &str) -> Vec<Problem> {
     let mut problems = match path {
         "/events/processed" => vec![range(), Problem::NotAcceptable, Problem::TooManyExports, store()],
         "/api/activities" => vec![range(), store()],
+        "/lag" => vec![store()],
         "/events/stream" => vec![
             wrong_parameter("eventType", "is \"login\": eventType must be one of: LOGIN, LOGOUT, PRODUCT_VIEW"),
             Problem::InvalidHeader {

@@ -194,9 +194,9 @@ pub struct Health {
     pub version: String,
     /// `producer`, `store` and `consumer`: why, and since when.
     pub checks: BTreeMap<String, Condition>,
-    /// The workers that are alive.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub workers: Vec<Worker>,
+    /// The workers that are alive; null when Redis does not say.
+    #[serde(default)]
+    pub workers: Option<Vec<Worker>>,
 }
 
 /// A worker that is alive.
@@ -208,8 +208,8 @@ pub struct Worker {
     pub partitions: Vec<i32>,
     /// Events it has stored since it was started.
     pub stored: u64,
-    /// Records that it has yet to process.
-    pub lag: u64,
+    /// Records that it has yet to process; null while that is unknown.
+    pub lag: Option<i64>,
     /// When it last said so.
     #[schema(format = DateTime)]
     pub seen: String,
@@ -233,22 +233,46 @@ pub struct Live {
     pub status: String,
 }
 
-/// How far the workers are behind.
+/// How far the workers are behind, as they said last. What nobody knows is null.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct Lag {
+    /// The workers' consumer group.
+    pub group: Option<String>,
+    /// The topic.
+    pub topic: String,
     /// Each partition of the topic.
     pub partitions: Vec<PartitionLag>,
+    /// Records that are published and not yet processed.
+    pub total_lag: Option<i64>,
+    /// The age of the oldest of them, in seconds.
+    pub lag_seconds: Option<f64>,
+    /// Records published a second.
+    pub arrival_rate: Option<f64>,
+    /// Records processed a second.
+    pub drain_rate: Option<f64>,
+    /// Until nothing is left, at these rates.
+    pub seconds_to_drain: Option<f64>,
+    /// How many workers there should be.
+    pub recommended_replicas: u32,
+    /// Partitions whose lag nobody knows.
+    pub unknown_partitions: Vec<i32>,
 }
 
 /// How far one partition is behind.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct PartitionLag {
     /// Its number.
     #[schema(minimum = 0)]
     pub partition: i32,
     /// Records that are published and not yet processed.
     #[schema(minimum = 0)]
-    pub lag: i64,
+    pub lag: Option<i64>,
+    /// The age of the oldest of them, in seconds.
+    pub lag_seconds: Option<f64>,
+    /// Who reads it.
+    pub worker: Option<String>,
 }
 
 /// Every reply that is not a success (RFC 9457).
