@@ -307,7 +307,7 @@ function drawHealth(health) {
   byId("version").textContent = health.version;
   byId("parts").replaceChildren(...Object.entries(health.checks).map(([name, check]) => {
     const title = element("b", "", PARTS[name] ?? name);
-    const text = element("div", "", title, ` ${check.ok ? "works" : "does not work"}`, element("small", "", `${check.reason} · for ${ago(check.since)}`));
+    const text = element("div", "", title, ` ${health[name] ?? (check.ok ? "ok" : "not ok")}`, element("small", "", `${check.reason} · for ${ago(check.since)}`));
     const dot = element("span", "dot");
     dot.setAttribute("aria-hidden", "true");
     return element("li", check.ok ? "" : "bad", dot, text);
@@ -384,7 +384,8 @@ function drawRates(lag) {
     const value = rates[name].at(-1);
     byId(`rate-${name}`).textContent = known(value) ? round(value) : "–";
   }
-  byId("rate-in-note").textContent = known(lag?.arrivalRate) ? "as the workers see it" : "nobody says";
+  byId("rate-out-note").textContent = known(lag?.drainRate) ? "as the workers say" : "the last 10 s";
+  byId("rate-in-note").textContent = known(lag?.arrivalRate) ? "as the workers say" : "not known";
   const series = ["in", "out"].map((name) => ({ name, points: rates[name] }));
   const { svg, top } = plot(series, 132, `events per second over three minutes; published ${byId("rate-in").textContent}, processed ${byId("rate-out").textContent}`);
   byId("rates").replaceChildren(element("span", "top-value", round(top)), svg);

@@ -220,6 +220,8 @@ def nothing_is_wider_than_a_phone(browser: Browser, url: str) -> None:
         expect(page.locator("#events tr").first).to_be_visible(timeout=10_000)
         width = page.evaluate("document.documentElement.scrollWidth")
         assert width <= PHONE["width"], width
+        cards = page.locator("main > .card").evaluate_all("cards => cards.map(card => card.offsetWidth)")
+        assert min(cards) > 0.9 * PHONE["width"], f"cards stand side by side: {cards}"
 
 
 def swagger_ui_shows_every_operation(browser: Browser, url: str) -> None:
@@ -253,8 +255,8 @@ def screenshot(browser: Browser, url: str, to: Path, **context: object) -> None:
         live(page)
         page.get_by_role("button", name="Send").click()
         kinds = ["LOGIN", "PRODUCT_VIEW", "PRODUCT_VIEW", "LOGOUT"]
-        for number in range(60):
-            for _ in range(1 + (number * 7) % 5):
+        for number in range(160):
+            for _ in range(1 + (number * 7) % 5 + number // 40 % 2 * 3):
                 kind = kinds[number % 4]
                 post(url, f"user-{number % 9}", kind, {"product": f"p-{number % 23}"} if kind == "PRODUCT_VIEW" else {"device": "phone"})
             page.wait_for_timeout(250)

@@ -56,3 +56,38 @@ pub(super) fn routes() -> impl Filter<Extract = (warp::reply::Response,), Error 
         Ok::<_, Rejection>(response.map_or_else(|_| warp::reply().into_response(), Reply::into_response))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_loads_only_what_the_program_has_and_its_policy_allows() {
+        for page in ["/", "/docs"] {
+            let (_, _, html) = file(page).unwrap();
+            let loaded: Vec<&str> = [" src=\"", " href=\""]
+                .iter()
+                .flat_map(|attribute| html.split(attribute).skip(1))
+                .filter_map(|rest| rest.split('"').next())
+                .filter(|target| !target.starts_with("data:image/") && !target.starts_with('#') && *target != "data:,")
+                .collect();
+            assert!(loaded.len() >= 3, "{loaded:?}");
+            for target in loaded {
+                assert!(exists(target), "{page} refers to {target}");
+            }
+            assert!(!html.contains("<script>") && !html.contains("<style") && !html.contains(" style="), "{page}");
+            assert!(!html.contains(" onclick="), "{page}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_page_says_what_it_may_load() {
+        let reply = warp::test::request().path("/").reply(&routes()).await;
+        assert_eq!((reply.status().as_u16(), &reply.headers()["content-type"]), (200, &HTML.parse().unwrap()));
+        let policy = reply.headers()["content-security-policy"].to_str().unwrap();
+        assert!(policy.starts_with("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
+        for (method, path) in [("POST", "/"), ("GET", "/assets/../Cargo.toml"), ("GET", "//")] {
+            assert_eq!(warp::test::request().method(method).path(path).filter(&routes()).await.is_ok(), false);
+        }
+    }
+}
