@@ -7,7 +7,8 @@
 //! 5. `query`, `format`: which events a list is of, and the forms it comes in;
 //! 6. [`tail`]: what is processed now, for all readers of the stream;
 //! 7. [`problem`]: every reply that is not a success;
-//! 8. `metrics`: what is counted of all that.
+//! 8. `metrics`: what is counted of all that;
+//! 9. [`openapi`]: the description of all this.
 
 mod body;
 pub mod budget;
@@ -15,6 +16,7 @@ mod config;
 mod format;
 mod idempotency;
 mod metrics;
+pub mod openapi;
 pub mod problem;
 mod query;
 pub mod rate_limit;

@@ -99,7 +99,7 @@ struct Body<'a> {
     status: u16,
     detail: Cow<'a, str>,
     success: bool,
-    message: &'a str,
+    message: Cow<'a, str>,
     error: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     outcome: Option<Outcome>,
@@ -164,11 +164,6 @@ impl Problem {
             Outcome::NotAccepted => "not accepted",
             Outcome::Unknown => "unknown",
         })
-    }
-
-    /// Its status.
-    pub(crate) fn status(&self) -> StatusCode {
-        self.class().0
     }
 
     fn outcome(&self) -> Option<Outcome> {
@@ -245,33 +240,50 @@ impl Problem {
     }
 }
 
-impl Reply for Problem {
-    fn into_response(self) -> warp::reply::Response {
-        self.log();
+impl Problem {
+    /// Its status.
+    pub(crate) fn status(&self) -> StatusCode {
+        self.class().0
+    }
+
+    /// The reply's body.
+    pub(crate) fn json(&self) -> serde_json::Value {
+        // Strings, numbers and lists of them always serialise.
+        serde_json::to_value(self.body()).unwrap_or_default()
+    }
+
+    fn body(&self) -> Body<'_> {
         let (status, slug) = self.class();
         let title = status.canonical_reason().unwrap_or("Error");
-        let violations: &[Violation] = if let Self::InvalidPayload(violations) = &self { violations } else { &[] };
+        let violations: &[Violation] = if let Self::InvalidPayload(violations) = self { violations } else { &[] };
         let detail = self.detail();
-        let message = match &self {
-            Self::InvalidPayload(_) => "Invalid request payload",
-            Self::Publish { .. } => PUBLISH_FAILED,
-            _ => &detail,
+        let message = match self {
+            Self::InvalidPayload(_) => "Invalid request payload".into(),
+            Self::Publish { .. } => PUBLISH_FAILED.into(),
+            _ => detail.clone(),
         };
-        let body = Body {
+        Body {
             kind: format!("urn:user-activity:problem:{slug}"),
             title,
             status: status.as_u16(),
             message,
-            detail: detail.as_ref().into(),
+            detail,
             success: false,
             error: title,
             outcome: self.outcome(),
             state: self.state(),
             errors: violations.iter().map(|v| &*v.detail).collect(),
             violations,
-        };
+        }
+    }
+}
+
+impl Reply for Problem {
+    fn into_response(self) -> warp::reply::Response {
+        self.log();
+        let status = self.status();
         // Strings, numbers and lists of them always serialise.
-        let json = serde_json::to_vec(&body).unwrap_or_default();
+        let json = serde_json::to_vec(&self.body()).unwrap_or_default();
         let mut response = Response::new(json).into_response();
         *response.status_mut() = status;
         let headers = response.headers_mut();

@@ -154,11 +154,16 @@ impl Default for EventTypes {
 }
 
 impl EventTypes {
+    /// All of them.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(EventType::as_str)
+    }
+
     /// # Errors
     /// The violation, worded as the API answers it.
     pub fn parse(&self, text: &str) -> Result<EventType, Violation> {
         self.0.iter().find(|known| &*known.0 == text).cloned().ok_or_else(|| {
-            let names: Vec<&str> = self.0.iter().map(EventType::as_str).collect();
+            let names: Vec<&str> = self.names().collect();
             Violation::new("/eventType", "enum", format!("eventType must be one of: {}", names.join(", ")))
         })
     }

@@ -7,6 +7,7 @@ mod generate;
 mod health;
 mod lag;
 mod metrics;
+mod pages;
 mod processed;
 mod stream;
 
@@ -22,7 +23,8 @@ use crate::problem::Problem;
 
 const GET: &str = "GET, HEAD";
 
-/// The pattern of each path and the methods that it takes. The first that fits is meant; the metrics name requests by it.
+/// The pattern of each path and the methods that it takes. The first that fits is meant: a path that has a resource of
+/// its own is not an eventId. The metrics name requests by it.
 pub(crate) const PATHS: [(&str, &str); 11] = [
     ("/events/generate", "POST"),
     ("/events/batch", "POST"),
@@ -39,20 +41,21 @@ pub(crate) const PATHS: [(&str, &str); 11] = [
 
 /// Which of [`PATHS`] a path is.
 pub(crate) fn path_index(path: &str) -> Option<usize> {
-    let path = path.trim_start_matches('/');
-    let fits = |pattern: &str| {
-        let mut parts = path.split('/');
-        let all = pattern[1..].split('/').all(|wanted| {
-            parts.next().is_some_and(|part| part == wanted || (wanted.starts_with('{') && !part.is_empty()))
-        });
-        all && parts.next().is_none()
-    };
-    PATHS.iter().position(|(pattern, _)| fits(pattern))
+    PATHS.iter().position(|(pattern, _)| fits(pattern, path))
 }
 
 /// Which methods a path takes, for those that a request did not meet.
 fn allowed_methods(path: &str) -> Option<&'static str> {
-    path_index(path).map(|index| PATHS[index].1)
+    path_index(path).map(|index| PATHS[index].1).or_else(|| pages::exists(path).then_some(GET))
+}
+
+/// Whether a path is of this pattern, whose segments in braces stand for any.
+fn fits(pattern: &str, path: &str) -> bool {
+    let mut parts = path.split('/');
+    let mut part_fits =
+        |wanted: &str| parts.next().is_some_and(|part| part == wanted || (wanted.starts_with('{') && !part.is_empty()));
+    let fitting = pattern.split('/').all(&mut part_fits);
+    fitting && parts.next().is_none()
 }
 
 /// All routes. Every request gets a reply; none is rejected.
@@ -73,6 +76,8 @@ pub fn all(app: &Arc<App>) -> impl Filter<Extract = (Response,), Error = Infalli
         .or(lag::route(app))
         .unify()
         .or(metrics::route(app))
+        .unify()
+        .or(pages::routes())
         .unify()
         .or(warp::path::full().map(|path: FullPath| unmatched(path.as_str())))
         .unify()
@@ -107,8 +112,9 @@ mod tests {
         assert_eq!(allowed_methods("/events/generate"), Some("POST"));
         assert_eq!(allowed_methods("/events/0197"), Some(GET));
         assert_eq!(allowed_methods("/api/activities"), Some("GET, HEAD, POST"));
+        assert_eq!(allowed_methods("/"), Some(GET));
         assert_eq!(path_index("/events/0197").map(|index| PATHS[index].0), Some("/events/{eventId}"));
-        for path in ["/", "/events", "/events/", "/events/a/b", "/healthz", "//health/x"] {
+        for path in ["/events", "//", "/events/", "/events/a/b", "/healthz", "//health/x"] {
             assert_eq!(allowed_methods(path), None, "{path}");
         }
     }

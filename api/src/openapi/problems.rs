@@ -1,0 +1,132 @@
+//! What each route answers when it is not a success. The examples are the replies that the code gives.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use common::event::{EventTypes, Timestamp, UserEvent};
+use common::kafka::PublishError;
+use common::store::StoreError;
+use utoipa::Modify;
+use utoipa::openapi::example::ExampleBuilder;
+use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
+use utoipa::openapi::{ContentBuilder, OpenApi, Ref, ResponseBuilder};
+use warp::Reply;
+use warp::http::header::CONTENT_TYPE;
+
+use crate::problem::Problem;
+
+/// Adds the problems to all routes.
+pub(super) struct Problems;
+
+impl Modify for Problems {
+    fn modify(&self, description: &mut OpenApi) {
+        for (path, item) in &mut description.paths.paths {
+            if let Some(operation) = &mut item.get {
+                add(operation, of_reading(path));
+            }
+            if let Some(operation) = &mut item.post {
+                add(operation, of_publishing(path));
+            }
+        }
+    }
+}
+
+fn of_publishing(path: &str) -> Vec<Problem> {
+    let violations = UserEvent::from_request(br#"{"payload":[]}"#, &EventTypes::default()).err();
+    let publish = |error: fn(String) -> PublishError| Problem::Publish { error: error(String::new()), retry_after: 1 };
+    let mut problems = vec![
+        Problem::InvalidPayload(violations.unwrap_or_default()),
+        Problem::InvalidHeader { name: "Idempotency-Key", detail: "must be given at most once".into() },
+        Problem::BodyBroken,
+        Problem::BodyTooSlow(Duration::from_secs(10)),
+        Problem::BodyTooLarge(if path == "/events/batch" { 8 << 20 } else { 256 << 10 }),
+        Problem::UnsupportedMediaType("the Content-Type is \"text/plain\"; send application/json".into()),
+        Problem::UnsupportedCoding(
+            "the Content-Encoding is \"compress\"; send gzip, zstd or br, one of them, or none".into(),
+        ),
+        Problem::BadCoding("gzip"),
+        Problem::RatioTooLarge(100),
+        wrong_parameter("validateOnly", "is \"maybe\": must be true or false"),
+        Problem::RateLimited { retry_after: 1 },
+        Problem::HeadersTooLarge(32 << 10),
+        publish(PublishError::NotAccepted),
+        publish(PublishError::Unknown),
+    ];
+    if path == "/events/batch" {
+        problems.extend([Problem::EmptyBatch, Problem::TooManyItems(10_000), Problem::NotAcceptable]);
+    } else {
+        problems.extend([Problem::KeyReused, publish(PublishError::Refused)]);
+    }
+    problems
+}
+
+fn of_reading(path: &str) -> Vec<Problem> {
+    let store = || Problem::Store(StoreError::Unreachable { address: String::new(), reason: String::new() });
+    let range = || wrong_parameter("limit", "is \"0\": must be a whole number from 1 to 1000");
+    let mut problems = match path {
+        "/events/processed" => vec![range(), Problem::NotAcceptable, Problem::TooManyExports, store()],
+        "/api/activities" => vec![range(), store()],
+        "/lag" => vec![store()],
+        "/events/stream" => vec![
+            wrong_parameter("eventType", "is \"login\": eventType must be one of: LOGIN, LOGOUT, PRODUCT_VIEW"),
+            Problem::InvalidHeader {
+                name: "Last-Event-ID",
+                detail: "is not an id of this stream; send the last one as it came, or none".into(),
+            },
+            store(),
+        ],
+        "/events/{eventId}" => vec![
+            wrong_parameter("wait", "is \"1h\": must be a duration with a unit, at most 30 s, such as 500ms or 2s"),
+            Problem::UnknownEvent,
+            Problem::DeadLettered("eventType must be one of: LOGIN, LOGOUT, PRODUCT_VIEW".into()),
+            Timestamp::from_millis(1_771_322_400_000).map_or(Problem::UnknownEvent, Problem::Trimmed),
+            store(),
+        ],
+        _ => Vec::new(),
+    };
+    problems.push(Problem::HeadersTooLarge(32 << 10));
+    problems
+}
+
+fn wrong_parameter(name: &str, detail: &str) -> Problem {
+    Problem::InvalidParameter { name: name.into(), detail: detail.into() }
+}
+
+/// One response for each status, with an example for each problem of it.
+fn add(operation: &mut Operation, problems: Vec<Problem>) {
+    let mut by_status: BTreeMap<u16, Vec<Problem>> = BTreeMap::new();
+    for problem in problems {
+        by_status.entry(problem.status().as_u16()).or_default().push(problem);
+    }
+    for (status, problems) in by_status {
+        operation.responses.responses.insert(status.to_string(), response(problems).into());
+    }
+}
+
+fn response(problems: Vec<Problem>) -> utoipa::openapi::Response {
+    let title = problems.first().and_then(|problem| problem.status().canonical_reason()).unwrap_or("Error");
+    let examples = problems.iter().map(|problem| {
+        let json = problem.json();
+        let name = json["type"].as_str().and_then(|kind| kind.rsplit(':').next()).unwrap_or_default();
+        let name = json["outcome"].as_str().map_or(name.to_owned(), |outcome| format!("{name}, {outcome}"));
+        (name, ExampleBuilder::new().value(Some(json)).build())
+    });
+    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).examples_from_iter(examples);
+    let mut response = ResponseBuilder::new().description(title).content("application/problem+json", content.build());
+    let headers: BTreeMap<String, String> = problems.into_iter().flat_map(headers_of).collect();
+    for (name, value) in headers {
+        let text = ObjectBuilder::new().schema_type(SchemaType::Type(Type::String));
+        let header = HeaderBuilder::new().schema(text).description(Some(format!("`{value}`")));
+        response = response.header(name, header.build());
+    }
+    response.build()
+}
+
+/// The headers that come with it.
+fn headers_of(problem: Problem) -> Vec<(String, String)> {
+    let reply = problem.into_response();
+    let own = reply.headers().iter().filter(|(name, _)| *name != CONTENT_TYPE);
+    own.filter_map(|(name, value)| Some((name.to_string(), value.to_str().ok()?.to_owned()))).collect()
+}
