@@ -25,7 +25,7 @@ use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove
 use warp::Reply;
 
 use crate::problem::Problem;
-use crate::{App, routes};
+use crate::{App, request_id, routes};
 
 /// Headers of one request in all, in bytes.
 const MAX_HEADERS: usize = 32 * 1024;
@@ -100,7 +100,7 @@ fn compressed<S>(service: S) -> Compression<S, impl Predicate> {
     Compression::new(service).quality(CompressionLevel::Fastest).compress_when(worth_it)
 }
 
-/// Calls the service, unless the headers are too large, and counts. The type of a problem's body can't be named.
+/// Calls the service, unless the headers are too large, counts, and says what the request is called. The type of a problem's body can't be named.
 async fn answer<S, B, P>(
     app: Arc<App>,
     service: S,
@@ -110,13 +110,18 @@ async fn answer<S, B, P>(
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
 {
+    let id = request_id::of(request.headers());
     let counted = app.metrics.begin(request.method(), request.uri().path());
     let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
-    let response = if headers + request.uri().path().len() > MAX_HEADERS {
-        problem(Problem::HeadersTooLarge(MAX_HEADERS)).map(Either::Right)
-    } else {
-        service.call(request).await?.map(Either::Left)
-    };
+    let too_large = headers + request.uri().path().len() > MAX_HEADERS;
+    let answered = request_id::scope(id.clone(), async {
+        if too_large {
+            return Ok(problem(Problem::HeadersTooLarge(MAX_HEADERS)).map(Either::Right));
+        }
+        service.call(request).await.map(|response| response.map(Either::Left))
+    });
+    let mut response = answered.await?;
+    response.headers_mut().insert(request_id::HEADER, id);
     counted.answered(response.status());
     Ok(response)
 }
