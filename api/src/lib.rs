@@ -1,14 +1,15 @@
 //! The API: HTTP in, Kafka out, and the read side of the store. In the order a request passes it:
 //!
 //! 1. [`server`]: connections, their limits and their end; [`rate_limit`]: how often a client may come;
-//! 2. [`routes`]: one file a resource;
-//! 3. `body`: a request's body, within its limits; `budget`: what may wait for the brokers;
-//! 4. `idempotency`: what makes a repeated request the same event;
-//! 5. `query`, `format`: which events a list is of, and the forms it comes in;
-//! 6. [`tail`]: what is processed now, for all readers of the stream;
-//! 7. [`problem`]: every reply that is not a success;
-//! 8. `metrics`: what is counted of all that;
-//! 9. [`openapi`]: the description of all this.
+//! 2. `request_id`: what a request is called;
+//! 3. [`routes`]: one file a resource;
+//! 4. `body`: a request's body, within its limits; [`budget`]: what may wait for the brokers;
+//! 5. `idempotency`: what makes a repeated request the same event;
+//! 6. `query`, `format`: which events a list is of, and the forms it comes in;
+//! 7. [`tail`]: what is processed now, for all readers of the stream;
+//! 8. [`problem`]: every reply that is not a success;
+//! 9. `metrics`: what is counted of all that;
+//! 10. [`openapi`]: the description of all this.
 
 mod body;
 pub mod budget;
@@ -20,6 +21,7 @@ pub mod openapi;
 pub mod problem;
 mod query;
 pub mod rate_limit;
+mod request_id;
 pub mod routes;
 pub mod server;
 pub mod tail;

@@ -11,6 +11,8 @@ use warp::Reply;
 use warp::http::header::{ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use warp::http::{Response, StatusCode};
 
+use crate::request_id::current;
+
 /// What went wrong, in the terms of HTTP.
 #[derive(Debug)]
 pub enum Problem {
@@ -231,10 +233,11 @@ impl Problem {
     pub(crate) fn log(&self) {
         match self {
             Self::Publish { error: error @ (PublishError::Refused(_) | PublishError::RefusedTimestamp(_)), .. } => {
-                log::error!("{error}")
+                log::error!(requestId = current(); "{error}")
             }
-            Self::Publish { error, .. } => log::debug!("{error}"),
-            Self::Store(error) => log::debug!("{error}"),
+            // An outage fails every request; the checks say it once.
+            Self::Publish { error, .. } => log::debug!(requestId = current(); "{error}"),
+            Self::Store(error) => log::debug!(requestId = current(); "{error}"),
             _ => {}
         }
     }

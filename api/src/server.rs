@@ -27,7 +27,7 @@ use warp::Reply;
 
 use crate::problem::Problem;
 use crate::rate_limit::{RateLimit, Standing};
-use crate::{App, routes};
+use crate::{App, request_id, routes};
 
 /// Headers of one request in all, in bytes.
 const MAX_HEADERS: usize = 32 * 1024;
@@ -150,11 +150,16 @@ async fn answer<S, B, P>(
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
 {
+    let id = request_id::of(request.headers());
     let counted = app.metrics.begin(request.method(), request.uri().path());
-    let (mut response, standing) = match admitted {
-        Ok(standing) => (service.call(request).await?.map(Either::Left), standing),
-        Err(Refusal { problem, standing }) => (reply(problem).map(Either::Right), standing),
-    };
+    let answered = request_id::scope(id.clone(), async {
+        match admitted {
+            Ok(standing) => service.call(request).await.map(|response| (response.map(Either::Left), standing)),
+            Err(Refusal { problem, standing }) => Ok((reply(problem).map(Either::Right), standing)),
+        }
+    });
+    let (mut response, standing) = answered.await?;
+    response.headers_mut().insert(request_id::HEADER, id);
     standing.into_iter().for_each(|standing| standing.tell(response.headers_mut()));
     counted.answered(response.status());
     Ok(response)

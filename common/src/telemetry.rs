@@ -1,11 +1,13 @@
-//! Logs: text for people, or one JSON object per line for machines.
+//! Logs: text for people, or one JSON object per line for machines. Which lines are written can be changed while the
+//! process runs.
 
 use std::fmt;
 use std::io::Write;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
-use env_logger::{Builder, fmt::Formatter};
+use env_logger::{Builder, Logger, fmt::Formatter};
 use log::kv::{Key, Value, VisitSource};
-use log::{LevelFilter, Record};
+use log::{LevelFilter, Log, Metadata, Record};
 use serde_json::Map;
 
 use crate::config::{Checks, ProcessArgs, one_of};
@@ -27,8 +29,14 @@ impl LogSettings {
         }
     }
 
-    /// Starts logging to standard error. A second call in one process changes nothing.
+    /// Starts logging to standard error. A second call in one process changes which lines are written.
     pub fn start(&self) {
+        LOGS.install(self.clone());
+        // It fails only where a logger exists already, as in tests.
+        log::set_logger(&LOGS).unwrap_or_default();
+    }
+
+    fn logger(&self) -> Logger {
         let mut builder = Builder::new();
         builder.parse_filters(&self.filter).target(env_logger::Target::Stderr);
         if self.json {
@@ -36,9 +44,52 @@ impl LogSettings {
         } else {
             builder.format_timestamp_millis();
         }
-        // It fails only where a logger exists already, as in tests.
-        builder.try_init().unwrap_or_default();
+        builder.build()
     }
+}
+
+/// Changes which lines are written: a level, or a list such as `info,librdkafka=debug`.
+///
+/// # Errors
+/// What is wrong with it; nothing has changed then.
+pub fn set_level(level: &str) -> Result<(), String> {
+    let wanted = filter(level.trim())?;
+    let json = LOGS.read().as_ref().is_some_and(|(settings, _)| settings.json);
+    LOGS.install(LogSettings { filter: wanted, json });
+    // Not below the level of which it is news: whoever finds the log changed should find why.
+    log::warn!(level = level.trim(); "the log level is now {}", level.trim());
+    Ok(())
+}
+
+static LOGS: Logs = Logs(RwLock::new(None));
+
+/// The logger of the process, which is replaced as a whole when its filter changes.
+struct Logs(RwLock<Option<(LogSettings, Logger)>>);
+
+impl Logs {
+    fn read(&self) -> RwLockReadGuard<'_, Option<(LogSettings, Logger)>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn install(&self, settings: LogSettings) {
+        let logger = settings.logger();
+        log::set_max_level(logger.filter());
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some((settings, logger));
+    }
+}
+
+impl Log for Logs {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.read().as_ref().is_some_and(|(_, logger)| logger.enabled(metadata))
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if let Some((_, logger)) = self.read().as_ref() {
+            logger.log(record);
+        }
+    }
+
+    fn flush(&self) {}
 }
 
 fn filter(raw: &str) -> Result<String, String> {

@@ -1,4 +1,4 @@
-//! `GET /livez`, `GET /readyz` and `GET /metrics` of the worker.
+//! `GET /livez`, `GET /readyz`, `GET /metrics` and `PUT /log-level` of the worker.
 //!
 //! Liveness depends on neither Kafka nor Redis: restarting the process would mend neither. Readiness is whether it can
 //! work: the brokers answer and it is in the group, Redis answers, its partitions have their place and move while
@@ -8,12 +8,17 @@ use std::sync::Arc;
 
 use common::health::Condition;
 use common::metrics::CONTENT_TYPE;
+use common::telemetry::set_level;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use warp::http::StatusCode;
+use warp::hyper::body::Bytes;
 use warp::{Filter, Reply};
 
 use crate::status::Status;
+
+/// Bytes that a level may have, lists of modules included.
+const LONGEST_LEVEL: u64 = 1024;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -57,7 +62,25 @@ pub async fn serve(listener: TcpListener, status: Arc<Status>) {
     let metrics = warp::path!("metrics")
         .map(move || warp::reply::with_header(counted.metrics.render(&counted), "content-type", CONTENT_TYPE));
     let ready = warp::path!("readyz").map(move || ready(&status));
-    warp::serve(warp::get().or(warp::head()).unify().and(live.or(ready).or(metrics))).incoming(listener).run().await;
+    let level = warp::path!("log-level")
+        .and(warp::put())
+        .and(warp::body::content_length_limit(LONGEST_LEVEL))
+        .and(warp::body::bytes())
+        .map(|body: Bytes| log_level(&body));
+    warp::serve(warp::get().or(warp::head()).unify().and(live.or(ready).or(metrics)).or(level))
+        .incoming(listener)
+        .run()
+        .await;
+}
+
+/// `PUT /log-level`: the body is what `LOG_LEVEL` takes.
+fn log_level(body: &[u8]) -> impl Reply + use<> {
+    let level = String::from_utf8_lossy(body);
+    let (code, answer) = match set_level(&level) {
+        Ok(()) => (StatusCode::OK, serde_json::json!({"level": level.trim()})),
+        Err(error) => (StatusCode::BAD_REQUEST, serde_json::json!({"success": false, "message": error})),
+    };
+    warp::reply::with_status(warp::reply::json(&answer), code)
 }
 
 fn ready(status: &Status) -> impl Reply + use<> {

@@ -58,29 +58,22 @@ fn fits(pattern: &str, path: &str) -> bool {
     fitting && parts.next().is_none()
 }
 
-/// All routes. Every request gets a reply; none is rejected.
+/// All routes. Every request gets a reply; none is rejected. Only the first is hot: the others are boxed, which keeps the
+/// type of all of them within what a compiler bears.
 pub fn all(app: &Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + use<> {
-    generate::route(app)
-        .or(batch::route(app))
-        .unify()
-        .or(processed::route(app))
-        .unify()
-        .or(activities::route(app))
-        .unify()
-        .or(stream::route(app))
-        .unify()
-        .or(event::route(app))
-        .unify()
-        .or(health::routes(app))
-        .unify()
-        .or(lag::route(app))
-        .unify()
-        .or(metrics::route(app))
-        .unify()
-        .or(pages::routes())
-        .unify()
-        .or(warp::path::full().map(|path: FullPath| unmatched(path.as_str())))
-        .unify()
+    let others = [
+        processed::route(app).boxed(),
+        activities::route(app).boxed(),
+        stream::route(app).boxed(),
+        event::route(app).boxed(),
+        health::routes(app).boxed(),
+        lag::route(app).boxed(),
+        metrics::route(app).boxed(),
+        pages::routes().boxed(),
+    ];
+    let others = others.into_iter().fold(batch::route(app).boxed(), |some, next| some.or(next).unify().boxed());
+    let unmatched = warp::path::full().map(|path: FullPath| unmatched(path.as_str()));
+    generate::route(app).or(others).unify().or(unmatched).unify()
 }
 
 /// The leaf that takes everything; the filters before it reject on path and method only.

@@ -15,6 +15,7 @@ use crate::App;
 use crate::format::{Format, Writer};
 use crate::problem::Problem;
 use crate::query::{DEFAULT_LIMIT, Parameters, page_query};
+use crate::request_id::current;
 
 /// The parameters of a list.
 pub(super) const PARAMETERS: [&str; 7] = ["userId", "eventType", "from", "to", "order", "limit", "cursor"];
@@ -126,10 +127,11 @@ async fn everything(app: &Arc<App>, query: &Query, format: Format) -> Result<war
     // The semaphore is never closed.
     let turn = turn.ok().and_then(Result::ok).ok_or(Problem::TooManyExports)?;
     let (steps, mut streamed) = mpsc::channel(1);
+    let request_id = current();
     tokio::spawn(async move {
         let begun = [first, second].concat();
         if let Err(error) = stream(begun, walk, Writer::new(format), &steps).await {
-            log::warn!("a full list broke off: {error}");
+            log::warn!(requestId = request_id; "a full list broke off: {error}");
             // Nobody to tell when the client has gone as well.
             drop(steps.try_send(Err(error)));
         }

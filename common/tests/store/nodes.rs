@@ -51,6 +51,7 @@ async fn keys_of_several_nodes_are_written_and_taken_back() {
         world.store.beat(&Heartbeat { member: member.clone(), ..Heartbeat::default() }).await.unwrap();
     }
     assert_eq!(world.store.workers().await.unwrap().len(), members.len());
+    assert_eq!(world.store.live_workers().await.unwrap().len(), members.len());
     for member in &members {
         world.store.leave(member).await.unwrap();
         assert_eq!(world.command::<i32>(&["EXISTS", &world.key(&format!("wk:{member}"))]), 0);

@@ -17,6 +17,7 @@ mod idempotency;
 mod kafka_outage;
 mod kafka_rust;
 mod lists;
+mod logs;
 mod memory;
 mod metrics;
 mod reads;

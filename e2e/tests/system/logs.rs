@@ -1,0 +1,76 @@
+//! Finding a request in the logs, and seeing more of them without a restart.
+
+use anyhow::{Result, ensure};
+use e2e::{
+    client::Reply, eventually, kafka::Record, redis_server::RedisServer, sample::event, service::Service, world::World,
+};
+use reqwest::Method;
+use serde_json::Value;
+
+async fn get(api: &Service, path: &str, id: &str) -> Reply {
+    Reply::of(api.client.request(Method::GET, path).header("x-request-id", id)).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_reply_says_what_its_request_is_called_and_so_do_log_lines_of_failures() {
+    let mut redis = RedisServer::start().await;
+    let world = World::on_redis(&redis.url()).with("LOG_LEVEL", "info,api=debug").with("LOG_FORMAT", "json");
+    let api = world.start_api().await;
+    for path in ["/health", "/nothing", "/events/processed", "/livez"] {
+        assert_eq!(get(&api, path, "trace:abc/1").await.header("x-request-id"), "trace:abc/1", "{path}");
+    }
+    let made = get(&api, "/livez", "not a sane {id}").await.header("x-request-id").to_owned();
+    assert_eq!(uuid::Uuid::parse_str(&made).unwrap().get_version_num(), 7);
+    assert_ne!(get(&api, "/livez", "not a sane {id}").await.header("x-request-id"), made);
+
+    redis.kill().await;
+    let refused = get(&api, "/events/some-event", "the-failed-one").await;
+    refused.unavailable().unwrap();
+    eventually("the failure can be found by its id", async || {
+        let output = api.process.output();
+        let lines = output.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let line = lines.into_iter().find(|line| line["requestId"] == "the-failed-one");
+        ensure!(
+            line.is_some_and(|line| line["message"].as_str().is_some_and(|said| said.contains("Redis"))),
+            "no line"
+        );
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_level_of_a_worker_changes_while_it_runs() {
+    let world = World::shared().with("LOG_LEVEL", "error");
+    let worker = world.start_worker().await;
+    let put = async |level: &str| -> Result<Reply> {
+        Reply::of(worker.client.request(Method::PUT, "/log-level").body(level.to_owned())).await
+    };
+    let write = async |stored: usize| {
+        world.kafka().write(&world.topic, Some(0), &[Record::of(event(&[]))]).await;
+        let metric = format!("user_activity_events_total{{result=\"new\"}} {stored}\n");
+        eventually("the event is stored", async || {
+            ensure!(worker.client.get("/metrics").await?.ok()?.text().contains(&metric), "{metric}");
+            Ok(())
+        })
+        .await;
+    };
+    write(1).await;
+    assert_eq!(worker.process.output(), "", "nothing is an error");
+    let refused = put("loud").await.unwrap().with_status(400).unwrap();
+    assert!(refused.text().contains("must be a level"), "{}", refused.text());
+    put(&"x".repeat(2000)).await.unwrap().with_status(413).unwrap();
+    assert_eq!(worker.process.output(), "", "nothing was changed");
+    let changed: Value = put("info\n").await.unwrap().ok().unwrap().parse().unwrap();
+    assert_eq!(changed["level"], "info");
+    write(2).await;
+    eventually("what happens is written", async || {
+        ensure!(worker.process.output().contains("INFO"));
+        Ok(())
+    })
+    .await;
+    put("error").await.unwrap().ok().unwrap();
+    let before = worker.process.output().matches("INFO").count();
+    write(3).await;
+    assert_eq!(worker.process.output().matches("INFO").count(), before);
+}
