@@ -1,55 +1,155 @@
-//! A request's body: read whole, within a size and a time.
+//! A request's body: its type, its coding, and its limits in size and time.
 
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_compression::tokio::bufread::{BrotliDecoder, GzipDecoder, ZstdDecoder};
 use bytes::{Buf, Bytes};
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
+use tokio::io::AsyncRead;
+use tokio_util::io::{ReaderStream, StreamReader};
 use warp::http::HeaderMap;
 use warp::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 
-use crate::Config;
 use crate::problem::Problem;
 
-/// Takes JSON, or a body that does not say what it is.
-pub(crate) fn check_headers(headers: &HeaderMap, limit: usize) -> Result<(), Problem> {
-    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
-    if let Some(kind) = text(CONTENT_TYPE).filter(|kind| !is_json(kind)) {
-        return Err(Problem::UnsupportedMediaType(format!("the Content-Type is {kind:?}; send application/json")));
+/// How much larger than what was sent a body may be once it is unpacked; a bomb is a thousand times larger.
+const MAX_RATIO: usize = 100;
+/// Below this many unpacked bytes the ratio does not matter.
+const RATIO_COUNTS_FROM: usize = 1024 * 1024;
+
+/// A body as it comes, unpacked.
+pub(crate) type Pieces = Pin<Box<dyn Stream<Item = Result<Bytes, Problem>> + Send>>;
+
+/// What a body may be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Bytes, unpacked.
+    pub(crate) size: usize,
+    /// From one piece to the next, or for all of a body that is read whole.
+    pub(crate) time: Duration,
+}
+
+/// The forms in which events come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// One JSON value.
+    Json,
+    /// One JSON value a line.
+    Ndjson,
+}
+
+impl Kind {
+    /// What `Content-Type` says; JSON when it is absent.
+    ///
+    /// # Errors
+    /// When it is neither of `accepted`.
+    pub(crate) fn of(headers: &HeaderMap, accepted: &[Self]) -> Result<Self, Problem> {
+        let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(Self::Json) };
+        let text = value.to_str().unwrap_or("?");
+        let essence = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        let kind = match &*essence {
+            "application/json" => Some(Self::Json),
+            "application/x-ndjson" | "application/ndjson" | "application/jsonl" => Some(Self::Ndjson),
+            other if other.starts_with("application/") && other.ends_with("+json") => Some(Self::Json),
+            _ => None,
+        };
+        kind.filter(|kind| accepted.contains(kind)).ok_or_else(|| {
+            let names: Vec<&str> = accepted.iter().map(|kind| kind.name()).collect();
+            Problem::UnsupportedMediaType(format!("the Content-Type is {text:?}; send {}", names.join(" or ")))
+        })
     }
-    if let Some(coding) = text(CONTENT_ENCODING).filter(|coding| !coding.eq_ignore_ascii_case("identity")) {
-        return Err(Problem::UnsupportedMediaType(format!(
-            "the Content-Encoding is {coding:?}; send the body as it is"
-        )));
-    }
-    let length = text(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
-    match length {
-        Some(length) if length > limit as u64 => Err(Problem::BodyTooLarge(limit)),
-        _ => Ok(()),
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Json => "application/json",
+            Self::Ndjson => "application/x-ndjson",
+        }
     }
 }
 
-fn is_json(content_type: &str) -> bool {
-    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+/// Refuses a body that says that it is too large, before any of it is read.
+fn check_length(headers: &HeaderMap, limit: usize) -> Result<(), Problem> {
+    let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > limit as u64) { Err(Problem::BodyTooLarge(limit)) } else { Ok(()) }
+}
+
+/// The body unpacked, piece by piece. After a problem nothing more comes.
+///
+/// # Errors
+/// When it is too large by its own account, or its coding is not one of ours.
+pub(crate) fn pieces<B: Buf, E>(
+    headers: &HeaderMap,
+    body: impl Stream<Item = Result<B, E>> + Send + 'static,
+    limits: Limits,
+) -> Result<Pieces, Problem> {
+    check_length(headers, limits.size)?;
+    let packed = body.map(|piece| piece.map(|mut piece| piece.copy_to_bytes(piece.remaining())).map_err(|_| ()));
+    let coding = headers.get(CONTENT_ENCODING).map(|coding| coding.to_str().unwrap_or("?").trim().to_ascii_lowercase());
+    let unpacked: Pieces = match coding.as_deref() {
+        None | Some("identity" | "") => Box::pin(packed.map_err(|()| Problem::BodyBroken)),
+        Some("gzip" | "x-gzip") => unpack(packed, "gzip", |packed| Box::pin(GzipDecoder::new(packed))),
+        Some("zstd") => unpack(packed, "zstd", |packed| Box::pin(ZstdDecoder::new(packed))),
+        Some("br") => unpack(packed, "br", |packed| Box::pin(BrotliDecoder::new(packed))),
+        Some(other) => {
+            return Err(Problem::UnsupportedCoding(format!(
+                "the Content-Encoding is {other:?}; send gzip, zstd or br, one of them, or none"
+            )));
+        }
+    };
+    let mut size = 0;
+    Ok(Box::pin(unpacked.map(move |piece| {
+        let piece = piece?;
+        size += piece.len();
+        if size > limits.size { Err(Problem::BodyTooLarge(limits.size)) } else { Ok(piece) }
+    })))
+}
+
+type Packed = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
+type Unpacker = Pin<Box<dyn AsyncRead + Send>>;
+
+fn unpack(
+    packed: impl Stream<Item = Result<Bytes, ()>> + Send + 'static,
+    coding: &'static str,
+    unpacker: impl FnOnce(StreamReader<Packed, Bytes>) -> Unpacker,
+) -> Pieces {
+    let (sent, mut got) = (Arc::new(AtomicUsize::new(0)), 0);
+    let counted = Arc::clone(&sent);
+    let packed: Packed = Box::pin(packed.map(move |piece| match piece {
+        Ok(piece) => {
+            counted.fetch_add(piece.len(), Ordering::Relaxed);
+            Ok(piece)
+        }
+        // No decoder gives this kind of its own.
+        Err(()) => Err(io::ErrorKind::ConnectionAborted.into()),
+    }));
+    let unpacked = ReaderStream::with_capacity(unpacker(StreamReader::new(packed)), 64 * 1024);
+    Box::pin(unpacked.map(move |piece| {
+        let piece = piece.map_err(|error| match error.kind() {
+            io::ErrorKind::ConnectionAborted => Problem::BodyBroken,
+            _ => Problem::BadCoding(coding),
+        })?;
+        got += piece.len();
+        let bomb = got > RATIO_COUNTS_FROM && got / MAX_RATIO > sent.load(Ordering::Relaxed);
+        if bomb { Err(Problem::RatioTooLarge(MAX_RATIO)) } else { Ok(piece) }
+    }))
 }
 
 /// Reads the whole body.
-pub(crate) async fn read<B: Buf, E>(body: impl Stream<Item = Result<B, E>>, config: &Config) -> Result<Bytes, Problem> {
-    let mut body = std::pin::pin!(body);
+pub(crate) async fn whole(mut pieces: Pieces, limits: Limits) -> Result<Bytes, Problem> {
     let whole = async {
         // Most bodies come in one piece, which then need not be copied.
-        let mut pieces: Vec<Bytes> = Vec::with_capacity(1);
-        let mut size = 0;
-        while let Some(piece) = body.next().await {
-            let mut piece = piece.map_err(|_| Problem::BodyBroken)?;
-            size += piece.remaining();
-            if size > config.max_body {
-                return Err(Problem::BodyTooLarge(config.max_body));
-            }
-            pieces.push(piece.copy_to_bytes(piece.remaining()));
+        let mut all: Vec<Bytes> = Vec::with_capacity(1);
+        while let Some(piece) = pieces.next().await {
+            all.push(piece?);
         }
-        match pieces.len() {
-            1 => Ok(pieces.swap_remove(0)),
-            _ => Ok(pieces.concat().into()),
+        match all.len() {
+            1 => Ok(all.swap_remove(0)),
+            _ => Ok(all.concat().into()),
         }
     };
-    tokio::time::timeout(config.read_timeout, whole).await.unwrap_or(Err(Problem::BodyTooSlow(config.read_timeout)))
+    tokio::time::timeout(limits.time, whole).await.unwrap_or(Err(Problem::BodyTooSlow(limits.time)))
 }

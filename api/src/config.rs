@@ -1,6 +1,7 @@
 //! Settings of the API, beyond those that both binaries have.
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -11,6 +12,9 @@ use common::config::{
 use common::kafka::KafkaRustPublisher;
 use common::probe::HealthcheckArgs;
 use common::telemetry::LogSettings;
+use ipnet::IpNet;
+
+use crate::rate_limit::RateLimitSettings;
 
 /// What the HTTP time-out must leave to the delivery time-out: a request must not fail whose event still arrives.
 const DELIVERY_MARGIN: Duration = Duration::from_secs(5);
@@ -66,6 +70,21 @@ struct HttpArgs {
     /// Largest body of a single event
     #[arg(long, env = "HTTP_MAX_BODY", default_value = "256KiB", value_name = "SIZE")]
     http_max_body: String,
+    /// Largest body of a batch, unpacked
+    #[arg(long, env = "HTTP_MAX_BATCH_BODY", default_value = "8MiB", value_name = "SIZE")]
+    http_max_batch_body: String,
+    /// Most events of a batch
+    #[arg(long, env = "HTTP_MAX_BATCH_ITEMS", default_value = "10000", value_name = "N")]
+    http_max_batch_items: String,
+    /// Requests a second of one client (an address, or an IPv6 /64 network), or off
+    #[arg(long, env = "RATE_LIMIT", default_value = "off", value_name = "N")]
+    rate_limit: String,
+    /// Requests of one client at once; RATE_LIMIT when absent
+    #[arg(long, env = "RATE_LIMIT_BURST", value_name = "N")]
+    rate_limit_burst: Option<String>,
+    /// Proxies whose X-Forwarded-For is believed, as addresses or networks separated by commas
+    #[arg(long, env = "TRUSTED_PROXIES", value_name = "NETWORKS")]
+    trusted_proxies: Option<String>,
     /// Most connections at a time; more wait to be accepted
     #[arg(long, env = "HTTP_MAX_CONNECTIONS", default_value = "10000", value_name = "N")]
     http_max_connections: String,
@@ -96,6 +115,12 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// Largest body of a single event, in bytes.
     pub max_body: usize,
+    /// Largest body of a batch, in bytes, unpacked.
+    pub max_batch_body: usize,
+    /// Most events of a batch.
+    pub max_batch_items: usize,
+    /// How often a client may come.
+    pub rate_limit: RateLimitSettings,
     /// Most connections at a time.
     pub max_connections: usize,
     /// Kafka's part.
@@ -140,6 +165,13 @@ impl Config {
             read_timeout: checks.take("HTTP_READ_TIMEOUT", &http.http_read_timeout, duration),
             idle_timeout: checks.take("HTTP_IDLE_TIMEOUT", &http.http_idle_timeout, duration),
             max_body: checks.take("HTTP_MAX_BODY", &http.http_max_body, bytes(1024..=16 * 1024 * 1024)),
+            max_batch_body: checks.take(
+                "HTTP_MAX_BATCH_BODY",
+                &http.http_max_batch_body,
+                bytes(1024..=256 * 1024 * 1024),
+            ),
+            max_batch_items: checks.take("HTTP_MAX_BATCH_ITEMS", &http.http_max_batch_items, range(1..=1_000_000)),
+            rate_limit: http.rate_limit(&mut checks),
             max_connections: checks.take("HTTP_MAX_CONNECTIONS", &http.http_max_connections, range(1..=1_000_000)),
             redis: cli.redis.check(&mut checks),
             shutdown_timeout: checks.take("SHUTDOWN_TIMEOUT", &cli.process.shutdown_timeout, duration),
@@ -149,6 +181,31 @@ impl Config {
         };
         checks.finish(config)
     }
+}
+
+impl HttpArgs {
+    fn rate_limit(&self, checks: &mut Checks) -> RateLimitSettings {
+        let given = |raw: &Option<String>| raw.clone().filter(|raw| !raw.trim().is_empty());
+        let per_second = checks.take("RATE_LIMIT", &self.rate_limit, |raw| match raw.trim() {
+            "off" => Ok(None),
+            number => count(number).map(Some).map_err(|why| format!("{why}, or off")),
+        });
+        let burst = given(&self.rate_limit_burst)
+            .and_then(|raw| checks.take("RATE_LIMIT_BURST", &raw, |raw| count(raw).map(Some)));
+        let trusted_proxies =
+            given(&self.trusted_proxies).map_or_else(Vec::new, |raw| checks.take("TRUSTED_PROXIES", &raw, networks));
+        RateLimitSettings { per_second, burst, trusted_proxies }
+    }
+}
+
+fn count(raw: &str) -> Result<NonZeroU32, String> {
+    range(1..=1_000_000)(raw).and_then(|number| NonZeroU32::new(number).ok_or_else(|| "must not be 0".into()))
+}
+
+fn networks(raw: &str) -> Result<Vec<IpNet>, String> {
+    let network = |text: &str| text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    let all: Result<Vec<IpNet>, _> = raw.split(',').map(|text| network(text.trim())).collect();
+    all.map_err(|_| "must be addresses or networks such as 10.0.0.0/8, separated by commas".into())
 }
 
 #[cfg(test)]
@@ -181,6 +238,21 @@ mod tests {
         let error = with(&[&kafka_rust[..], &["--kafka-compression", "lz4"]].concat()).unwrap_err().to_string();
         assert!(error.contains("KAFKA_COMPRESSION"), "{error}");
         assert!(with(&["--kafka-client", "kafkajs"]).unwrap_err().to_string().contains("KAFKA_CLIENT"));
+    }
+
+    #[test]
+    fn rate_limits_are_off_unless_set_and_wrong_ones_are_named() {
+        assert_eq!(with(&[]).unwrap().rate_limit.per_second, None);
+        let set =
+            with(&["--rate-limit", "5", "--rate-limit-burst", "9", "--trusted-proxies", "10.0.0.0/8, ::1"]).unwrap();
+        assert_eq!(set.rate_limit.per_second.map(NonZeroU32::get), Some(5));
+        assert_eq!(set.rate_limit.burst.map(NonZeroU32::get), Some(9));
+        assert_eq!(set.rate_limit.trusted_proxies.len(), 2);
+        let wrong = with(&["--rate-limit", "0", "--rate-limit-burst", "x", "--trusted-proxies", "here"]);
+        let wrong = wrong.unwrap_err().to_string();
+        for name in ["RATE_LIMIT=\"0\"", "RATE_LIMIT_BURST", "TRUSTED_PROXIES"] {
+            assert!(wrong.contains(name), "{wrong}");
+        }
     }
 
     #[test]

@@ -70,6 +70,14 @@ impl Format {
         best.map(|(_, format)| format).ok_or(Problem::NotAcceptable)
     }
 
+    /// The form of a batch's results: JSON or NDJSON.
+    ///
+    /// # Errors
+    /// When `Accept` takes neither.
+    pub(crate) fn of_batch(headers: &HeaderMap) -> Result<Self, Problem> {
+        Self::of(headers).map(|format| if format == Self::Ndjson { format } else { Self::Json })
+    }
+
     /// How much it is liked: the quality, in thousandths, that the most specific range gives it, and how specific it is.
     fn liking(self, ranges: &[Range<'_>]) -> (u16, u8) {
         let fitting = ranges.iter().filter_map(|range| Some((range.fits(self.essence())?, range.quality)));

@@ -56,6 +56,12 @@ impl IdempotencyKey {
     pub(crate) fn event_id(&self, user: &UserId) -> EventId {
         EventId::of_names(&[ANONYMOUS, user.as_str().as_bytes(), self.0.as_bytes()])
     }
+
+    /// The id of an item of a batch: also of its bytes, and of how many equal ones come before it.
+    pub(crate) fn item_id(&self, user: &UserId, item: &[u8], ordinal: usize) -> EventId {
+        let ordinal = (ordinal as u64).to_be_bytes();
+        EventId::of_names(&[ANONYMOUS, user.as_str().as_bytes(), self.0.as_bytes(), item, &ordinal])
+    }
 }
 
 /// Inside the quotes only the quote and the backslash are escaped, by a backslash.

@@ -1,8 +1,8 @@
 //! The API: HTTP in, Kafka out, and the read side of the store. In the order a request passes it:
 //!
-//! 1. [`server`]: connections, their limits and their end;
+//! 1. [`server`]: connections, their limits and their end; [`rate_limit`]: how often a client may come;
 //! 2. [`routes`]: one file a resource;
-//! 3. `body`: a request's body, within its limits;
+//! 3. `body`: a request's body, within its limits; `budget`: what may wait for the brokers;
 //! 4. `idempotency`: what makes a repeated request the same event;
 //! 5. `query`, `format`: which events a list is of, and the forms it comes in;
 //! 6. [`tail`]: what is processed now, for all readers of the stream;
@@ -10,12 +10,14 @@
 //! 8. [`openapi`]: the description of all this.
 
 mod body;
+pub mod budget;
 mod config;
 mod format;
 mod idempotency;
 pub mod openapi;
 pub mod problem;
 mod query;
+pub mod rate_limit;
 pub mod routes;
 pub mod server;
 pub mod tail;
@@ -28,13 +30,18 @@ use anyhow::Context;
 use bytes::Bytes;
 use common::event::{EventTypes, Timestamp};
 use common::health::Check;
-use common::kafka::{KafkaBackend, KafkaPublisher, KafkaRustPublisher, Publisher, create_topics, producer_config};
+use common::kafka::{
+    Delivered, KafkaBackend, KafkaPublisher, KafkaRustPublisher, PublishError, Publisher, create_topics,
+    producer_config,
+};
 use common::shutdown::Shutdown;
 use common::store::{Origin, Store, StoreError};
+use futures::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use warp::http::HeaderValue;
 
+use crate::budget::Budget;
 pub use crate::config::{Cli, Command, Config, KafkaClient};
 use crate::tail::Tail;
 
@@ -45,7 +52,7 @@ const WATCH_PERIOD: Duration = Duration::from_secs(1);
 /// What the routes work with.
 pub struct App {
     /// Where events go.
-    pub publisher: Arc<dyn Publisher>,
+    pub publisher: Budget,
     /// Where events are read.
     pub store: Arc<Store>,
     /// What is processed now.
@@ -73,8 +80,9 @@ impl App {
     #[must_use]
     pub fn new(publisher: Arc<dyn Publisher>, store: Store, config: Config, draining: Shutdown) -> Self {
         let store = Arc::new(store);
+        let budget = config.kafka.queue_kbytes as usize * 1024;
         Self {
-            publisher,
+            publisher: Budget::new(publisher, budget),
             tail: Tail::new(&store),
             store,
             types: EventTypes::default(),
@@ -101,6 +109,15 @@ impl App {
             found = self.tail.processed(event_id, patience) => found,
         }
     }
+}
+
+/// The answer to a record that was handed over, when it comes.
+type Published = BoxFuture<'static, Result<Delivered, PublishError>>;
+
+/// Waits for an acknowledgement for as long as a request may take.
+async fn timed(limit: Duration, published: Published) -> Result<(), PublishError> {
+    let late = |_| Err(PublishError::Unknown("HTTP_REQUEST_TIMEOUT".into()));
+    tokio::time::timeout(limit, published).await.unwrap_or_else(late).map(drop)
 }
 
 /// How the parts are.

@@ -8,7 +8,7 @@ use common::kafka::PublishError;
 use common::store::StoreError;
 use serde::Serialize;
 use warp::Reply;
-use warp::http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use warp::http::header::{ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use warp::http::{Response, StatusCode};
 
 /// What went wrong, in the terms of HTTP.
@@ -54,10 +54,30 @@ pub enum Problem {
     BodyBroken,
     /// The body is of another type than JSON, or encoded.
     UnsupportedMediaType(String),
+    /// The body's `Content-Encoding` is not one of ours.
+    UnsupportedCoding(String),
+    /// The body is not what its `Content-Encoding` says.
+    BadCoding(&'static str),
+    /// The body becomes more than so many times larger when it is unpacked.
+    RatioTooLarge(usize),
+    /// A batch without an item.
+    EmptyBatch,
+    /// A batch of more than this many items.
+    TooManyItems(usize),
     /// The event has no acknowledgement.
-    Publish(PublishError),
+    Publish {
+        /// Why.
+        error: PublishError,
+        /// When to try again, in seconds.
+        retry_after: u64,
+    },
     /// The store has no answer.
     Store(StoreError),
+    /// The client makes too many requests.
+    RateLimited {
+        /// When to try again, in seconds.
+        retry_after: u64,
+    },
     /// Others are reading the full list.
     TooManyExports,
 }
@@ -102,6 +122,11 @@ impl Problem {
             Self::InvalidHeader { .. } => (StatusCode::BAD_REQUEST, "invalid-header"),
             Self::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency-key-reused"),
             Self::BodyBroken => (StatusCode::BAD_REQUEST, "body-broken"),
+            Self::BadCoding(_) => (StatusCode::BAD_REQUEST, "bad-content-encoding"),
+            Self::EmptyBatch => (StatusCode::BAD_REQUEST, "empty-batch"),
+            Self::TooManyItems(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too-many-items"),
+            Self::RatioTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "ratio-too-large"),
+            Self::UnsupportedCoding(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-content-encoding"),
             Self::NotAcceptable => (StatusCode::NOT_ACCEPTABLE, "not-acceptable"),
             Self::NotFound => (StatusCode::NOT_FOUND, "not-found"),
             Self::UnknownEvent => (StatusCode::NOT_FOUND, "unknown-event"),
@@ -113,11 +138,12 @@ impl Problem {
             Self::UnsupportedMediaType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type"),
             Self::HeadersTooLarge(_) => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers-too-large"),
             // The brokers won't ever take this record: the service can't do what it is for, trying again is no use.
-            Self::Publish(PublishError::Refused(_) | PublishError::RefusedTimestamp(_)) => {
+            Self::Publish { error: PublishError::Refused(_) | PublishError::RefusedTimestamp(_), .. } => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "publish-refused")
             }
-            Self::Publish(_) => (StatusCode::SERVICE_UNAVAILABLE, "publish-unavailable"),
+            Self::Publish { .. } => (StatusCode::SERVICE_UNAVAILABLE, "publish-unavailable"),
             Self::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "store-unavailable"),
+            Self::RateLimited { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate-limited"),
             Self::TooManyExports => (StatusCode::TOO_MANY_REQUESTS, "too-many-exports"),
         }
     }
@@ -132,16 +158,29 @@ impl Problem {
         }
     }
 
+    /// What became of a record, in a word.
+    pub(crate) fn outcome_word(&self) -> Option<&'static str> {
+        self.outcome().map(|outcome| match outcome {
+            Outcome::NotAccepted => "not accepted",
+            Outcome::Unknown => "unknown",
+        })
+    }
+
+    /// Its status.
+    pub(crate) fn status(&self) -> StatusCode {
+        self.class().0
+    }
+
     fn outcome(&self) -> Option<Outcome> {
         match self {
-            Self::Publish(PublishError::NotAccepted(_)) => Some(Outcome::NotAccepted),
-            Self::Publish(PublishError::Unknown(_)) => Some(Outcome::Unknown),
+            Self::Publish { error: PublishError::NotAccepted(_), .. } => Some(Outcome::NotAccepted),
+            Self::Publish { error: PublishError::Unknown(_), .. } => Some(Outcome::Unknown),
             _ => None,
         }
     }
 
     /// What clients see. The causes of failures inside are logged, not shown.
-    fn detail(&self) -> Cow<'_, str> {
+    pub(crate) fn detail(&self) -> Cow<'_, str> {
         match self {
             Self::InvalidPayload(violations) => {
                 violations.iter().map(|v| &*v.detail).collect::<Vec<_>>().join("; ").into()
@@ -167,15 +206,26 @@ impl Problem {
                 format!("the body was not complete after {}", humantime::format_duration(*limit)).into()
             }
             Self::BodyBroken => "the body ended before it was complete".into(),
-            Self::UnsupportedMediaType(what) => what.as_str().into(),
-            Self::Publish(PublishError::Refused(_) | PublishError::RefusedTimestamp(_)) => {
+            Self::UnsupportedMediaType(what) | Self::UnsupportedCoding(what) => what.as_str().into(),
+            Self::BadCoding(coding) => format!("the body is not what its Content-Encoding says, {coding}").into(),
+            Self::RatioTooLarge(limit) => {
+                format!("the body becomes more than {limit} times larger when it is unpacked, which is the limit").into()
+            }
+            Self::EmptyBatch => "the batch has no item; send a JSON array or NDJSON of at least one event".into(),
+            Self::TooManyItems(limit) => {
+                format!("the batch has more than the limit of {limit} items; send the rest in another one").into()
+            }
+            Self::Publish { error: PublishError::Refused(_) | PublishError::RefusedTimestamp(_), .. } => {
                 "the brokers refused this event; sending it again won't help".into()
             }
-            Self::Publish(PublishError::NotAccepted(_)) => {
+            Self::Publish { error: PublishError::NotAccepted(_), .. } => {
                 "the event was not accepted, because too many are waiting for the brokers; send it again later".into()
             }
-            Self::Publish(PublishError::Unknown(_)) => {
+            Self::Publish { error: PublishError::Unknown(_), .. } => {
                 "the brokers did not acknowledge the event in time; it may still arrive".into()
+            }
+            Self::RateLimited { retry_after } => {
+                format!("this client makes more requests than RATE_LIMIT allows; try again in {retry_after} s").into()
             }
             Self::TooManyExports => "two full lists are being read already; wait, or read in pages with ?limit=".into(),
             Self::Store(_) => "the store can't be read at the moment; try again later".into(),
@@ -183,12 +233,12 @@ impl Problem {
     }
 
     /// Logs what the client is not shown.
-    fn log(&self) {
+    pub(crate) fn log(&self) {
         match self {
-            Self::Publish(error @ (PublishError::Refused(_) | PublishError::RefusedTimestamp(_))) => {
+            Self::Publish { error: error @ (PublishError::Refused(_) | PublishError::RefusedTimestamp(_)), .. } => {
                 log::error!("{error}")
             }
-            Self::Publish(error) => log::debug!("{error}"),
+            Self::Publish { error, .. } => log::debug!("{error}"),
             Self::Store(error) => log::debug!("{error}"),
             _ => {}
         }
@@ -196,11 +246,6 @@ impl Problem {
 }
 
 impl Problem {
-    /// Its status.
-    pub(crate) fn status(&self) -> StatusCode {
-        self.class().0
-    }
-
     /// The reply's body.
     pub(crate) fn json(&self) -> serde_json::Value {
         // Strings, numbers and lists of them always serialise.
@@ -214,7 +259,7 @@ impl Problem {
         let detail = self.detail();
         let message = match self {
             Self::InvalidPayload(_) => "Invalid request payload".into(),
-            Self::Publish(_) => PUBLISH_FAILED.into(),
+            Self::Publish { .. } => PUBLISH_FAILED.into(),
             _ => detail.clone(),
         };
         Body {
@@ -246,8 +291,22 @@ impl Reply for Problem {
         match &self {
             Self::MethodNotAllowed(allowed) => drop(headers.insert(ALLOW, HeaderValue::from_static(allowed))),
             // What the client is still sending would be taken for its next request.
-            Self::BodyTooLarge(_) | Self::BodyTooSlow(_) | Self::BodyBroken => {
+            Self::BodyTooLarge(_)
+            | Self::BodyTooSlow(_)
+            | Self::BodyBroken
+            | Self::BadCoding(_)
+            | Self::RatioTooLarge(_) => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Self::RateLimited { retry_after } => {
+                headers.insert(RETRY_AFTER, HeaderValue::from(*retry_after));
+            }
+            Self::Publish { retry_after, .. } if status == StatusCode::SERVICE_UNAVAILABLE => {
+                headers.insert(RETRY_AFTER, HeaderValue::from(*retry_after));
+            }
+            // RFC 7694, section 3.
+            Self::UnsupportedCoding(_) => {
+                headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip, zstd, br"));
             }
             _ if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));

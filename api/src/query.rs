@@ -107,6 +107,15 @@ impl<'a> Parameters<'a> {
     }
 }
 
+/// Whether a post is only to be checked.
+///
+/// # Errors
+/// When `validateOnly` is neither `true` nor `false`, or there is another parameter.
+pub(crate) fn validate_only(query: &str) -> Result<bool, Problem> {
+    let parse = |value: &str| value.parse::<bool>().map_err(|_| "must be true or false");
+    Ok(Parameters::parse(query, &["validateOnly"], &[])?.one("validateOnly", parse)?.unwrap_or(false))
+}
+
 /// The query string of a page of this list.
 pub(crate) fn page_query(query: &Query, limit: usize, cursor: Option<&Cursor>) -> String {
     let mut text = form_urlencoded::Serializer::new(String::new());

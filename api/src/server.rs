@@ -4,6 +4,7 @@
 //! by hyper itself.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutStream;
 use tower_http::CompressionLevel;
 use tower_http::compression::Compression;
@@ -25,6 +26,7 @@ use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove
 use warp::Reply;
 
 use crate::problem::Problem;
+use crate::rate_limit::{RateLimit, Standing};
 use crate::{App, routes};
 
 /// Headers of one request in all, in bytes.
@@ -33,8 +35,11 @@ const MAX_HEADERS: usize = 32 * 1024;
 /// it hyper answers a bare 431.
 const MAX_HEAD: usize = 256 * 1024;
 
-/// How long a client may take nothing of a reply before its connection is cut.
-const WRITE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a client may take nothing of a reply before its connection is cut. Shorter than the default of
+/// `SHUTDOWN_TIMEOUT`, so that nobody who reads nothing makes a stop unclean.
+const WRITE_PATIENCE: Duration = Duration::from_secs(15);
+/// How often the rate limit forgets clients that are quiet.
+const FORGET_PERIOD: Duration = Duration::from_secs(60);
 /// Replies below this many bytes are not worth compressing.
 const SMALLEST_COMPRESSED: u16 = 1024;
 
@@ -46,13 +51,19 @@ pub async fn serve(app: Arc<App>, listener: TcpListener, shutdown: Shutdown) -> 
     http.timer(TokioTimer::new()).header_read_timeout(app.config.idle_timeout).max_buf_size(MAX_HEAD);
     let graceful = GracefulShutdown::new();
     let limit = Arc::new(Semaphore::new(app.config.max_connections));
+    let rate_limit = Arc::new(RateLimit::new(&app.config.rate_limit));
+    let mut forget = tokio::time::interval(FORGET_PERIOD);
     loop {
         let accepted = tokio::select! {
             biased;
             () = shutdown.cancelled() => break,
+            _ = forget.tick() => {
+                rate_limit.iter().for_each(RateLimit::forget_quiet);
+                continue;
+            }
             accepted = accept(&listener, &limit) => accepted,
         };
-        let (stream, permit) = match accepted {
+        let (stream, peer, permit) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file descriptors, mostly: others must end before one more can be taken.
@@ -62,7 +73,11 @@ pub async fn serve(app: Arc<App>, listener: TcpListener, shutdown: Shutdown) -> 
             }
         };
         let service = service.clone();
-        let guarded = service_fn(move |request| answer(service.clone(), request, Reply::into_response));
+        let rate_limit = Arc::clone(&rate_limit);
+        let guarded = service_fn(move |request| {
+            let admitted = admit(rate_limit.as_ref().as_ref(), &request, peer);
+            answer(service.clone(), request, admitted, Reply::into_response)
+        });
         let connection = graceful.watch(http.serve_connection(TokioIo::new(Box::pin(stream)), guarded));
         tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -81,15 +96,15 @@ pub async fn serve(app: Arc<App>, listener: TcpListener, shutdown: Shutdown) -> 
 async fn accept(
     listener: &TcpListener,
     limit: &Arc<Semaphore>,
-) -> std::io::Result<(TimeoutStream<TcpStream>, tokio::sync::OwnedSemaphorePermit)> {
+) -> std::io::Result<(TimeoutStream<TcpStream>, IpAddr, OwnedSemaphorePermit)> {
     // The semaphore is never closed.
     let permit = Arc::clone(limit).acquire_owned().await.map_err(std::io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
+    let (stream, peer) = listener.accept().await?;
     stream.set_nodelay(true)?;
     let mut stream = TimeoutStream::new(stream);
     // For reads hyper has its own, which leaves those alone who wait for a reply.
     stream.set_write_timeout(Some(WRITE_PATIENCE));
-    Ok((stream, permit))
+    Ok((stream, peer.ip(), permit))
 }
 
 /// Replies of some size in the coding that the client prefers, if it takes any; not streams of events, whose frames must
@@ -99,18 +114,46 @@ fn compressed<S>(service: S) -> Compression<S, impl Predicate> {
     Compression::new(service).quality(CompressionLevel::Fastest).compress_when(worth_it)
 }
 
-/// Calls the service, unless the headers are too large. The type of a problem's body can't be named.
+/// Whether a request is let in, and how its client then stands.
+///
+/// # Errors
+/// When its headers are too large, or its client makes too many requests.
+fn admit(
+    rate_limit: Option<&RateLimit>,
+    request: &Request<Incoming>,
+    peer: IpAddr,
+) -> Result<Option<Standing>, Refusal> {
+    let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
+    if headers + request.uri().path().len() > MAX_HEADERS {
+        return Err(Refusal { problem: Problem::HeadersTooLarge(MAX_HEADERS), standing: None });
+    }
+    let Some(limit) = rate_limit else { return Ok(None) };
+    limit.count(request.uri().path(), request.headers(), peer).map_err(|standing| Refusal {
+        problem: Problem::RateLimited { retry_after: standing.retry_after },
+        standing: Some(standing),
+    })
+}
+
+/// A request that is not let in.
+struct Refusal {
+    problem: Problem,
+    standing: Option<Standing>,
+}
+
+/// Calls the service for a request that was let in. The type of a problem's body can't be named.
 async fn answer<S, B, P>(
     service: S,
     request: Request<Incoming>,
-    problem: impl FnOnce(Problem) -> Response<P>,
+    admitted: Result<Option<Standing>, Refusal>,
+    reply: impl FnOnce(Problem) -> Response<P>,
 ) -> Result<Response<Either<B, P>>, Infallible>
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
 {
-    let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
-    if headers + request.uri().path().len() > MAX_HEADERS {
-        return Ok(problem(Problem::HeadersTooLarge(MAX_HEADERS)).map(Either::Right));
-    }
-    service.call(request).await.map(|response| response.map(Either::Left))
+    let (mut response, standing) = match admitted {
+        Ok(standing) => (service.call(request).await?.map(Either::Left), standing),
+        Err(Refusal { problem, standing }) => (reply(problem).map(Either::Right), standing),
+    };
+    standing.into_iter().for_each(|standing| standing.tell(response.headers_mut()));
+    Ok(response)
 }

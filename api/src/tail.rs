@@ -19,6 +19,8 @@ use crate::format::push_line;
 /// How far a reader may fall behind, in slots. A frame takes one for each [`SLOT`] bytes, so that this bounds bytes.
 const SLOTS: usize = 4096;
 const SLOT: usize = 4096;
+/// Records whose events are in memory at a time, about, on their way to readers.
+const PORTION: usize = 64;
 /// How long Redis is asked to wait for something new; shorter than any sensible `REDIS_TIMEOUT`.
 const WAIT: Duration = Duration::from_millis(500);
 /// After a failed exchange.
@@ -98,6 +100,10 @@ impl Tail {
                     Ok((position, seen)) => {
                         let mut state = self.lock();
                         (state.position, state.seen) = (position, seen);
+                        // Nobody reads yet, unless it stopped just as somebody came.
+                        if self.frames.receiver_count() > 0 {
+                            drop(self.frames.send(Arc::new(Frame::Gap(position))));
+                        }
                     }
                     Err(error) => {
                         log::debug!("the live tail can't begin: {error}");
@@ -116,7 +122,7 @@ impl Tail {
         while self.is_wanted() {
             let position = self.lock().position;
             let taken = match self.store.tail_next(buckets.clone(), &position, WAIT).await {
-                Ok(entries) => self.take(entries, &position).await,
+                Ok(entries) => self.take(&entries, &position).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = taken {
@@ -126,41 +132,72 @@ impl Tail {
         }
     }
 
-    /// Hands entries on. After an error nothing has happened, and they are read again.
-    async fn take(&self, entries: Vec<Entry>, position: &TailPosition) -> Result<(), StoreError> {
+    /// Hands entries on. What was not handed on when an error came is read again.
+    async fn take(&self, entries: &[Entry], position: &TailPosition) -> Result<(), StoreError> {
         let late = |entry: &Entry| Timestamp::now().millis() - entry.id.millis() > LATE.as_millis() as i64;
-        let gap = entries.first().is_some_and(late) && !self.store.tail_holds(position).await?;
-        let bodies = self.bodies(&entries).await?;
-        let mut state = self.lock();
-        if gap {
+        if entries.first().is_some_and(late) && !self.store.tail_holds(position).await? {
+            let state = self.lock();
             drop(self.frames.send(Arc::new(Frame::Gap(state.position))));
         }
-        for entry in entries.into_iter().map(Arc::new) {
-            for (number, record) in entry.records.iter().enumerate() {
-                let new = state.seen.is_new(entry.bucket, record);
-                state.position.pass(&entry, number);
-                for waiter in state.waiting.remove(&record.event_id).into_iter().flatten() {
-                    // It may have gone.
-                    waiter.send(()).unwrap_or_default();
-                }
-                if let Some(json) = bodies.get(&(entry.bucket, record.partition, record.offset)).filter(|_| new) {
-                    self.send(&entry, number, &state.position, json);
-                }
-            }
-            state.position.pass_all(&entry);
+        for portion in portions(entries) {
+            self.hand_on(portion).await?;
         }
         Ok(())
     }
 
-    /// The events of those records that somebody reads about and that were the first with their id.
-    async fn bodies(&self, entries: &[Entry]) -> Result<HashMap<(usize, i32, i64), Bytes>, StoreError> {
-        if self.frames.receiver_count() == 0 {
-            return Ok(HashMap::new());
+    async fn hand_on(&self, entries: &[Entry]) -> Result<(), StoreError> {
+        let mut watched = self.frames.receiver_count() > 0;
+        loop {
+            let events = if watched { self.new_events(entries).await? } else { HashMap::new() };
+            let mut state = self.lock();
+            // Who came while nothing was read for anybody is to get these.
+            if watched || self.frames.receiver_count() == 0 {
+                entries.iter().for_each(|entry| self.publish(&mut state, entry, watched, &events));
+                return Ok(());
+            }
+            watched = true;
         }
-        let mut seen = self.lock().seen.clone();
+    }
+
+    /// Hands one entry on to who waits and, if there are `events` for who reads, to them.
+    fn publish(&self, state: &mut State, entry: &Entry, watched: bool, events: &Events) {
+        let entry = Arc::new(entry.clone());
+        let mut sent = Vec::new();
+        for (number, record) in entry.records.iter().enumerate() {
+            for waiter in state.waiting.remove(&record.event_id).into_iter().flatten() {
+                // It may have gone.
+                waiter.send(()).unwrap_or_default();
+            }
+            let event = events.get(&(entry.bucket, record.partition, record.offset));
+            // One that has gone since was lost with the store, and is new when it is announced again.
+            if (event.is_some() || !watched)
+                && state.seen.is_new(entry.bucket, record)
+                && let Some(Some(json)) = event
+            {
+                sent.push((number, json));
+            }
+        }
+        for (nth, (number, json)) in sent.iter().enumerate() {
+            // Behind the last one nothing is left of the entry, whatever else it announces.
+            let last = nth + 1 == sent.len();
+            if last {
+                state.position.pass_all(&entry)
+            } else {
+                state.position.pass(&entry, *number)
+            }
+            self.send(&entry, *number, &state.position, json);
+        }
+        state.position.pass_all(&entry);
+    }
+
+    /// The events of those records that are announced for the first time.
+    async fn new_events(&self, entries: &[Entry]) -> Result<Events, StoreError> {
         let records = entries.iter().flat_map(|entry| entry.records.iter().map(move |record| (entry.bucket, record)));
-        let new: Vec<(usize, &Announced)> = records.filter(|(bucket, record)| seen.is_new(*bucket, record)).collect();
-        first_of_their_id(&self.store, &new).await
+        let new: Vec<(usize, &Announced)> = {
+            let state = self.lock();
+            records.filter(|(bucket, record)| !state.seen.knows(*bucket, record)).collect()
+        };
+        events_of(&self.store, &new).await
     }
 
     fn send(&self, entry: &Arc<Entry>, number: usize, position: &TailPosition, json: &Bytes) {
@@ -266,20 +303,35 @@ impl Drop for Waiter<'_> {
     }
 }
 
-/// The events of these records by bucket, partition and offset. Left away are those whose id came with an earlier record:
-/// the first one is what is stored, and it has been announced.
-pub(crate) async fn first_of_their_id(
-    store: &Store,
-    records: &[(usize, &Announced)],
-) -> Result<HashMap<(usize, i32, i64), Bytes>, StoreError> {
+/// Events by bucket, partition and offset of their records.
+pub(crate) type Events = HashMap<(usize, i32, i64), Option<Bytes>>;
+
+/// The events of these records, of those that are still stored. `None` of one whose id came with an earlier record: the
+/// first one is what is stored, and it has been announced.
+pub(crate) async fn events_of(store: &Store, records: &[(usize, &Announced)]) -> Result<Events, StoreError> {
     let asked: Vec<&Announced> = records.iter().map(|(_, record)| *record).collect();
     let found = store.announced(&asked).await?;
-    let first = records.iter().zip(found).filter_map(|((bucket, record), found)| {
+    let events = records.iter().zip(found).filter_map(|((bucket, record), found)| {
         let (json, origin) = found?;
         let own = (origin.partition, origin.offset) == (record.partition, record.offset);
-        own.then_some(((*bucket, record.partition, record.offset), json))
+        Some(((*bucket, record.partition, record.offset), own.then_some(json)))
     });
-    Ok(first.collect())
+    Ok(events.collect())
+}
+
+/// Entries in portions of about [`PORTION`] records.
+pub(crate) fn portions(mut entries: &[Entry]) -> impl Iterator<Item = &[Entry]> {
+    std::iter::from_fn(move || {
+        let mut records = 0;
+        let fits = |entry: &&Entry| {
+            let first = records == 0;
+            records += entry.records.len();
+            first || records <= PORTION
+        };
+        let (portion, rest) = entries.split_at(entries.iter().take_while(fits).count());
+        entries = rest;
+        (!portion.is_empty()).then_some(portion)
+    })
 }
 
 /// An event on the wire (HTML standard, section 9.2.6), and where its reader then stands.

@@ -38,6 +38,12 @@ pub struct Violation {
 }
 
 impl Violation {
+    /// Something wrong with the whole document.
+    #[must_use]
+    pub fn document(detail: String) -> Self {
+        Self::new("", "json", detail)
+    }
+
     fn new(pointer: &'static str, code: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
         Self { pointer: pointer.into(), code, detail: detail.into() }
     }
@@ -156,9 +162,6 @@ impl EventTypes {
     /// # Errors
     /// The violation, worded as the API answers it.
     pub fn parse(&self, text: &str) -> Result<EventType, Violation> {
-        if text.is_empty() {
-            return Err(Self::required());
-        }
         self.0.iter().find(|known| &*known.0 == text).cloned().ok_or_else(|| {
             let names: Vec<&str> = self.names().collect();
             Violation::new("/eventType", "enum", format!("eventType must be one of: {}", names.join(", ")))
@@ -170,7 +173,8 @@ impl EventTypes {
     }
 
     fn of_member(&self, raw: Option<&RawValue>) -> Result<EventType, Violation> {
-        self.parse(&raw.and_then(string).ok_or_else(Self::required)?)
+        let text = raw.and_then(string).filter(|text| !text.is_empty());
+        self.parse(&text.ok_or_else(Self::required)?)
     }
 }
 

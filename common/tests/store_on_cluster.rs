@@ -6,6 +6,8 @@
 /// Where the shared Cluster is.
 const SHARED: &str = "TEST_REDIS_CLUSTER_URL";
 
+#[path = "store/filters.rs"]
+mod filters;
 #[path = "store/lists.rs"]
 mod lists;
 #[path = "store/nodes.rs"]

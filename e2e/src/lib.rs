@@ -6,7 +6,7 @@
 //! - [`mod@env`]: where the binaries and the shared engines are (set by `scripts/test integration`);
 //! - [`world`]: a test's own topic, group, key prefix and settings, and the processes it starts;
 //! - [`process`]: one child process, its signals, its exit and its output;
-//! - [`service`], [`client`], [`raw`]: an API or a worker and its HTTP, politely and impolitely;
+//! - [`service`], [`client`], [`sse`], [`raw`]: an API or a worker and its HTTP, politely and impolitely;
 //! - [`kafka`], [`broker`], [`redis_server`], [`redis_cluster`]: the engines, as an outsider and as an owner who may kill them;
 //! - [`sample`]: events as they stand on the topic;
 //! - [`load`], [`oracle`]: posts under way, and the judgement over what became of them.
@@ -32,6 +32,7 @@ pub mod redis_cluster;
 pub mod redis_server;
 pub mod sample;
 pub mod service;
+pub mod sse;
 pub mod world;
 
 use std::time::{Duration, Instant};

@@ -42,7 +42,8 @@ check_compose_ports() {
 
 # compose_down DELETE: removes the containers; the volumes as well if DELETE is yes.
 compose_down() {
-  local arguments=(down --timeout "$STOP_SECONDS")
+  # The profile as well, in case somebody started it.
+  local arguments=(--profile observability down --timeout "$STOP_SECONDS")
   [ "$1" = no ] || arguments+=(--volumes)
   [ -e "$STATE/run/compose" ] || { [ "$1" = yes ] && [ -e "$STATE/compose-data" ]; } || return 0
   compose "${arguments[@]}" ||

@@ -57,7 +57,7 @@ start_test_cluster() {
     test_port
     TEST_CLUSTER_NODES+=("127.0.0.1:$PORT")
     daemon_start "node-$number" "$PORT" "$ROOT/scripts/lib/redis-server" "$PORT" "$STATE/node-$number" \
-      --cluster-enabled yes --cluster-port $((PORT + 1)) --cluster-node-timeout 5000
+      --cluster-enabled yes --cluster-port $((PORT + 1)) --cluster-node-timeout 15000
   done
   local IFS=,
   export TEST_REDIS_CLUSTER_URL="redis+cluster://${TEST_CLUSTER_NODES[*]}"
@@ -79,6 +79,15 @@ join_test_cluster() {
   done
   redis-cli --cluster create "${TEST_CLUSTER_NODES[@]}" --cluster-replicas 1 --cluster-yes >"$STATE/log/cluster.log" ||
     die "the Redis Cluster could not be made" "$(tail -n 5 "$STATE/log/cluster.log")"
+  # Each node finds out for itself that all slots are served.
+  for ((number = 1; number <= TEST_CLUSTER_SIZE; number++)); do
+    wait_until 60 node_serves_all_slots "$(daemon_port "node-$number")" ||
+      die "the Redis Cluster did not become whole within 60 s" "then run the tests again"
+  done
+}
+
+node_serves_all_slots() {
+  redis-cli -p "$1" cluster info 2>/dev/null | grep -q '^cluster_state:ok'
 }
 
 # run_in_group COMMAND…: runs it in a process group of its own and, when it has ended or the script

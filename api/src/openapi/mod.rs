@@ -153,6 +153,7 @@ mod tests {
             "Ready" => of::<schemas::Ready>(json),
             // Holds a bad item on purpose.
             "NewEvent[]" => of::<Vec<Value>>(json),
+            "Valid" => of::<schemas::Valid>(json),
             "string" => of::<String>(json),
             other => panic!("no type for {other}"),
         }

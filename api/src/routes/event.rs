@@ -31,7 +31,7 @@ pub(super) fn route(
     warp::path!("events" / String)
         // A path that has a resource of its own is not an eventId, whatever the method.
         .and_then(async |id: String| match &*id {
-            "generate" | "processed" | "stream" => Err(warp::reject::not_found()),
+            "generate" | "batch" | "processed" | "stream" => Err(warp::reject::not_found()),
             _ => Ok(id),
         })
         .and(super::get())

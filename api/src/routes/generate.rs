@@ -5,33 +5,56 @@ use std::time::Duration;
 
 use bytes::Buf;
 use common::event::{EventId, UserEvent, push_string};
-use common::kafka::PublishError;
 use futures::Stream;
+use serde::Serialize;
 use warp::http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
 use warp::http::{HeaderMap, Response, StatusCode};
 use warp::{Filter, Rejection, Reply};
 
+use crate::body::{Kind, Limits};
 use crate::idempotency::{IdempotencyKey, earlier};
 use crate::problem::Problem;
-use crate::{App, MOST_PATIENCE, body};
+use crate::query::validate_only;
+use crate::{App, MOST_PATIENCE, body, timed};
+
+const NOTHING_PUBLISHED: &str = "Event is valid; nothing was published";
+
+/// The reply to a post that was only to be checked.
+#[derive(Serialize)]
+struct Valid {
+    success: bool,
+    valid: bool,
+    message: &'static str,
+}
 
 pub(super) fn route(
     app: &Arc<App>,
 ) -> impl Filter<Extract = (warp::reply::Response,), Error = Rejection> + Clone + use<> {
     let paths = warp::path!("events" / "generate").or(warp::path!("api" / "activities")).unify();
-    paths.and(warp::post()).and(super::with(app)).and(warp::header::headers_cloned()).and(warp::body::stream()).then(
-        async |app: Arc<App>, headers, body| generate(&app, &headers, body).await.unwrap_or_else(Reply::into_response),
-    )
+    paths
+        .and(warp::post())
+        .and(super::query())
+        .and(super::with(app))
+        .and(warp::header::headers_cloned())
+        .and(warp::body::stream())
+        .then(async |query: String, app: Arc<App>, headers, body| {
+            generate(&app, &query, &headers, body).await.unwrap_or_else(Reply::into_response)
+        })
 }
 
 async fn generate<B: Buf, E>(
     app: &App,
+    query: &str,
     headers: &HeaderMap,
-    body: impl Stream<Item = Result<B, E>>,
+    body: impl Stream<Item = Result<B, E>> + Send + 'static,
 ) -> Result<warp::reply::Response, Problem> {
-    body::check_headers(headers, app.config.max_body)?;
-    let body = body::read(body, &app.config).await?;
+    Kind::of(headers, &[Kind::Json])?;
+    let limits = Limits { size: app.config.max_body, time: app.config.read_timeout };
+    let body = body::whole(body::pieces(headers, body, limits)?, limits).await?;
     let mut event = UserEvent::from_request(&body, &app.types).map_err(Problem::InvalidPayload)?;
+    if validate_only(query)? {
+        return Ok(warp::reply::json(&Valid { success: true, valid: true, message: NOTHING_PUBLISHED }).into_response());
+    }
     if let Some(key) = IdempotencyKey::of(headers)? {
         event.event_id = key.event_id(&event.user_id);
         if let Some(first) = earlier(app, &event).await? {
@@ -39,9 +62,8 @@ async fn generate<B: Buf, E>(
         }
     }
     let json = event.to_json();
-    let published = app.publisher.publish(&event, &json);
-    let answer = tokio::time::timeout(app.config.request_timeout, published).await;
-    answer.unwrap_or_else(|_| Err(PublishError::Unknown("HTTP_REQUEST_TIMEOUT".into()))).map_err(Problem::Publish)?;
+    let published = timed(app.config.request_timeout, app.publisher.publish(&event, &json)).await;
+    published.map_err(|error| Problem::Publish { error, retry_after: app.publisher.retry_after() })?;
     let Some(wait) = preferred_wait(headers) else { return Ok(created(&event.event_id, &json, false, None)) };
     // Whatever keeps the store from saying so: the event is published.
     let processed = app.processed(event.event_id.as_str(), wait).await.is_ok_and(|found| found.is_some());

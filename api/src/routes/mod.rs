@@ -1,6 +1,7 @@
 //! The routes, one file a resource.
 
 mod activities;
+mod batch;
 mod event;
 mod generate;
 mod health;
@@ -21,8 +22,9 @@ use crate::problem::Problem;
 const GET: &str = "GET, HEAD";
 
 /// Which methods each path takes. The first that fits counts: a path that has a resource of its own is not an eventId.
-pub(crate) const ROUTES: [(&str, &str); 8] = [
+pub(crate) const ROUTES: [(&str, &str); 9] = [
     ("/events/generate", "POST"),
+    ("/events/batch", "POST"),
     ("/events/processed", GET),
     ("/events/stream", "GET"),
     ("/events/{eventId}", GET),
@@ -47,6 +49,8 @@ fn fits(route: &str, path: &str) -> bool {
 /// All routes. Every request gets a reply; none is rejected.
 pub fn all(app: &Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + use<> {
     generate::route(app)
+        .or(batch::route(app))
+        .unify()
         .or(processed::route(app))
         .unify()
         .or(activities::route(app))

@@ -20,10 +20,12 @@ use warp::{Filter, Rejection, Reply};
 use crate::App;
 use crate::problem::Problem;
 use crate::query::Parameters;
-use crate::tail::{Frame, first_of_their_id, frame};
+use crate::tail::{Frame, events_of, frame, portions};
 
 /// A comment with the present position is sent so often: it keeps proxies from closing a quiet connection.
 const HEARTBEAT: Duration = Duration::from_secs(15);
+/// Bytes that a reader who catches up is sent at a time, about.
+const PIECE: usize = 256 * 1024;
 /// What a client waits before it comes back, in milliseconds.
 const RETRY: u32 = 1000;
 
@@ -175,30 +177,39 @@ impl Reader {
         let mut seen = store.tail_seen(&self.position).await.map_err(End::Store)?;
         loop {
             let entries = store.tail_after(&self.position).await.map_err(End::Store)?;
-            // What lies behind `now` comes as a frame; one entry more does not matter, the position tells.
-            if entries.iter().all(|entry| now.passed(entry) == 0) {
+            // What lies behind `now` comes as a frame, too; the position tells. It must not stand inside an entry then,
+            // or frames of others would move it back to that entry's beginning.
+            let last = entries.iter().all(|entry| now.passed(entry) == 0);
+            for portion in portions(&entries) {
+                self.send_entries(portion, &mut seen).await?;
+            }
+            if last {
                 return Ok(());
             }
-            self.send_entries(&entries, &mut seen).await?;
         }
     }
 
     async fn send_entries(&mut self, entries: &[Entry], seen: &mut Seen) -> Result<(), End> {
         let records = entries.iter().flat_map(|entry| entry.records.iter().map(move |record| (entry.bucket, record)));
         let records: Vec<_> = records.collect();
-        let bodies = first_of_their_id(&self.app.store, &records).await.map_err(End::Store)?;
+        let events = events_of(&self.app.store, &records).await.map_err(End::Store)?;
         let mut text = Vec::new();
         for entry in entries {
             for number in self.position.passed(entry)..entry.records.len() {
                 let record = &entry.records[number];
                 let new = seen.is_new(entry.bucket, record);
                 self.position.pass(entry, number);
-                let json = bodies.get(&(entry.bucket, record.partition, record.offset)).filter(|_| new);
-                text.extend(json.filter(|json| self.query.admits(json)).map(|json| frame(&self.position, json)));
+                let event = events.get(&(entry.bucket, record.partition, record.offset)).and_then(Option::as_ref);
+                if let Some(json) = event.filter(|json| new && self.query.admits(json)) {
+                    text.extend_from_slice(&frame(&self.position, json));
+                }
+                if text.len() >= PIECE {
+                    self.send(std::mem::take(&mut text).into()).await?;
+                }
             }
             self.position.pass_all(entry);
         }
-        if text.is_empty() { Ok(()) } else { self.send(text.concat().into()).await }
+        if text.is_empty() { Ok(()) } else { self.send(text.into()).await }
     }
 
     async fn send(&self, text: Bytes) -> Result<(), End> {

@@ -35,6 +35,11 @@ impl PositionScope {
     }
 }
 
+/// The partition that a field is of, whosever it is.
+pub(super) fn partition_of(field: &str) -> Option<i32> {
+    field.rsplit_once(':')?.1.parse().ok()
+}
+
 /// One partition's position in every bucket, `None` where there is none.
 pub type Positions = [Option<i64>; BUCKETS];
 

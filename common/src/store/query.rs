@@ -26,6 +26,13 @@ pub(super) struct Row {
     pub(super) id: String,
 }
 
+impl Row {
+    /// Tells a row from what is left of one after a part of it got lost.
+    fn digest(&self) -> u32 {
+        xxh3_64(format!("{}|{}", self.score, self.id).as_bytes()) as u32
+    }
+}
+
 /// Which events, and in which direction. The default is all of them, oldest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Query {
@@ -97,7 +104,8 @@ impl Query {
     }
 }
 
-/// The row after which a page begins. As text it is opaque: base64url of version, digest of the query, score and id.
+/// The row after which a page begins. As text it is opaque: base64url of version, digest of the query, score, digest of
+/// the row, and id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor(pub(super) Row);
 
@@ -127,19 +135,23 @@ impl Cursor {
     }
 
     fn fields(bytes: &[u8]) -> Option<(u64, Row)> {
-        let mut fields = std::str::from_utf8(bytes).ok()?.splitn(4, '|');
-        let ("1", digest, score, id) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?) else {
+        let mut fields = std::str::from_utf8(bytes).ok()?.splitn(5, '|');
+        let ("1", query, score, digest, id) =
+            (fields.next()?, fields.next()?, fields.next()?, fields.next()?, fields.next()?)
+        else {
             return None;
         };
         let score = score.parse().ok().filter(|score: &i64| *score >= 0)?;
         let row = Row { score, id: EventId::parse(id)?.as_str().to_owned() };
-        Some((u64::from_str_radix(digest, 16).ok()?, row))
+        let whole = u32::from_str_radix(digest, 16).ok()? == row.digest();
+        whole.then_some((u64::from_str_radix(query, 16).ok()?, row))
     }
 
     /// The cursor as text for a URL.
     #[must_use]
     pub fn encode(&self, query: &Query) -> String {
-        URL_SAFE_NO_PAD.encode(format!("1|{:x}|{}|{}", query.digest(), self.0.score, self.0.id))
+        let Row { score, id } = &self.0;
+        URL_SAFE_NO_PAD.encode(format!("1|{:x}|{score}|{:x}|{id}", query.digest(), self.0.digest()))
     }
 }
 
@@ -182,8 +194,9 @@ mod tests {
 
     #[test]
     fn a_forged_or_truncated_cursor_is_none() {
-        let good = Cursor(Row { score: 5, id: "a".into() }).encode(&Query::default());
-        for forged in ["", "x", "MXwxfA", "MnwxfGE", "MXwtMXxh", "MXx4fGE", "====", "\u{e9}", &good[..good.len() - 3]] {
+        let good = Cursor(Row { score: 5, id: "long enough to lose a part".into() }).encode(&Query::default());
+        assert!((0..good.len()).all(|end| Cursor::decode(&good[..end], &Query::default()).is_err()));
+        for forged in ["", "x", "MXwxfA", "MnwxfGE", "MXwtMXxh", "MXx4fGE", "====", "\u{e9}", &good[1..]] {
             assert_eq!(Cursor::decode(forged, &Query::default()), Err(CursorError::Malformed), "{forged}");
         }
     }

@@ -199,10 +199,12 @@ impl Store {
         limit: usize,
     ) -> Result<Page, StoreError> {
         let mut walk = Walk::new(self, query, cursor, false);
+        let by_user_index = walk.heads.len() == 1;
+        let selective = !query.types.is_empty() || (query.user.is_some() && !by_user_index);
         let (mut page, mut scanned) = (Page::default(), 0);
         while page.events.len() < limit && scanned < SCAN_BUDGET {
             let missing = limit - page.events.len();
-            let rows = walk.next_rows(if query.types.is_empty() { missing } else { missing.max(SCAN_STEP) }).await?;
+            let rows = walk.next_rows(if selective { missing.max(SCAN_STEP) } else { missing }).await?;
             if rows.is_empty() {
                 page.next = None;
                 return Ok(page);

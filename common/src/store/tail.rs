@@ -4,7 +4,7 @@
 //! An entry says what a transaction wrote, not what was new: a record that is delivered again is announced again, with
 //! the same partition and offset. Who reads tells by [`Seen`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::ops::Range;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 
+use super::positions::partition_of;
 use super::{BUCKETS, Origin, Store, StoreError};
 
 /// About how many entries a stream holds.
@@ -21,6 +22,8 @@ pub(super) const MAX_ENTRIES: usize = 1000;
 const READ: usize = 100;
 /// Entries of one bucket that tell what was announced before.
 const LOOK_BACK: usize = 64;
+/// Offsets of one bucket and partition that are remembered one by one: more than batches under way together have.
+const REMEMBERED: usize = 1024;
 
 /// Where an entry stands in its stream: milliseconds, and a number within them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -172,18 +175,56 @@ fn pull(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// The highest offset of each bucket and partition that was announced. Redelivery, and the refill of a store that has
-/// lost something, announce lower ones again.
+/// What was announced of each bucket and partition. Redelivery, and the refill of a store that has lost something,
+/// announce it again.
+///
+/// The highest offset alone would not do: of batches under way together an early one may be lost, with a Redis that is
+/// emptied for example, and come again behind a later one.
 #[derive(Debug, Clone, Default)]
-pub struct Seen(HashMap<(usize, i32), i64>);
+pub struct Seen(HashMap<(usize, i32), Offsets>);
+
+/// What was announced of one bucket and partition.
+#[derive(Debug, Clone)]
+struct Offsets {
+    /// Everything up to this one.
+    floor: i64,
+    /// And these, [`REMEMBERED`] at most.
+    beyond: BTreeSet<i64>,
+}
+
+impl Default for Offsets {
+    fn default() -> Self {
+        Self { floor: -1, beyond: BTreeSet::new() }
+    }
+}
+
+impl Offsets {
+    fn raise(&mut self, floor: i64) {
+        if floor > self.floor {
+            self.floor = floor;
+            self.beyond = self.beyond.split_off(&(floor + 1));
+        }
+    }
+}
 
 impl Seen {
-    /// Whether a record is announced for the first time.
+    /// Whether a record is announced for the first time; not any more afterwards.
     pub fn is_new(&mut self, bucket: usize, record: &Announced) -> bool {
-        let highest = self.0.entry((bucket, record.partition)).or_insert(-1);
-        let new = record.offset > *highest;
-        *highest = record.offset.max(*highest);
+        let offsets = self.0.entry((bucket, record.partition)).or_default();
+        let new = record.offset > offsets.floor && offsets.beyond.insert(record.offset);
+        if offsets.beyond.len() > REMEMBERED
+            && let Some(lowest) = offsets.beyond.first().copied()
+        {
+            offsets.raise(lowest);
+        }
         new
+    }
+
+    /// Whether a record was announced before.
+    #[must_use]
+    pub fn knows(&self, bucket: usize, record: &Announced) -> bool {
+        let offsets = self.0.get(&(bucket, record.partition));
+        offsets.is_some_and(|offsets| record.offset <= offsets.floor || offsets.beyond.contains(&record.offset))
     }
 
     /// Takes note of whole entries.
@@ -192,6 +233,14 @@ impl Seen {
             for record in &entry.records {
                 self.is_new(entry.bucket, record);
             }
+        }
+    }
+
+    /// Takes everything before what is known for announced.
+    fn close_below(&mut self) {
+        for offsets in self.0.values_mut() {
+            let lowest = offsets.beyond.first().copied();
+            lowest.into_iter().for_each(|lowest| offsets.raise(lowest));
         }
     }
 }
@@ -207,7 +256,34 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn tail_end(&self) -> Result<(TailPosition, Seen), StoreError> {
-        self.tail_before(None).await
+        // Before the end is read: everything before a position was announced by then.
+        let stored = self.announced_by_positions().await?;
+        let (end, mut seen) = self.tail_before(None).await?;
+        for (place, offset) in stored {
+            seen.0.entry(place).or_default().raise(offset);
+        }
+        Ok((end, seen))
+    }
+
+    /// The last offset of each bucket and partition before its position. Positions know of a partition that has been
+    /// quiet for long, too.
+    async fn announced_by_positions(&self) -> Result<HashMap<(usize, i32), i64>, StoreError> {
+        let asked = (0..BUCKETS).map(|bucket| {
+            let mut all = redis::cmd("HGETALL");
+            all.arg(self.layout.positions(bucket));
+            all
+        });
+        let buckets: Vec<HashMap<String, i64>> = self.read.scatter(asked).await?;
+        let mut last = HashMap::new();
+        for (bucket, positions) in buckets.into_iter().enumerate() {
+            for (field, next) in positions {
+                if let Some(partition) = partition_of(&field) {
+                    let offset = last.entry((bucket, partition)).or_insert(-1);
+                    *offset = (next - 1).max(*offset);
+                }
+            }
+        }
+        Ok(last)
     }
 
     /// What was announced last before a position: how a reader that goes on there tells what is new.
@@ -232,6 +308,7 @@ impl Store {
             entries.first().into_iter().for_each(|last| end.pass_all(last));
             seen.note(&entries);
         }
+        seen.close_below();
         Ok((end, seen))
     }
 
@@ -410,12 +487,31 @@ mod tests {
         assert_eq!(one, further);
     }
 
+    fn record(partition: i32, offset: i64) -> Announced {
+        Announced { partition, offset, event_id: "e".into() }
+    }
+
     #[test]
-    fn what_is_announced_again_is_not_new() {
+    fn what_is_announced_again_is_not_new_and_what_comes_late_is() {
         let mut seen = Seen::default();
-        let record = |partition, offset| Announced { partition, offset, event_id: "e".into() };
-        assert!(seen.is_new(0, &record(0, 5)));
-        assert!(!seen.is_new(0, &record(0, 5)) && !seen.is_new(0, &record(0, 4)));
-        assert!(seen.is_new(0, &record(1, 4)) && seen.is_new(1, &record(0, 5)) && seen.is_new(0, &record(0, 6)));
+        assert!(!seen.knows(0, &record(0, 5)));
+        assert!(seen.is_new(0, &record(0, 5)) && seen.knows(0, &record(0, 5)));
+        assert!(!seen.is_new(0, &record(0, 5)));
+        assert!(seen.is_new(0, &record(0, 4)), "its batch was lost at first");
+        assert!(!seen.is_new(0, &record(0, 4)));
+        assert!(seen.is_new(1, &record(0, 5)) && seen.is_new(0, &record(1, 4)) && seen.is_new(0, &record(0, 6)));
+    }
+
+    #[test]
+    fn what_was_announced_long_ago_is_known_without_being_remembered() {
+        let mut seen = Seen::default();
+        assert!((0..5_000).all(|n| seen.is_new(3, &record(0, n * 2))));
+        assert!((0..5_000).all(|n| !seen.is_new(3, &record(0, n * 2))));
+        assert!(seen.0[&(3, 0)].beyond.len() <= REMEMBERED);
+        assert!(!seen.is_new(3, &record(0, 1)) && seen.is_new(3, &record(0, 9_997)));
+        let mut resumed = Seen::default();
+        resumed.is_new(3, &record(0, 50));
+        resumed.close_below();
+        assert!(resumed.knows(3, &record(0, 49)) && resumed.is_new(3, &record(0, 51)));
     }
 }

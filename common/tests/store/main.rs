@@ -6,12 +6,14 @@
 /// Where the shared Redis is.
 const SHARED: &str = "TEST_REDIS_URL";
 
+mod filters;
 mod lists;
 mod memory;
 mod outages;
 mod positions;
 #[path = "../support/mod.rs"]
 mod support;
+mod tail;
 mod tls;
 mod workers;
 mod world;

@@ -1,6 +1,9 @@
 //! What only a Cluster has: several nodes.
 
-use common::store::{HEARTBEAT_TTL, Heartbeat, Query, StoreError};
+use std::time::Duration;
+
+use common::store::{BUCKETS, HEARTBEAT_TTL, Heartbeat, Query, StoreError};
+use futures::future::join_all;
 
 use crate::support::{event_json, required};
 use crate::world::{World, ago, stored};
@@ -53,4 +56,24 @@ async fn keys_of_several_nodes_are_written_and_taken_back() {
         assert_eq!(world.command::<i32>(&["EXISTS", &world.key(&format!("wk:{member}"))]), 0);
     }
     assert_eq!(world.store.workers().await.unwrap(), [""; 0]);
+}
+
+#[tokio::test]
+async fn each_bucket_of_a_cluster_has_a_tail_that_can_be_waited_for() {
+    let world = World::new();
+    let (end, _) = world.store.tail_end().await.unwrap();
+    let readers = world.store.tail_readers();
+    assert_eq!(readers.len(), BUCKETS, "one connection for each");
+    let wait = Duration::from_secs(2);
+    let heard = join_all(readers.into_iter().map(|buckets| world.store.tail_next(buckets, &end, wait)));
+    let jsons: Vec<String> = (0..200).map(|n| event_json(&format!("e-{n}"), "u", ago(HEARTBEAT_TTL), "{}")).collect();
+    let (heard, _) = tokio::join!(heard, async {
+        // The readers wait by then, or find it afterwards: both must do.
+        world.write(jsons.iter().map(|json| stored(json, 1)).collect()).await
+    });
+    let records: usize = heard.into_iter().flat_map(Result::unwrap).map(|entry| entry.records.len()).sum();
+    assert_eq!(records, jsons.len());
+    let all = world.store.tail_after(&end).await.unwrap();
+    assert_eq!(all.iter().map(|entry| entry.records.len()).sum::<usize>(), jsons.len());
+    assert!(world.store.tail_holds(&end).await.unwrap());
 }

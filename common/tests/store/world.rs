@@ -49,6 +49,11 @@ impl World {
         Self::with(RedisSettings { timeout, retention, ..self.settings.clone() })
     }
 
+    /// The same keys, read without the users' indexes.
+    pub(crate) fn without_user_index(&self) -> Self {
+        Self::with(RedisSettings { user_index: UserIndex::Off, ..self.settings.clone() })
+    }
+
     pub(crate) fn with(settings: RedisSettings) -> Self {
         let store = Arc::new(Store::new(&settings).unwrap());
         Self { store, scope: PositionScope::new("group", "topic"), settings }

@@ -1,0 +1,165 @@
+//! Back-pressure: how many bytes may wait for the brokers at a time, and when to come back once they do.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use common::event::UserEvent;
+use common::kafka::{Delivered, PublishError, Publisher};
+use futures::future::BoxFuture;
+
+/// The rate at which the brokers take bytes is measured over this time.
+const WINDOW: Duration = Duration::from_secs(1);
+/// What a client is told to wait, at least and at most, in seconds.
+const SHORTEST_WAIT: u64 = 1;
+const LONGEST_WAIT: u64 = 30;
+
+/// A publisher that holds no more than a number of bytes.
+pub struct Budget {
+    publisher: Arc<dyn Publisher>,
+    limit: usize,
+    flow: Arc<Flow>,
+}
+
+/// Bytes that came in and went out.
+#[derive(Default)]
+struct Flow {
+    in_flight: AtomicUsize,
+    drained: AtomicUsize,
+    rate: Mutex<Rate>,
+}
+
+/// What was drained in the last window, and since.
+struct Rate {
+    since: Instant,
+    drained: usize,
+    per_second: f64,
+}
+
+impl Default for Rate {
+    fn default() -> Self {
+        Self { since: Instant::now(), drained: 0, per_second: 0.0 }
+    }
+}
+
+/// Bytes of one record, given back when its future ends or is dropped.
+struct Share {
+    flow: Arc<Flow>,
+    bytes: usize,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.flow.in_flight.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.flow.drained.fetch_add(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Budget {
+    /// At most `limit` bytes wait for `publisher` at a time.
+    #[must_use]
+    pub fn new(publisher: Arc<dyn Publisher>, limit: usize) -> Self {
+        Self { publisher, limit, flow: Arc::default() }
+    }
+
+    /// Hands over one event, unless the budget is used up.
+    pub fn publish(&self, event: &UserEvent<'_>, json: &[u8]) -> BoxFuture<'static, Result<Delivered, PublishError>> {
+        let bytes = json.len();
+        let before = self.flow.in_flight.fetch_add(bytes, Ordering::Relaxed);
+        let share = Share { flow: Arc::clone(&self.flow), bytes };
+        if before + bytes > self.limit {
+            let reason = format!("KAFKA_QUEUE_KBYTES: {before} bytes wait for the brokers already");
+            return Box::pin(std::future::ready(Err(PublishError::NotAccepted(reason))));
+        }
+        let published = self.publisher.publish(event, json);
+        Box::pin(async move {
+            let result = published.await;
+            drop(share);
+            result
+        })
+    }
+
+    /// Bytes that wait for the brokers.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.flow.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// How long what waits now takes at the rate at which the brokers took bytes lately, in whole seconds.
+    #[must_use]
+    pub fn retry_after(&self) -> u64 {
+        let seconds = self.in_flight() as f64 / self.rate(Instant::now()).max(1.0);
+        (seconds.ceil() as u64).clamp(SHORTEST_WAIT, LONGEST_WAIT)
+    }
+
+    /// Bytes a second.
+    fn rate(&self, now: Instant) -> f64 {
+        let mut rate = self.flow.rate.lock().unwrap_or_else(PoisonError::into_inner);
+        let (drained, time) = (self.flow.drained.load(Ordering::Relaxed), now.duration_since(rate.since));
+        if time >= WINDOW || rate.per_second == 0.0 {
+            rate.per_second = drained.wrapping_sub(rate.drained) as f64 / time.as_secs_f64().max(0.001);
+        }
+        if time >= WINDOW {
+            (rate.since, rate.drained) = (now, drained);
+        }
+        rate.per_second
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::event::EventTypes;
+    use common::testing::FakePublisher;
+    use futures::FutureExt;
+    use futures::future::pending;
+
+    use super::*;
+
+    struct Silent;
+
+    impl Publisher for Silent {
+        fn publish(&self, _: &UserEvent<'_>, _: &[u8]) -> BoxFuture<'static, Result<Delivered, PublishError>> {
+            Box::pin(pending())
+        }
+    }
+
+    fn publish(budget: &Budget, size: usize) -> BoxFuture<'static, Result<Delivered, PublishError>> {
+        let event = UserEvent::from_request(br#"{"userId":"u","eventType":"LOGIN"}"#, &EventTypes::default()).unwrap();
+        budget.publish(&event, &vec![b' '; size])
+    }
+
+    #[test]
+    fn beyond_the_budget_nothing_is_accepted_until_something_is_answered_or_given_up() {
+        let budget = Budget::new(Arc::new(Silent), 100);
+        let first = publish(&budget, 60);
+        let refused = publish(&budget, 41).now_or_never().unwrap();
+        assert!(matches!(&refused, Err(PublishError::NotAccepted(why)) if why.contains("60 bytes")), "{refused:?}");
+        assert_eq!(budget.in_flight(), 60, "what was refused does not wait");
+        let second = publish(&budget, 40);
+        assert!(second.now_or_never().is_none(), "there is room for exactly as much");
+        drop(first);
+        assert_eq!(budget.in_flight(), 0);
+    }
+
+    #[test]
+    fn what_is_acknowledged_makes_room() {
+        let budget = Budget::new(Arc::new(FakePublisher::default()), 100);
+        for _ in 0..10 {
+            assert!(publish(&budget, 90).now_or_never().unwrap().is_ok());
+        }
+    }
+
+    #[test]
+    fn the_wait_follows_from_the_rate() {
+        let budget = Budget::new(Arc::new(Silent), usize::MAX);
+        assert_eq!(budget.retry_after(), SHORTEST_WAIT, "nothing waits");
+        let waiting = publish(&budget, 10_000);
+        assert_eq!(budget.retry_after(), LONGEST_WAIT, "nothing moves");
+        budget.flow.drained.fetch_add(2_000, Ordering::Relaxed);
+        let start = budget.flow.rate.lock().unwrap().since;
+        let rate = budget.rate(start + Duration::from_secs(1));
+        assert!((1_999.0..=2_001.0).contains(&rate), "{rate}");
+        assert_eq!(budget.retry_after(), 5);
+        drop(waiting);
+    }
+}

@@ -1,0 +1,179 @@
+//! How many requests a client may make: as many a second as is set, and a burst of them at once (a GCRA bucket).
+//!
+//! A client is an address; behind trusted proxies it is the one that these forward for. An IPv6 client is its /64 network,
+//! of which it may use any address.
+
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+
+use governor::clock::{Clock, DefaultClock};
+use governor::middleware::StateInformationMiddleware;
+use governor::state::keyed::DefaultKeyedStateStore;
+use governor::{Quota, RateLimiter};
+use hyper::HeaderMap;
+use hyper::header::HeaderValue;
+use ipnet::{IpNet, Ipv6Net};
+
+/// Paths that are not limited: whoever watches over the process must not be turned away.
+const FREE: [&str; 4] = ["/livez", "/readyz", "/health", "/metrics"];
+
+type Limiter = RateLimiter<IpAddr, DefaultKeyedStateStore<IpAddr>, DefaultClock, StateInformationMiddleware>;
+
+/// What is set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RateLimitSettings {
+    /// Requests a second of one client; unlimited when `None`.
+    pub per_second: Option<NonZeroU32>,
+    /// Requests at once; as many as a second's when `None`.
+    pub burst: Option<NonZeroU32>,
+    /// Proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+/// Counts the requests of each client.
+pub(crate) struct RateLimit {
+    limiter: Limiter,
+    quota: Quota,
+    proxies: Vec<IpNet>,
+}
+
+/// How a client stands after a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Standing {
+    limit: u32,
+    remaining: u32,
+    /// Seconds until there is room for one more; 0 while there is.
+    pub(crate) retry_after: u64,
+}
+
+impl RateLimit {
+    /// `None` when nothing is limited.
+    pub(crate) fn new(settings: &RateLimitSettings) -> Option<Self> {
+        let per_second = settings.per_second?;
+        let quota = Quota::per_second(per_second).allow_burst(settings.burst.unwrap_or(per_second));
+        let limiter = RateLimiter::keyed(quota).with_middleware();
+        Some(Self { limiter, quota, proxies: settings.trusted_proxies.clone() })
+    }
+
+    /// Counts a request. `None` where it does not count; an error when it is one too many.
+    ///
+    /// # Errors
+    /// How the client stands that must wait.
+    pub(crate) fn count(&self, path: &str, headers: &HeaderMap, peer: IpAddr) -> Result<Option<Standing>, Standing> {
+        if FREE.contains(&path) {
+            return Ok(None);
+        }
+        let limit = self.quota.burst_size().get();
+        match self.limiter.check_key(&network(self.client(headers, peer))) {
+            Ok(state) => Ok(Some(Standing { limit, remaining: state.remaining_burst_capacity(), retry_after: 0 })),
+            Err(not_until) => {
+                let wait = not_until.wait_time_from(DefaultClock::default().now()).as_secs_f64();
+                Err(Standing { limit, remaining: 0, retry_after: (wait.ceil() as u64).max(1) })
+            }
+        }
+    }
+
+    /// Forgets clients that have been quiet for so long that they stand as new ones do.
+    pub(crate) fn forget_quiet(&self) {
+        self.limiter.retain_recent();
+        self.limiter.shrink_to_fit();
+    }
+
+    /// The nearest address that no trusted proxy has: what lies behind it anybody can claim.
+    fn client(&self, headers: &HeaderMap, peer: IpAddr) -> IpAddr {
+        let is_proxy = |address: &IpAddr| self.proxies.iter().any(|net| net.contains(address));
+        if !is_proxy(&peer) {
+            return peer;
+        }
+        let lines: Vec<&str> =
+            headers.get_all("x-forwarded-for").iter().filter_map(|line| line.to_str().ok()).collect();
+        let mut nearest = peer;
+        for text in lines.iter().flat_map(|line| line.split(',')).rev() {
+            let Ok(address) = text.trim().parse() else { return nearest };
+            nearest = address;
+            if !is_proxy(&address) {
+                break;
+            }
+        }
+        nearest
+    }
+}
+
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => Ipv6Net::new(v6, 64).map_or(address, |net| net.network().into()),
+        v4 => v4,
+    }
+}
+
+impl Standing {
+    /// Tells the client (draft-ietf-httpapi-ratelimit-headers).
+    pub(crate) fn tell(self, headers: &mut HeaderMap) {
+        let Self { limit, remaining, retry_after } = self;
+        let fields = [
+            ("ratelimit-policy", format!("\"client\";q={limit};w=1")),
+            ("ratelimit", format!("\"client\";r={remaining};t={retry_after}")),
+        ];
+        for (name, text) in fields {
+            if let Ok(value) = HeaderValue::try_from(text) {
+                headers.insert(name, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limit(per_second: u32, burst: u32, proxies: &[&str]) -> RateLimit {
+        RateLimit::new(&RateLimitSettings {
+            per_second: NonZeroU32::new(per_second),
+            burst: NonZeroU32::new(burst),
+            trusted_proxies: proxies.iter().map(|net| net.parse().unwrap()).collect(),
+        })
+        .unwrap()
+    }
+
+    fn forwarded(lines: &[&str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append("x-forwarded-for", line.parse().unwrap());
+        }
+        headers
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_burst_is_let_through_and_no_more_and_each_client_has_its_own() {
+        let limit = limit(1, 3, &[]);
+        let count = |peer| limit.count("/events/generate", &HeaderMap::new(), ip(peer));
+        for remaining in [2, 1, 0] {
+            assert_eq!(count("192.0.2.1"), Ok(Some(Standing { limit: 3, remaining, retry_after: 0 })));
+        }
+        assert_eq!(count("192.0.2.1"), Err(Standing { limit: 3, remaining: 0, retry_after: 1 }));
+        assert!(count("192.0.2.2").is_ok());
+        assert_eq!(limit.count("/livez", &HeaderMap::new(), ip("192.0.2.1")), Ok(None));
+    }
+
+    #[test]
+    fn only_trusted_proxies_are_believed() {
+        let limit = limit(1, 1, &["10.0.0.0/8"]);
+        let client = |lines: &[&str], peer| limit.client(&forwarded(lines), ip(peer));
+        assert_eq!(client(&["203.0.113.9"], "192.0.2.1"), ip("192.0.2.1"), "somebody claims to be another");
+        assert_eq!(client(&["203.0.113.9"], "10.0.0.1"), ip("203.0.113.9"));
+        assert_eq!(client(&["198.51.100.1, 203.0.113.9", "10.0.0.2"], "10.0.0.1"), ip("203.0.113.9"));
+        assert_eq!(client(&["nonsense"], "10.0.0.1"), ip("10.0.0.1"));
+        assert_eq!(client(&[], "10.0.0.1"), ip("10.0.0.1"));
+    }
+
+    #[test]
+    fn an_ipv6_client_is_its_network() {
+        assert_eq!(network(ip("2001:db8:1:2:3:4:5:6")), network(ip("2001:db8:1:2::1")));
+        assert_ne!(network(ip("2001:db8:1:3::1")), network(ip("2001:db8:1:2::1")));
+        assert_eq!(network(ip("::ffff:192.0.2.1")), ip("192.0.2.1"));
+    }
+}

@@ -1,0 +1,342 @@
+//! `POST /events/batch`: many events in one request, each with a result of its own, in order.
+//!
+//! A JSON array is read whole before anything is published; NDJSON is published as it arrives. With
+//! `Accept: application/x-ndjson` the results go back while the request is still being read.
+
+use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes, BytesMut};
+use common::event::{UserEvent, Violation};
+use common::kafka::PublishError;
+use futures::stream::{self, BoxStream, poll_fn};
+use futures::{Stream, StreamExt};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use tokio::sync::mpsc;
+use warp::http::header::{CONTENT_TYPE, HeaderValue};
+use warp::http::{HeaderMap, StatusCode};
+use warp::{Filter, Rejection, Reply};
+
+use crate::body::{self, Kind, Limits, Pieces};
+use crate::format::Format;
+use crate::idempotency::IdempotencyKey;
+use crate::problem::Problem;
+use crate::query::validate_only;
+use crate::{App, timed};
+
+/// Items that wait for the brokers at a time.
+const WINDOW: usize = 1000;
+/// Results that are sent in one piece of a streamed reply.
+const RESULTS: usize = 64;
+
+/// What became of one item.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ItemResult {
+    index: usize,
+    status: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event_id: Option<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    duplicate: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outcome: Option<&'static str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    violations: Vec<Violation>,
+}
+
+/// The whole reply.
+#[derive(Serialize)]
+struct Summary {
+    accepted: usize,
+    rejected: usize,
+    results: Vec<ItemResult>,
+}
+
+/// An item, or why there is none and none after it.
+type Item = Result<Bytes, Problem>;
+
+/// What all items of a request have in common.
+struct Context {
+    app: Arc<App>,
+    key: Option<IdempotencyKey>,
+    validate_only: bool,
+}
+
+pub(super) fn route(
+    app: &Arc<App>,
+) -> impl Filter<Extract = (warp::reply::Response,), Error = Rejection> + Clone + use<> {
+    warp::path!("events" / "batch")
+        .and(warp::post())
+        .and(super::query())
+        .and(super::with(app))
+        .and(warp::header::headers_cloned())
+        .and(warp::body::stream())
+        .then(async |query: String, app: Arc<App>, headers, body| {
+            batch(app, &query, &headers, body).await.unwrap_or_else(Reply::into_response)
+        })
+}
+
+async fn batch<B: Buf, E>(
+    app: Arc<App>,
+    query: &str,
+    headers: &HeaderMap,
+    body: impl Stream<Item = Result<B, E>> + Send + 'static,
+) -> Result<warp::reply::Response, Problem> {
+    let kind = Kind::of(headers, &[Kind::Json, Kind::Ndjson])?;
+    let streamed = Format::of_batch(headers)? == Format::Ndjson;
+    let limits = Limits { size: app.config.max_batch_body, time: app.config.read_timeout };
+    let pieces = body::pieces(headers, body, limits)?;
+    let items = match kind {
+        Kind::Json => array(&body::whole(pieces, limits).await?, app.config.max_batch_items)?,
+        Kind::Ndjson => lines(pieces, limits, app.config.max_body, app.config.max_batch_items),
+    };
+    let context = Context { key: IdempotencyKey::of(headers)?, validate_only: validate_only(query)?, app };
+    let mut results = Box::pin(results(context, items).peekable());
+    if results.as_mut().peek().await.is_none() {
+        return Err(Problem::EmptyBatch);
+    }
+    Ok(if streamed { stream_results(results.boxed()) } else { summary(results.collect().await) })
+}
+
+/// The items of an array.
+///
+/// # Errors
+/// When it is none, or has none or too many.
+fn array(body: &Bytes, most: usize) -> Result<BoxStream<'static, Item>, Problem> {
+    let invalid = |detail| Problem::InvalidPayload(vec![Violation::document(detail)]);
+    let items: Vec<&RawValue> = serde_json::from_slice(body)
+        .map_err(|error| invalid(format!("Request body must be a JSON array of events: {error}")))?;
+    match items.len() {
+        0 => Err(Problem::EmptyBatch),
+        count if count > most => Err(Problem::TooManyItems(most)),
+        _ => {
+            let items: Vec<Item> = items.iter().map(|item| Ok(body.slice_ref(item.get().as_bytes()))).collect();
+            Ok(stream::iter(items).boxed())
+        }
+    }
+}
+
+/// The lines of NDJSON as they arrive; blank ones are left away. A line that is too long is an item without a body. What
+/// ends the request before its end, a limit or a broken connection, is the last item.
+fn lines(pieces: Pieces, limits: Limits, longest: usize, most: usize) -> BoxStream<'static, Item> {
+    let lines = Lines { pieces, rest: BytesMut::new(), ready: VecDeque::new(), overlong: false, ended: false, longest };
+    let numbered = stream::unfold((lines, 0_usize), move |(mut lines, count)| async move {
+        let item = match tokio::time::timeout(limits.time, lines.next()).await {
+            Ok(None) => return None,
+            Ok(Some(Ok(_))) if count == most => Err(Problem::TooManyItems(most)),
+            Ok(Some(item)) => item,
+            Err(_) => Err(Problem::BodyTooSlow(limits.time)),
+        };
+        if item.is_err() {
+            lines.end();
+        }
+        Some((item, (lines, count + 1)))
+    });
+    numbered.boxed()
+}
+
+/// Cuts what arrives into lines.
+struct Lines {
+    pieces: Pieces,
+    rest: BytesMut,
+    ready: VecDeque<Bytes>,
+    /// The present line is longer than an item may be; the rest of it is skipped.
+    overlong: bool,
+    ended: bool,
+    longest: usize,
+}
+
+impl Lines {
+    async fn next(&mut self) -> Option<Item> {
+        loop {
+            if let Some(line) = self.ready.pop_front() {
+                return Some(Ok(line));
+            }
+            if self.ended {
+                return None;
+            }
+            match self.pieces.next().await {
+                Some(Ok(piece)) => self.take(&piece),
+                Some(Err(problem)) => return Some(Err(problem)),
+                None => {
+                    self.ended = true;
+                    self.finish_line();
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, piece: &[u8]) {
+        let mut parts = piece.split(|byte| *byte == b'\n');
+        self.extend(parts.next().unwrap_or_default());
+        for part in parts {
+            self.finish_line();
+            self.extend(part);
+        }
+    }
+
+    fn extend(&mut self, part: &[u8]) {
+        self.overlong |= self.rest.len() + part.len() > self.longest;
+        if !self.overlong {
+            self.rest.extend_from_slice(part);
+        }
+    }
+
+    fn finish_line(&mut self) {
+        let line = self.rest.split().freeze();
+        // An empty line says that there was one that is too long.
+        match std::mem::take(&mut self.overlong) {
+            true => self.ready.push_back(Bytes::new()),
+            false if line.iter().all(u8::is_ascii_whitespace) => {}
+            false => self.ready.push_back(line),
+        }
+    }
+
+    /// Nothing more is read.
+    fn end(&mut self) {
+        self.ended = true;
+        self.ready.clear();
+        self.pieces = stream::empty().boxed();
+    }
+}
+
+/// The results of all items, in order, as the brokers acknowledge them.
+fn results(context: Context, items: BoxStream<'static, Item>) -> BoxStream<'static, ItemResult> {
+    let context = Arc::new(context);
+    let mut ordinals = HashMap::new();
+    let pending = items.enumerate().map(move |(index, item)| {
+        let ordinal = match (&context.key, &item) {
+            // Equal items of one request are different events.
+            (Some(_), Ok(json)) => count(&mut ordinals, json),
+            _ => 0,
+        };
+        handle(Arc::clone(&context), index, item, ordinal)
+    });
+    pending.buffered(WINDOW).boxed()
+}
+
+fn count(ordinals: &mut HashMap<Bytes, usize>, json: &Bytes) -> usize {
+    let seen = ordinals.entry(json.clone()).or_default();
+    *seen += 1;
+    *seen - 1
+}
+
+/// Hands one item over at once, in the order of the calls. The future is its result.
+fn handle(
+    context: Arc<Context>,
+    index: usize,
+    item: Item,
+    ordinal: usize,
+) -> impl Future<Output = ItemResult> + Send + 'static {
+    let begun = begin(&context, index, item, ordinal);
+    async move {
+        match begun {
+            Ok(Begun::Done(result)) => result,
+            Ok(Begun::Sent { event_id, published }) => match timed(context.app.config.request_timeout, published).await
+            {
+                Ok(()) => ItemResult { index, status: 201, event_id: Some(event_id), ..ItemResult::default() },
+                Err(error) => failed(index, &error),
+            },
+            Ok(Begun::Asked { json, ordinal }) => ask_first(&context, index, &json, ordinal).await,
+            Err(result) => result,
+        }
+    }
+}
+
+enum Begun {
+    Done(ItemResult),
+    Sent {
+        event_id: String,
+        published: crate::Published,
+    },
+    /// It has a key, so the store is asked before it is published.
+    Asked {
+        json: Bytes,
+        ordinal: usize,
+    },
+}
+
+fn begin(context: &Context, index: usize, item: Item, ordinal: usize) -> Result<Begun, ItemResult> {
+    let json = item.map_err(|problem| refused(index, &problem))?;
+    let app = &context.app;
+    if json.is_empty() || json.len() > app.config.max_body {
+        return Err(refused(index, &Problem::BodyTooLarge(app.config.max_body)));
+    }
+    let event = UserEvent::from_request(&json, &app.types).map_err(|violations| invalid(index, violations))?;
+    if context.validate_only {
+        return Ok(Begun::Done(ItemResult { index, status: 200, ..ItemResult::default() }));
+    }
+    if context.key.is_some() {
+        return Ok(Begun::Asked { json, ordinal });
+    }
+    let published = app.publisher.publish(&event, &event.to_json());
+    Ok(Begun::Sent { event_id: event.event_id.as_str().to_owned(), published })
+}
+
+async fn ask_first(context: &Context, index: usize, json: &Bytes, ordinal: usize) -> ItemResult {
+    let app = &context.app;
+    let mut event = match UserEvent::from_request(json, &app.types) {
+        Ok(event) => event,
+        Err(violations) => return invalid(index, violations),
+    };
+    if let Some(key) = &context.key {
+        event.event_id = key.item_id(&event.user_id, json, ordinal);
+    }
+    let event_id = Some(event.event_id.as_str().to_owned());
+    // The body is part of the id, so the first one had the same.
+    if let Ok(Some(_)) = crate::idempotency::earlier(app, &event).await {
+        return ItemResult { index, status: 201, event_id, duplicate: true, ..ItemResult::default() };
+    }
+    match timed(app.config.request_timeout, app.publisher.publish(&event, &event.to_json())).await {
+        Ok(()) => ItemResult { index, status: 201, event_id, ..ItemResult::default() },
+        Err(error) => failed(index, &error),
+    }
+}
+
+fn invalid(index: usize, violations: Vec<Violation>) -> ItemResult {
+    let errors = violations.iter().map(|violation| violation.detail.to_string()).collect();
+    ItemResult { index, status: StatusCode::BAD_REQUEST.as_u16(), errors, violations, ..ItemResult::default() }
+}
+
+fn refused(index: usize, problem: &Problem) -> ItemResult {
+    let errors = vec![problem.detail().into_owned()];
+    ItemResult { index, status: problem.status().as_u16(), errors, ..ItemResult::default() }
+}
+
+fn failed(index: usize, error: &PublishError) -> ItemResult {
+    let problem = Problem::Publish { error: error.clone(), retry_after: 1 };
+    problem.log();
+    ItemResult { outcome: problem.outcome_word(), ..refused(index, &problem) }
+}
+
+fn summary(results: Vec<ItemResult>) -> warp::reply::Response {
+    let accepted = results.iter().filter(|result| result.status < 300).count();
+    let summary = Summary { accepted, rejected: results.len() - accepted, results };
+    warp::reply::json(&summary).into_response()
+}
+
+/// The results as NDJSON, while they come.
+fn stream_results(results: BoxStream<'static, ItemResult>) -> warp::reply::Response {
+    let (sender, mut receiver) = mpsc::channel::<Result<Vec<u8>, Infallible>>(4);
+    tokio::spawn(async move {
+        let mut chunks = results.ready_chunks(RESULTS);
+        while let Some(chunk) = chunks.next().await {
+            let mut piece = Vec::with_capacity(chunk.len() * 80);
+            for result in chunk {
+                // Strings, numbers and lists of them always serialise.
+                serde_json::to_writer(&mut piece, &result).unwrap_or_default();
+                piece.push(b'\n');
+            }
+            // Items that were read are published whether or not the client still listens.
+            drop(sender.send(Ok(piece)).await);
+        }
+    });
+    let mut response = warp::reply::stream(poll_fn(move |context| receiver.poll_recv(context))).into_response();
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+    response
+}

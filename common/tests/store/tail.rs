@@ -1,0 +1,219 @@
+//! The live tail: what is stored is announced by the transaction that stores it, and a reader can tell what it missed.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use common::event::Timestamp;
+use common::store::{
+    Announced, BUCKETS, Batch, Entry, Move, Placement, StoredEvent, TailPosition, UserIndex, bucket_of,
+};
+
+use crate::support::event_json;
+use crate::world::{World, stored};
+
+const PARTITION: i32 = 3;
+
+/// Events of these offsets, whose ids say them.
+fn events(offsets: std::ops::Range<i64>) -> Vec<StoredEvent> {
+    offsets.map(|offset| event_of(&format!("e-{offset}"), offset)).collect()
+}
+
+fn event_of(id: &str, offset: i64) -> StoredEvent {
+    stored(&event_json(id, "u", Timestamp::now(), "{}"), offset)
+}
+
+/// The first id of the form `e-N` in each bucket.
+fn one_id_a_bucket() -> Vec<String> {
+    let first = |bucket| (0..).map(|n| format!("e-{n}")).find(|id| bucket_of(id) == bucket).unwrap();
+    (0..BUCKETS).map(first).collect()
+}
+
+fn records(entries: &[Entry]) -> impl Iterator<Item = &Announced> {
+    entries.iter().flat_map(|entry| &entry.records)
+}
+
+fn behind(entries: &[Entry]) -> TailPosition {
+    let mut position = TailPosition::default();
+    entries.iter().for_each(|entry| position.pass_all(entry));
+    position
+}
+
+impl World {
+    async fn after(&self, position: &TailPosition) -> Vec<Entry> {
+        self.store.tail_after(position).await.unwrap()
+    }
+
+    async fn holds(&self, position: &TailPosition) -> bool {
+        self.store.tail_holds(position).await.unwrap()
+    }
+
+    /// Takes all but the last `left` entries of a bucket out, as the cap does.
+    fn trim(&self, bucket: usize, left: usize) {
+        self.command::<usize>(&["XTRIM", &self.bucket_key("tl", bucket, ""), "MAXLEN", "=", &left.to_string()]);
+    }
+}
+
+#[tokio::test]
+async fn every_record_of_a_batch_is_announced_with_its_place_and_its_id() {
+    let world = World::new();
+    world.write(events(0..200)).await;
+    let entries = world.after(&TailPosition::default()).await;
+    assert!(
+        entries
+            .iter()
+            .all(|entry| records(std::slice::from_ref(entry)).all(|r| bucket_of(&r.event_id) == entry.bucket))
+    );
+    assert!(entries.iter().all(|entry| entry.records.is_sorted_by_key(|record| record.offset)), "in their order");
+    assert!((Timestamp::now().millis() - entries[0].id.millis()).abs() < 60_000, "when, by Redis' clock");
+    let announced: BTreeMap<i64, &str> = records(&entries).map(|record| (record.offset, &*record.event_id)).collect();
+    assert!(records(&entries).all(|record| record.partition == PARTITION));
+    assert_eq!((records(&entries).count(), announced.len()), (200, 200));
+    assert!(announced.iter().all(|(offset, id)| *id == format!("e-{offset}")));
+}
+
+#[tokio::test]
+async fn an_event_can_be_read_as_soon_as_it_is_announced() {
+    let world = World::new();
+    let writer = async {
+        for n in 0..100 {
+            world.write(events(n * 20..n * 20 + 20)).await;
+        }
+    };
+    let reader = async {
+        let (mut position, mut read) = (TailPosition::default(), 0);
+        while read < 2_000 {
+            let entries = world.store.tail_next(0..BUCKETS, &position, Duration::from_secs(1)).await.unwrap();
+            entries.iter().for_each(|entry| position.pass_all(entry));
+            let announced: Vec<&Announced> = records(&entries).collect();
+            for (record, found) in announced.iter().zip(world.store.announced(&announced).await.unwrap()) {
+                let (json, origin) = found.unwrap_or_else(|| panic!("{record:?} has no body"));
+                assert_eq!((origin.partition, origin.offset), (record.partition, record.offset));
+                assert!(String::from_utf8_lossy(&json).contains(&record.event_id));
+            }
+            read += announced.len();
+        }
+        assert_eq!(read, 2_000, "each once");
+    };
+    tokio::join!(writer, reader);
+}
+
+#[tokio::test]
+async fn what_is_stored_after_the_end_is_waited_for_and_comes_alone() {
+    let world = World::new();
+    let (start, _) = world.store.tail_end().await.unwrap();
+    assert_eq!(start, TailPosition::default(), "an empty store");
+    world.write(events(0..50)).await;
+    let (end, _) = world.store.tail_end().await.unwrap();
+    assert_eq!(end, behind(&world.after(&start).await));
+    assert_eq!(world.after(&end).await, []);
+    let begun = Instant::now();
+    let (entries, ()) = tokio::join!(world.store.tail_next(0..BUCKETS, &end, Duration::from_secs(2)), async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        world.write(vec![event_of("new", 50)]).await;
+    });
+    assert!(begun.elapsed() < Duration::from_secs(1), "as soon as it is there: {:?}", begun.elapsed());
+    let entries = entries.unwrap();
+    assert_eq!(records(&entries).map(|record| &*record.event_id).collect::<Vec<_>>(), ["new"]);
+    let nothing = world.store.tail_next(0..BUCKETS, &behind(&entries), Duration::from_millis(50)).await;
+    assert_eq!(nothing.unwrap().iter().filter(|entry| entries.contains(entry)).count(), 0);
+}
+
+#[tokio::test]
+async fn a_body_that_is_gone_or_came_with_an_earlier_record_can_be_told() {
+    let world = World::new();
+    world.write(vec![event_of("gone", 1), event_of("twice", 2), event_of("twice", 3)]).await;
+    world.command::<usize>(&["DEL", &world.bucket_key("ev", bucket_of("gone"), ":gone")]);
+    let entries = world.after(&TailPosition::default()).await;
+    let mut all: Vec<&Announced> = records(&entries).collect();
+    all.sort_by_key(|record| record.offset);
+    let found = world.store.announced(&all).await.unwrap();
+    assert!(found[0].is_none(), "expired");
+    let origins: Vec<i64> = found[1..].iter().map(|found| found.as_ref().unwrap().1.offset).collect();
+    assert_eq!(origins, [2, 2], "the third record's event is the second's");
+}
+
+#[tokio::test]
+async fn a_position_is_held_until_the_first_entry_behind_it_is_trimmed() {
+    let world = World::new();
+    let ids = one_id_a_bucket();
+    for offset in 0..5 {
+        world.write(ids.iter().map(|id| event_of(id, offset)).collect()).await;
+    }
+    let entries = world.after(&TailPosition::default()).await;
+    let (first, second) = (behind(&entries[..BUCKETS]), behind(&entries[..2 * BUCKETS]));
+    let (end, _) = world.store.tail_end().await.unwrap();
+    for position in [&TailPosition::default(), &first, &second, &end] {
+        assert!(world.holds(position).await, "nothing was trimmed");
+    }
+    world.trim(7, 4);
+    assert!(!world.holds(&TailPosition::default()).await, "the first entry of one bucket is gone");
+    assert!(world.holds(&second).await && world.holds(&end).await);
+    world.trim(7, 2);
+    assert!(!world.holds(&second).await && world.holds(&end).await);
+}
+
+#[tokio::test]
+async fn a_position_from_before_an_emptied_store_is_not_held() {
+    let world = World::new();
+    world.write(events(0..100)).await;
+    let (end, _) = world.store.tail_end().await.unwrap();
+    for bucket in 0..BUCKETS {
+        world.command::<usize>(&["DEL", &world.bucket_key("tl", bucket, "")]);
+    }
+    assert!(!world.holds(&end).await, "emptied");
+    world.write(events(0..100)).await;
+    assert!(!world.holds(&end).await, "and filled again");
+    assert!(world.holds(&TailPosition::default()).await, "the beginning of a stream that was never trimmed");
+}
+
+#[tokio::test]
+async fn a_position_of_an_empty_store_is_held_while_nothing_is_trimmed() {
+    let world = World::new();
+    let (start, _) = world.store.tail_end().await.unwrap();
+    assert!(world.holds(&start).await, "still empty");
+    world.write(vec![event_of("one", 0)]).await;
+    assert!(world.holds(&start).await, "some streams begin");
+    world.write(vec![event_of("one", 0)]).await;
+    world.trim(bucket_of("one"), 1);
+    assert!(!world.holds(&start).await);
+}
+
+#[tokio::test]
+async fn what_is_stored_again_is_announced_again_and_is_not_new() {
+    let world = World::new();
+    world.write(events(0..100)).await;
+    let (end, mut seen) = world.store.tail_end().await.unwrap();
+    world.write(events(50..120)).await;
+    let entries = world.after(&end).await;
+    assert_eq!(records(&entries).count(), 70, "redelivery says everything again");
+    let resumed = world.store.tail_seen(&end).await.unwrap();
+    for mut seen in [seen.clone(), resumed] {
+        let of = |entry: &Entry| entry.records.iter().map(|record| (entry.bucket, record.clone())).collect::<Vec<_>>();
+        let all: Vec<_> = entries.iter().flat_map(of).collect();
+        let new = all.iter().filter(|(bucket, record)| seen.is_new(*bucket, record)).map(|(_, record)| record.offset);
+        let mut new: Vec<i64> = new.collect();
+        new.sort_unstable();
+        assert_eq!(new, (100..120).collect::<Vec<_>>());
+    }
+    seen.note(&entries);
+    assert!(records(&entries).all(|record| !seen.is_new(bucket_of(&record.event_id), record)));
+}
+
+#[tokio::test]
+async fn what_a_quiet_partition_announced_long_ago_is_not_new_either() {
+    const QUIET: i32 = 5;
+    let world = World::new();
+    let bucket = bucket_of("quiet");
+    world.store.place(&world.scope, &[Placement { partition: QUIET, start: 0, beginning: true }]).await.unwrap();
+    let mut moves = Batch::default().moves;
+    moves[bucket].push(Move { partition: QUIET, from: 0, to: 10 });
+    world.store.write(&world.scope, &Batch { moves, ..Batch::default() }, UserIndex::On).await.unwrap();
+    // More than a look back from the end reaches.
+    for offset in 0..200 {
+        world.write(vec![event_of("quiet", offset)]).await;
+    }
+    let (_, mut seen) = world.store.tail_end().await.unwrap();
+    let record = |offset| Announced { partition: QUIET, offset, event_id: "quiet".into() };
+    assert!(!seen.is_new(bucket, &record(3)) && !seen.is_new(bucket, &record(9)), "a refill says them again");
+    assert!(seen.is_new(bucket, &record(10)));
+}

@@ -1,0 +1,136 @@
+//! A reader of server-sent events (HTML standard, section 9.2), as a browser has one, but one that never comes back by
+//! itself.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use reqwest::{Method, Response};
+
+use crate::{
+    PATIENCE,
+    client::{Client, Event},
+};
+
+/// Longer than any test: a stream has no end of its own.
+const WHOLE_STREAM: Duration = Duration::from_mins(10);
+
+/// What the stream said in one go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// What a reader that has got it sends as `Last-Event-ID`.
+    pub id: String,
+    /// Its kind, `message` when it does not say.
+    pub event: String,
+    /// Its data.
+    pub data: String,
+}
+
+/// An open stream.
+#[derive(Debug)]
+pub struct Sse {
+    response: Response,
+    received: Vec<u8>,
+    last_id: String,
+    event: String,
+    data: Vec<String>,
+}
+
+impl Sse {
+    /// Opens `/events/stream` with this query, behind `last_id` if there is one.
+    ///
+    /// # Errors
+    /// When the reply is not a stream of events.
+    pub async fn open(client: &Client, query: &str, last_id: Option<&str>) -> Result<Self> {
+        let mut request = client.request(Method::GET, &format!("/events/stream{query}")).timeout(WHOLE_STREAM);
+        if let Some(last_id) = last_id {
+            request = request.header("last-event-id", last_id);
+        }
+        let response = request.send().await?;
+        ensure!(response.status().as_u16() == 200, "{} instead of a stream", response.status());
+        let kind = response.headers().get("content-type").context("no content type")?;
+        ensure!(kind == "text/event-stream", "{kind:?} instead of a stream");
+        let last_id = last_id.unwrap_or_default().to_owned();
+        let mut stream = Self { response, received: Vec::new(), last_id, event: String::new(), data: Vec::new() };
+        // The first block says where the stream begins: from here on nothing may be missed.
+        loop {
+            match stream.line() {
+                Some(line) if line.is_empty() => return Ok(stream),
+                Some(line) => ensure!(stream.take(&line).is_none(), "a message before the beginning: {line}"),
+                None => ensure!(stream.more().await?, "the stream ended before it began"),
+            }
+        }
+    }
+
+    /// The id that a reader sends who goes on after what was read so far.
+    #[must_use]
+    pub fn last_id(&self) -> &str {
+        &self.last_id
+    }
+
+    /// The header of the reply, empty when it is absent.
+    #[must_use]
+    pub fn header(&self, name: &str) -> &str {
+        self.response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+
+    /// The next message; `None` when the stream ended as it should. May be abandoned and called again.
+    ///
+    /// # Errors
+    /// When the connection broke.
+    pub async fn next(&mut self) -> Result<Option<Message>> {
+        loop {
+            while let Some(line) = self.line() {
+                if let Some(message) = self.take(&line) {
+                    return Ok(Some(message));
+                }
+            }
+            if !self.more().await? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// The next message, which must be a processed event.
+    ///
+    /// # Errors
+    /// When it is something else, or does not come in time.
+    pub async fn event(&mut self) -> Result<Event> {
+        let message = tokio::time::timeout(PATIENCE, self.next()).await.context("no further message")??;
+        let message = message.context("the stream has ended")?;
+        ensure!(message.event == "message", "{message:?}");
+        serde_json::from_str(&message.data).with_context(|| format!("read {}", message.data))
+    }
+
+    async fn more(&mut self) -> Result<bool> {
+        let chunk = self.response.chunk().await?;
+        chunk.as_ref().into_iter().for_each(|chunk| self.received.extend_from_slice(chunk));
+        Ok(chunk.is_some())
+    }
+
+    /// The next whole line, without its end.
+    fn line(&mut self) -> Option<String> {
+        let end = self.received.iter().position(|byte| *byte == b'\n')?;
+        let line: Vec<u8> = self.received.drain(..=end).collect();
+        Some(String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned())
+    }
+
+    /// What a line completes. Comments and `retry` mean nothing here.
+    fn take(&mut self, line: &str) -> Option<Message> {
+        let (name, value) = line.split_once(':').unwrap_or((line, ""));
+        let value = value.strip_prefix(' ').unwrap_or(value).to_owned();
+        match name {
+            "id" => self.last_id = value,
+            "event" => self.event = value,
+            "data" => self.data.push(value),
+            "" if line.is_empty() => return self.dispatch(),
+            _ => {}
+        }
+        None
+    }
+
+    fn dispatch(&mut self) -> Option<Message> {
+        let (event, data) = (std::mem::take(&mut self.event), std::mem::take(&mut self.data));
+        let event = if event.is_empty() { "message".to_owned() } else { event };
+        (!data.is_empty()).then(|| Message { id: self.last_id.clone(), event, data: data.join("\n") })
+    }
+}

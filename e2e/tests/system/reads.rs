@@ -1,0 +1,443 @@
+//! What can be asked of the processed events: filters, forms, codings, the older path, and waiting for one of them.
+
+use std::{
+    io::Read,
+    time::{Duration, Instant},
+};
+
+use anyhow::ensure;
+use chrono::{DateTime, TimeDelta, Utc};
+use e2e::{
+    client::{Client, Event, Reply},
+    eventually,
+    kafka::Record,
+    oracle::Journal,
+    sample::{event, rfc3339, text},
+    world::World,
+};
+use reqwest::Method;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// A payload that a line-based form must take care of.
+const ODD: &str = "{ \"quote\" : \"say \\\"hi\\\", \\n twice\",\r\n\t\"a\":1.0e+2,\n \"b\" : [ \"x,y\", \"\u{e9}\" ] }";
+
+fn begin() -> DateTime<Utc> {
+    Utc::now() - TimeDelta::minutes(30)
+}
+
+/// Waits until the whole list has `count` rows.
+async fn listed(client: &Client, count: usize) -> Vec<Event> {
+    eventually("all events are listed", async || {
+        let list = client.list().await?;
+        ensure!(list.len() == count, "{} of {count}", list.len());
+        Ok(list)
+    })
+    .await
+}
+
+/// `count` records of three users and three types; twelve at a time share a timestamp, one second after those before.
+fn mixture(count: usize, begin: DateTime<Utc>) -> Vec<Record> {
+    let record = |n: usize| {
+        let user = format!(r#""user {}""#, n % 3);
+        let kind = ["\"LOGIN\"", "\"LOGOUT\"", "\"PRODUCT_VIEW\""][n / 3 % 3];
+        let timestamp = format!("\"{}\"", rfc3339(begin + TimeDelta::seconds((n / 12) as i64)));
+        let changes = [("userId", &*user), ("eventType", kind), ("timestamp", &timestamp), ("payload", ODD)];
+        Record { key: Some(user.clone().into()), ..Record::of(event(&changes)) }
+    };
+    (0..count).map(record).collect()
+}
+
+async fn get(client: &Client, path: &str, header: (&str, &str)) -> Reply {
+    Reply::of(client.request(Method::GET, path).header(header.0, header.1)).await.unwrap()
+}
+
+/// Where the `Link` header (RFC 8288) points to.
+fn link(reply: &Reply, relation: &str) -> Option<String> {
+    let links = reply.header("link").split(", ").filter_map(|link| link.strip_prefix('<')?.split_once(">; rel="));
+    links.filter(|(_, name)| name.trim_matches('"') == relation).map(|(target, _)| target.to_owned()).next()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn links_lead_through_the_pages_of_a_filtered_list_to_its_end_and_back_to_the_first() {
+    let world = World::shared();
+    let (api, _worker) = world.start().await;
+    let replica = world.start_api().await;
+    let begin = begin();
+    world.kafka().write(&world.topic, None, &mixture(120, begin)).await;
+    let list = listed(&api.client, 120).await;
+    let at = |seconds| rfc3339(begin + TimeDelta::seconds(seconds));
+    let (from, to) = (at(2), at(7));
+    let between = |event: &Event| from <= event.timestamp && event.timestamp < to;
+    type Admits<'a> = Box<dyn Fn(&Event) -> bool + 'a>;
+    let cases: [(String, Admits<'_>); 6] = [
+        ("userId=user%201".into(), Box::new(|event| event.user_id == "user 1")),
+        ("eventType=LOGOUT".into(), Box::new(|event| event.event_type == "LOGOUT")),
+        ("eventType=LOGOUT&eventType=LOGIN".into(), Box::new(|event| event.event_type != "PRODUCT_VIEW")),
+        (format!("from={from}&to={to}"), Box::new(between)),
+        (format!("to={to}&userId=user+2"), Box::new(|event| event.timestamp < to && event.user_id == "user 2")),
+        (
+            format!("userId=user+0&eventType=LOGIN&from={from}&to={to}"),
+            Box::new(|event| between(event) && event.user_id == "user 0" && event.event_type == "LOGIN"),
+        ),
+    ];
+    for (filter, admits) in &cases {
+        for order in ["asc", "desc"] {
+            let mut expected: Vec<Event> = list.iter().filter(|event| admits(event)).cloned().collect();
+            assert!(!expected.is_empty(), "{filter}");
+            if order == "desc" {
+                expected.reverse();
+            }
+            let path = format!("/events/processed?{filter}&order={order}");
+            let whole: Vec<Event> = api.client.get(&path).await.unwrap().ok().unwrap().parse().unwrap();
+            assert_eq!(whole, expected, "{path}");
+            let (mut paged, mut next, mut first) = (Vec::new(), Some(format!("{path}&limit=5")), None);
+            // Any replica continues what another one began.
+            for client in [&api.client, &replica.client].into_iter().cycle() {
+                let Some(target) = next else { break };
+                let reply = client.get(&target).await.unwrap().ok().unwrap();
+                let rows: Vec<Event> = reply.parse().unwrap();
+                assert!(rows.len() <= 5, "{target}");
+                next = link(&reply, "next");
+                let said = link(&reply, "first").expect("a way back");
+                assert_eq!(*first.get_or_insert_with(|| said.clone()), said, "one first page");
+                paged.extend(rows);
+            }
+            assert_eq!(paged, expected, "{path} in pages");
+            let again: Vec<Event> = api.client.get(&first.unwrap()).await.unwrap().ok().unwrap().parse().unwrap();
+            assert_eq!(again, expected[..expected.len().min(5)], "the first page");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cursor_of_another_list_or_of_none_is_refused_and_says_so() {
+    let world = World::shared();
+    let (api, _worker) = world.start().await;
+    world.kafka().write(&world.topic, None, &mixture(30, begin())).await;
+    listed(&api.client, 30).await;
+    let page = api.client.get("/events/processed?limit=3&userId=user+1").await.unwrap().ok().unwrap();
+    let next = link(&page, "next").unwrap();
+    let cursor = next.split_once("cursor=").unwrap().1.to_owned();
+    api.client.get(&format!("/events/processed?userId=user%201&cursor={cursor}")).await.unwrap().ok().unwrap();
+    let others = [
+        "",
+        "userId=user+2",
+        "userId=user+1&order=desc",
+        "userId=user+1&eventType=LOGIN",
+        "userId=user+1&from=2026-01-01T00:00:00Z",
+    ];
+    for other in others {
+        for path in ["/events/processed", "/api/activities"] {
+            let reply = api.client.get(&format!("{path}?limit=3&{other}&cursor={cursor}")).await.unwrap();
+            let problem = reply.problem(400).unwrap();
+            let detail = problem["detail"].as_str().unwrap();
+            assert!(detail.contains("other filters or another order"), "{other}: {detail}");
+        }
+    }
+    let flipped = cursor.replacen(|letter: char| letter.is_ascii_lowercase(), "_", 1);
+    for forged in [&cursor[..cursor.len() - 40], &cursor[4..], &flipped, &format!("{cursor}!"), "AAAA", ""] {
+        let reply = api.client.get(&format!("/events/processed?userId=user+1&cursor={forged}")).await.unwrap();
+        let detail = reply.problem(400).unwrap()["detail"].as_str().unwrap().to_owned();
+        assert!(detail.contains("\"cursor\"") && detail.contains("is not a cursor of this list"), "{forged}: {detail}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_bad_parameter_is_refused_by_name_with_its_value_and_what_is_allowed() {
+    let api = World::shared().start_api().await;
+    let cases = [
+        ("limit=0", "limit", "\"0\"", "from 1 to 1000"),
+        ("limit=1001", "limit", "\"1001\"", "from 1 to 1000"),
+        ("limit=-1", "limit", "\"-1\"", "from 1 to 1000"),
+        ("limit=ten", "limit", "\"ten\"", "from 1 to 1000"),
+        ("limit=", "limit", "\"\"", "from 1 to 1000"),
+        ("limit=1&limit=2", "limit", "\"2\"", "at most once"),
+        ("order=up", "order", "\"up\"", "asc (oldest first) or desc"),
+        ("eventType=SIGNUP", "eventType", "\"SIGNUP\"", "LOGIN, LOGOUT, PRODUCT_VIEW"),
+        ("eventType=LOGIN&eventType=", "eventType", "\"\"", "LOGIN, LOGOUT, PRODUCT_VIEW"),
+        ("userId=", "userId", "\"\"", "required"),
+        ("userId=%20", "userId", "\" \"", "required"),
+        ("userId=a&userId=a", "userId", "\"a\"", "at most once"),
+        ("userId=%f", "userId", "\"%f\"", "percent-encoded UTF-8"),
+        ("userId=%ff", "userId", "\"%ff\"", "percent-encoded UTF-8"),
+        ("from=yesterday", "from", "\"yesterday\"", "RFC 3339"),
+        ("to=2026-02-30T00:00:00Z", "to", "\"2026-02-30T00:00:00Z\"", "RFC 3339"),
+        ("from=2026-02-17T12:00:00+01:00", "from", "2026-02-17T12:00:00 01:00", "%2B"),
+        ("to=1969-12-31T23:59:59Z", "to", "1969-12-31", "1970 or later"),
+        ("from=2026-02-17T10:00:01Z&to=2026-02-17T10:00:00Z", "from", "10:00:01", "not be later than to"),
+        ("cursor=forged", "cursor", "\"forged\"", "Link header or a nextCursor"),
+        ("userID=a", "userID", "\"a\"", "userId, eventType, from, to, order, limit and cursor"),
+        ("wait=1s", "wait", "\"1s\"", "userId, eventType, from, to, order, limit and cursor"),
+    ];
+    for (query, name, value, allowed) in cases {
+        for path in ["/events/processed", "/api/activities"] {
+            let reply = api.client.get(&format!("{path}?{query}")).await.unwrap();
+            let problem = reply.problem(400).unwrap_or_else(|error| panic!("{query}: {error:#}"));
+            assert_eq!(problem["type"], "urn:user-activity:problem:invalid-parameter");
+            let detail = problem["detail"].as_str().unwrap();
+            for part in [&format!("{name:?}"), value, allowed] {
+                assert!(detail.contains(part), "{part} is missing for {query}: {detail}");
+            }
+        }
+    }
+}
+
+/// A row as CSV has it.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Line {
+    event_id: String,
+    user_id: String,
+    event_type: String,
+    timestamp: String,
+    payload: String,
+}
+
+fn from_csv(body: &[u8]) -> Vec<Event> {
+    let rows = csv::Reader::from_reader(body).into_deserialize().map(|line| {
+        let Line { event_id, user_id, event_type, timestamp, payload } = line.unwrap();
+        Event { event_id, user_id, event_type, timestamp, payload }
+    });
+    rows.collect()
+}
+
+/// Payloads without the line breaks between their tokens.
+fn in_lines(mut events: Vec<Event>) -> Vec<Event> {
+    events.iter_mut().for_each(|event| event.payload.retain(|letter| !matches!(letter, '\n' | '\r')));
+    events
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_form_of_a_list_holds_the_same_rows_whole_and_in_pages() {
+    const EVENTS: usize = 1_300;
+    let world = World::shared();
+    let (api, _worker) = world.start().await;
+    world.kafka().write(&world.topic, None, &mixture(EVENTS, begin())).await;
+    let list = listed(&api.client, EVENTS).await;
+    assert!(list.iter().all(|event| event.payload == ODD), "verbatim");
+    for query in ["", "?limit=1000", "?limit=7&order=desc", "?userId=user+1&eventType=LOGOUT"] {
+        let path = format!("/events/processed{query}");
+        let rows: Vec<Event> = api.client.get(&path).await.unwrap().ok().unwrap().parse().unwrap();
+        assert!(!query.is_empty() || rows == list);
+        let ndjson = get(&api.client, &path, ("accept", "application/x-ndjson")).await.ok().unwrap();
+        assert_eq!(ndjson.header("content-type"), "application/x-ndjson");
+        assert!(ndjson.body.ends_with(b"\n"));
+        let lines: Vec<Event> = ndjson.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines, in_lines(rows.clone()), "{path} as NDJSON");
+        let csv = get(&api.client, &path, ("accept", "text/csv")).await.ok().unwrap();
+        assert!(csv.header("content-type").starts_with("text/csv"), "{}", csv.header("content-type"));
+        assert_eq!(from_csv(&csv.body), rows, "{path} as CSV");
+        for reply in [&ndjson, &csv] {
+            assert_eq!(link(reply, "next").is_some(), query.contains("limit"), "{path}");
+            assert!(reply.headers.get_all("vary").iter().any(|vary| vary == "accept"), "caches tell forms apart");
+        }
+    }
+    for accept in ["text/html", "application/xml", "application/json;q=0", "nonsense"] {
+        let problem = get(&api.client, "/events/processed", ("accept", accept)).await.problem(406).unwrap();
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains("application/x-ndjson") && detail.contains("text/csv"), "{detail}");
+    }
+    let nothing = "/events/processed?userId=nobody";
+    assert_eq!(get(&api.client, nothing, ("accept", "application/x-ndjson")).await.text(), "");
+    let empty = get(&api.client, nothing, ("accept", "text/csv")).await;
+    assert_eq!(empty.text(), "eventId,userId,eventType,timestamp,payload\r\n");
+    equal_when_unpacked(&api.client).await;
+}
+
+/// Compressed replies hold the same bytes, and only clients that ask for them get them.
+async fn equal_when_unpacked(client: &Client) {
+    for (path, accept) in [
+        ("/events/processed", "application/json"),
+        ("/events/processed", "text/csv"),
+        ("/events/processed?limit=1000", "application/x-ndjson"),
+        ("/api/activities?limit=500", "application/json"),
+    ] {
+        let plain = get(client, path, ("accept", accept)).await.ok().unwrap();
+        assert_eq!(plain.header("content-encoding"), "");
+        for coding in ["gzip", "zstd"] {
+            let request = client.request(Method::GET, path).header("accept", accept).header("accept-encoding", coding);
+            let packed = Reply::of(request).await.unwrap().ok().unwrap();
+            assert_eq!(packed.header("content-encoding"), coding, "{path} as {accept}");
+            assert!(packed.body.len() < plain.body.len() / 2, "{} of {}", packed.body.len(), plain.body.len());
+            let mut unpacked = Vec::new();
+            match coding {
+                "gzip" => flate2::read::MultiGzDecoder::new(&*packed.body).read_to_end(&mut unpacked),
+                _ => zstd::Decoder::new(&*packed.body).unwrap().read_to_end(&mut unpacked),
+            }
+            .unwrap();
+            assert!(unpacked == plain.body, "{coding} of {path} as {accept}");
+        }
+        let other = get(client, path, ("accept-encoding", "identity, br")).await;
+        assert_eq!(other.header("content-encoding"), "");
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Envelope {
+    data: Vec<Event>,
+    pagination: Pagination,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Pagination {
+    limit: usize,
+    next_cursor: Option<String>,
+    has_more: bool,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn activities_are_posted_and_listed_in_an_envelope_whose_cursor_leads_to_the_end() {
+    let world = World::shared();
+    let (api, _worker) = world.start().await;
+    let body = json!({"userId": "u", "eventType": "LOGIN", "payload": {"n": 1}});
+    let request = api.client.request(Method::POST, "/api/activities").body(body.to_string());
+    let posted = Reply::of(request).await.unwrap().with_status(201).unwrap();
+    let posted: Value = posted.parse().unwrap();
+    assert_eq!((&posted["success"], &posted["event"]["userId"]), (&json!(true), &json!("u")));
+    world.kafka().write(&world.topic, None, &mixture(120, begin())).await;
+    let list = listed(&api.client, 121).await;
+    assert!(list.iter().any(|event| posted["eventId"] == *event.event_id));
+
+    for (query, limit, pages) in [("", 100, 2), ("limit=50", 50, 3), ("limit=121", 121, 1), ("limit=1000", 1000, 1)] {
+        let (mut all, mut cursor, mut number) = (Vec::new(), None::<String>, 0);
+        loop {
+            let after = cursor.map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
+            let reply = api.client.get(&format!("/api/activities?{query}{after}")).await.unwrap().ok().unwrap();
+            let Envelope { data, pagination } = reply.parse().unwrap();
+            number += 1;
+            assert_eq!(pagination.limit, limit, "{query}");
+            assert_eq!(pagination.has_more, pagination.next_cursor.is_some(), "{query}");
+            assert_eq!(link(&reply, "next").is_some(), pagination.has_more, "{query}");
+            all.extend(data);
+            cursor = pagination.next_cursor;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        assert_eq!((all == list, number), (true, pages), "{query}");
+    }
+    let reply = api.client.get("/api/activities?order=desc&limit=1&eventType=LOGIN").await.unwrap().ok().unwrap();
+    assert_eq!(
+        reply.parse::<Envelope>().unwrap().data[0].event_id,
+        posted["eventId"].as_str().unwrap(),
+        "newest first"
+    );
+}
+
+async fn preferring(client: &Client, prefer: &str, body: &Value) -> (Reply, Value, Duration) {
+    let begun = Instant::now();
+    let reply = Reply::of(client.publication(body.to_string()).header("prefer", prefer)).await.unwrap();
+    let reply = reply.with_status(201).unwrap();
+    let parsed = reply.parse().unwrap();
+    (reply, parsed, begun.elapsed())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_posted_can_be_read_through_another_replica_as_soon_as_it_is_processed() {
+    let world = World::shared();
+    let (api, _worker) = world.start().await;
+    let replica = world.start_api().await;
+    let body = json!({"userId": "u", "eventType": "LOGIN"});
+    for round in 0..20 {
+        let posted: Value = api.client.publish(body.to_string()).await.unwrap().parse().unwrap();
+        let id = posted["eventId"].as_str().unwrap();
+        let begun = Instant::now();
+        let read = replica.client.get(&format!("/events/{id}?wait=25s")).await.unwrap().ok().unwrap();
+        let took = begun.elapsed();
+        assert!(took < Duration::from_secs(10), "round {round}: {took:?} of 25 s");
+        assert_eq!(read.parse::<Value>().unwrap()["eventId"], id);
+        // What one replica has shown, all others show.
+        api.client.get(&format!("/events/{id}")).await.unwrap().ok().unwrap();
+        assert!(replica.client.list().await.unwrap().iter().any(|event| event.event_id == id), "it is listed as well");
+    }
+    for prefer in ["wait=25", "respond-async, wait=25", "Wait=\"25\""] {
+        let (reply, posted, took) = preferring(&replica.client, prefer, &body).await;
+        assert_eq!((reply.header("preference-applied"), &posted["processed"]), ("wait=25", &json!(true)), "{prefer}");
+        assert!(took < Duration::from_secs(10), "{took:?} of 25 s");
+        api.client.get(reply.header("location")).await.unwrap().ok().unwrap();
+    }
+    for nonsense in ["wait", "wait=", "wait=-1", "wait=soon", "waits=2", "return=minimal", "=;,"] {
+        let (reply, posted, _) = preferring(&api.client, nonsense, &body).await;
+        assert_eq!((reply.header("preference-applied"), &posted["processed"]), ("", &Value::Null), "{nonsense}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waiting_for_what_is_not_processed_ends_in_time_and_says_so() {
+    let world = World::shared();
+    let api = world.start_api().await;
+    let body = json!({"userId": "u", "eventType": "LOGIN"});
+    let (reply, posted, took) = preferring(&api.client, "wait=1", &body).await;
+    assert_eq!((reply.header("preference-applied"), &posted["processed"]), ("", &json!(false)));
+    assert!((1..5).contains(&took.as_secs()), "{took:?}");
+    let id = posted["eventId"].as_str().unwrap();
+    let begun = Instant::now();
+    api.client.get(&format!("/events/{id}?wait=700ms")).await.unwrap().problem(404).unwrap();
+    let took = begun.elapsed();
+    assert!((Duration::from_millis(700)..Duration::from_secs(5)).contains(&took), "{took:?}");
+    for wait in ["31s", "-1s", "", "2", "soon", "1h"] {
+        let problem = api.client.get(&format!("/events/{id}?wait={wait}")).await.unwrap().problem(400).unwrap();
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains("\"wait\"") && detail.contains("at most 30 s"), "{wait}: {detail}");
+    }
+    api.client.get(&format!("/events/{id}?wait=1s&wait=1s")).await.unwrap().problem(400).unwrap();
+    api.client.get(&format!("/events/{id}?limit=1")).await.unwrap().problem(400).unwrap();
+
+    // Who already waits when a worker comes is told at once.
+    let waiting = api.client.clone();
+    let path = format!("/events/{id}?wait=30s");
+    let waiter = tokio::spawn(async move { waiting.get(&path).await.unwrap().status });
+    let _worker = world.start_worker().await;
+    assert_eq!(waiter.await.unwrap(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waiting_request_does_not_hold_a_stop_up() {
+    let world = World::shared();
+    let mut api = world.start_api().await;
+    let waiting = api.client.clone();
+    let waiter = tokio::spawn(async move { waiting.get("/events/nothing?wait=30s").await });
+    let journal = Journal::default();
+    // The request before this one has been taken by then.
+    journal.must_post(&api.client, "u", 0).await.unwrap();
+    let status = api.process.terminate(Duration::from_secs(5)).await;
+    assert_eq!(status.code(), Some(0));
+    if let Ok(reply) = waiter.await.unwrap() {
+        reply.problem(404).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_third_full_list_at_a_time_is_told_to_come_back_and_gets_its_turn_then() {
+    const EVENTS: usize = 1_500;
+    let world = World::shared();
+    let (api, _worker) = world.start().await;
+    let payload = format!(r#"{{"blob":{}}}"#, text(20_000));
+    let records: Vec<Record> = (0..EVENTS).map(|_| Record::of(event(&[("payload", &payload)]))).collect();
+    world.kafka().write(&world.topic, None, &records).await;
+    eventually("all are stored", async || {
+        let page = api.client.get("/events/processed?limit=1&order=desc").await?.ok()?;
+        ensure!(page.parse::<Vec<Event>>()?.len() == 1);
+        let all = api.client.pages(1_000).await?.concat();
+        ensure!(all.len() == EVENTS, "{}", all.len());
+        Ok(())
+    })
+    .await;
+    // Neither reads on: more than the buffers in between hold is left.
+    let whole = async || api.client.request(Method::GET, "/events/processed").send().await.unwrap();
+    let (first, second) = (whole().await, whole().await);
+    assert_eq!((first.status().as_u16(), second.status().as_u16()), (200, 200));
+    let third = api.client.get("/events/processed").await.unwrap();
+    let problem = third.problem(429).unwrap();
+    assert_eq!(problem["type"], "urn:user-activity:problem:too-many-exports");
+    assert_eq!(third.header("retry-after"), "1");
+    api.client.get("/events/processed?limit=1").await.unwrap().ok().unwrap();
+    drop(first);
+    let rows: Vec<Event> = api.client.get("/events/processed").await.unwrap().ok().unwrap().parse().unwrap();
+    assert_eq!(rows.len(), EVENTS);
+    let late: Vec<Event> = serde_json::from_slice(&second.bytes().await.unwrap()).unwrap();
+    assert!(late == rows, "who was slow has it all as well");
+}

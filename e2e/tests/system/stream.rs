@@ -1,0 +1,492 @@
+//! `GET /events/stream`: what is processed, as it is processed; nothing left out and nothing twice.
+
+use std::{collections::HashSet, time::Duration};
+
+use anyhow::ensure;
+use chrono::{TimeDelta, Utc};
+use e2e::{
+    client::{Client, Event, Reply},
+    eventually,
+    kafka::Record,
+    load::Load,
+    oracle::Journal,
+    process::Process,
+    redis_server::RedisServer,
+    sample::{event, rfc3339, text},
+    service::Service,
+    sse::Sse,
+    world::World,
+};
+use reqwest::Method;
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpSocket, TcpStream},
+    sync::watch,
+    task::JoinHandle,
+};
+
+/// Of a reader that does not leave by itself.
+const STEADY: usize = usize::MAX / 2;
+
+async fn open(client: &Client) -> Sse {
+    Sse::open(client, "", None).await.unwrap()
+}
+
+async fn take(stream: &mut Sse, count: usize) -> Vec<Event> {
+    let mut events = Vec::with_capacity(count);
+    while events.len() < count {
+        events
+            .push(stream.event().await.unwrap_or_else(|error| panic!("after {} of {count}: {error:#}", events.len())));
+    }
+    events
+}
+
+/// Posts an event and gives its id.
+async fn post(client: &Client, body: impl Into<String>) -> String {
+    let reply = client.publish(body.into()).await.unwrap().with_status(201).unwrap();
+    reply.parse::<Value>().unwrap()["eventId"].as_str().unwrap().to_owned()
+}
+
+/// Nothing comes before the next event.
+async fn is_silent(api: &Client, stream: &mut Sse) {
+    let id = post(api, r#"{"userId":"next","eventType":"LOGIN"}"#).await;
+    assert_eq!(stream.event().await.unwrap().event_id, id, "nothing comes before the next event");
+}
+
+fn ids(events: &[Event]) -> Vec<&str> {
+    events.iter().map(|event| &*event.event_id).collect()
+}
+
+/// Each row of the list, without its line breaks, and nothing else or twice.
+fn equals(mut seen: Vec<Event>, list: &[Event]) {
+    let mut expected = list.to_vec();
+    expected.iter_mut().for_each(|event| event.payload.retain(|letter| !matches!(letter, '\n' | '\r')));
+    for events in [&mut seen, &mut expected] {
+        events.sort_by(|one, other| one.event_id.cmp(&other.event_id));
+    }
+    let unique: HashSet<&str> = ids(&seen).into_iter().collect();
+    assert_eq!(seen.len(), unique.len(), "nothing twice");
+    let missing = expected.iter().filter(|event| !unique.contains(&*event.event_id)).count();
+    assert_eq!(missing, 0, "of {} are missing; {} were seen", expected.len(), seen.len());
+    assert!(seen == expected, "what is seen is what is listed");
+}
+
+/// A record of the topic with this event, keyed by its user.
+fn record(user: &str, changes: &[(&str, &str)]) -> Record {
+    let user = format!("\"{user}\"");
+    let value = event(&[&[("userId", &*user)], changes].concat());
+    Record { key: Some(user.into()), ..Record::of(value) }
+}
+
+/// Peak of the memory that a process has had, in MiB.
+fn peak_memory(process: &Process) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_processed_arrives_once_at_every_reader_with_its_payload_intact() {
+    let world = World::shared();
+    let (api, _worker) = world.start().await;
+    let replica = world.start_api().await;
+    let mut readers = [open(&api.client).await, open(&replica.client).await, open(&replica.client).await];
+    let odd = "{ \"z\" : 1.0e+2,\n \"a\":-0.0,\"a\" :\t12345678901234567890.10, \"u\":\"\\u00e9\\n\u{e9}\"}";
+    post(&api.client, format!(r#"{{"userId":"odd","eventType":"LOGOUT","payload":{odd}}}"#)).await;
+    let journal = Journal::default();
+    for sequence in 0..60 {
+        let client = if sequence % 2 == 0 { &api.client } else { &replica.client };
+        journal.must_post(client, &format!("user-{}", sequence % 5), sequence).await.unwrap();
+    }
+    let mut seen = Vec::new();
+    for reader in &mut readers {
+        seen.push(take(reader, 61).await);
+    }
+    let list = api.client.list().await.unwrap();
+    assert_eq!(list.len(), 61);
+    seen.into_iter().for_each(|seen| equals(seen, &list));
+    let next = post(&api.client, r#"{"userId":"next","eventType":"LOGIN"}"#).await;
+    for reader in &mut readers {
+        assert_eq!(reader.event().await.unwrap().event_id, next, "nothing comes before the next event");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_is_seen_within_a_moment_and_frames_are_never_compressed() {
+    let world = World::shared();
+    let (api, _worker) = world.start().await;
+    let client = &api.client;
+    let request = client.request(Method::GET, "/events/stream").header("accept-encoding", "gzip, zstd");
+    let mut response = request.send().await.unwrap();
+    assert_eq!(response.headers().get("content-encoding"), None);
+    assert_eq!(response.headers().get("cache-control").unwrap(), "no-store");
+    let mut stream = open(client).await;
+    let id = post(client, r#"{"userId":"u","eventType":"LOGIN"}"#).await;
+    let soon = tokio::time::timeout(Duration::from_secs(10), stream.event()).await.expect("a moment");
+    assert_eq!(soon.unwrap().event_id, id);
+    let mut plain = String::new();
+    while !plain.contains(&id) {
+        plain += std::str::from_utf8(&response.chunk().await.unwrap().unwrap()).unwrap();
+    }
+    assert!(plain.starts_with("retry: "), "{plain}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_filter_lets_through_what_it_names_and_nothing_else() {
+    let world = World::shared();
+    let (api, _worker) = world.start().await;
+    let begin = Utc::now() - TimeDelta::minutes(10);
+    let at = |seconds: i64| format!("\"{}\"", rfc3339(begin + TimeDelta::seconds(seconds)));
+    let bounds =
+        format!("?from={}&to={}", rfc3339(begin + TimeDelta::seconds(2)), rfc3339(begin + TimeDelta::seconds(4)));
+    let queries =
+        ["?userId=a%20%2B1", "?eventType=LOGOUT&eventType=PRODUCT_VIEW", &*bounds, "?userId=b&eventType=LOGOUT"];
+    let mut readers = Vec::new();
+    for query in queries {
+        readers.push(Sse::open(&api.client, query, None).await.unwrap());
+    }
+    let mut records = Vec::new();
+    for (user, kind) in [("a +1", "LOGIN"), ("b", "LOGIN"), ("b", "LOGOUT"), ("c", "PRODUCT_VIEW"), ("a +1", "LOGOUT")]
+    {
+        for second in 0..6 {
+            records.push(record(user, &[("eventType", &format!("\"{kind}\"")), ("timestamp", &at(second))]));
+        }
+    }
+    world.kafka().write(&world.topic, None, &records).await;
+    let list = eventually("all are listed", async || {
+        let list = api.client.list().await?;
+        ensure!(list.len() == records.len());
+        Ok(list)
+    })
+    .await;
+    for (query, reader) in queries.iter().zip(&mut readers) {
+        let expected: Vec<Event> = api.client.get(&format!("/events/processed{query}")).await.unwrap().parse().unwrap();
+        assert!(!expected.is_empty() && expected.len() < list.len(), "{query}");
+        equals(take(reader, expected.len()).await, &expected);
+    }
+    // All filters let this one through but the last, which lets the other one.
+    let both = [("a +1", "LOGOUT"), ("b", "LOGOUT")];
+    let kinds = both.map(|(user, kind)| record(user, &[("eventType", &format!("\"{kind}\"")), ("timestamp", &at(3))]));
+    world.kafka().write(&world.topic, None, &kinds).await;
+    for reader in &mut readers {
+        let next = reader.event().await.unwrap();
+        assert!(next.event_type == "LOGOUT" && next.timestamp == rfc3339(begin + TimeDelta::seconds(3)), "{next:?}");
+    }
+}
+
+/// A reader that has begun, leaves after some events, `longest` at most, and comes back over the other replica, until
+/// it has as many as it is told there are.
+async fn restless(
+    clients: [&Client; 2],
+    total: &watch::Receiver<Option<usize>>,
+    longest: usize,
+) -> JoinHandle<Vec<Event>> {
+    let (clients, total) = (clients.map(Client::clone), total.clone());
+    let mut stream = open(&clients[0]).await;
+    tokio::spawn(async move {
+        let mut seen = Vec::new();
+        for client in clients.iter().cycle().skip(1) {
+            let stay = seen.len() + fastrand::usize(1..=longest);
+            while seen.len() < stay {
+                if total.borrow().is_some_and(|total| seen.len() >= total) {
+                    return seen;
+                }
+                let next = tokio::time::timeout(Duration::from_millis(300), stream.next()).await;
+                let Ok(message) = next else { continue };
+                let Some(message) = message.unwrap() else { break };
+                match &*message.event {
+                    "message" => seen.push(serde_json::from_str(&message.data).unwrap()),
+                    "end" => {}
+                    other => panic!("{other} after {}: {}", seen.len(), message.data),
+                }
+            }
+            let last_id = stream.last_id().to_owned();
+            stream = Sse::open(client, "", Some(&last_id)).await.unwrap();
+        }
+        unreachable!("the replicas never run out")
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_that_come_back_over_another_replica_miss_nothing_and_see_nothing_twice() {
+    let world = World::shared();
+    let (api, _worker) = world.start().await;
+    let replica = world.start_api().await;
+    let (told, total) = watch::channel(None);
+    let mut readers = Vec::new();
+    for longest in [3, 10, 40, STEADY] {
+        readers.push(restless([&api.client, &replica.client], &total, longest).await);
+    }
+    let journal = Journal::default();
+    let load = Load::start(&[&api.client, &replica.client], &journal);
+    journal.grows_by(1_500).await;
+    load.stop().await;
+    journal.holds(&api.client).await;
+    let list = api.client.list().await.unwrap();
+    told.send_replace(Some(list.len()));
+    for reader in readers {
+        let seen = tokio::time::timeout(e2e::PATIENCE, reader).await.expect("all are seen").unwrap();
+        equals(seen, &list);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_comes_twice_hides_nothing_that_comes_behind_it() {
+    let world = World::shared();
+    let (api, _worker) = world.start().await;
+    let mut stream = open(&api.client).await;
+    let again = async |key: &str| {
+        let request = api.client.publication(r#"{"userId":"u","eventType":"LOGIN"}"#).header("idempotency-key", key);
+        let reply = Reply::of(request).await.unwrap().with_status(201).unwrap();
+        reply.parse::<Value>().unwrap()["eventId"].as_str().unwrap().to_owned()
+    };
+    // Sooner or later two ids in a row are of one bucket.
+    for round in 0..100 {
+        let key = format!("round-{round}");
+        let (id, same) = tokio::join!(again(&key), again(&key));
+        let seen = stream.event().await.unwrap_or_else(|error| panic!("round {round}: {error:#}"));
+        assert_eq!((&seen.event_id, &same), (&id, &id), "round {round}");
+    }
+    is_silent(&api.client, &mut stream).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_that_come_and_go_and_die_leave_no_gap() {
+    let world = World::shared();
+    let (api, mut first) = world.start().await;
+    let second = world.start_worker().await;
+    let (told, total) = watch::channel(None);
+    let reader = restless([&api.client; 2], &total, STEADY).await;
+    let journal = Journal::default();
+    let load = Load::start(&[&api.client], &journal);
+    journal.grows_by(200).await;
+    first.process.kill().await;
+    journal.grows_by(200).await;
+    let mut third = world.start_worker().await;
+    journal.grows_by(200).await;
+    assert_eq!(third.process.terminate(Duration::from_secs(20)).await.code(), Some(0));
+    let _fourth = world.start_worker().await;
+    journal.grows_by(200).await;
+    drop(second);
+    load.stop().await;
+    journal.holds(&api.client).await;
+    let list = api.client.list().await.unwrap();
+    told.send_replace(Some(list.len()));
+    equals(tokio::time::timeout(e2e::PATIENCE, reader).await.expect("all are seen").unwrap(), &list);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_reaches_a_reader_that_comes_back_when_it_is_told_to() {
+    const EVENTS: usize = 20_000;
+    let world = World::shared();
+    let api = world.start_api().await;
+    let records: Vec<Record> = (0..EVENTS).map(|number| record(&format!("user-{}", number % 100), &[])).collect();
+    world.kafka().write(&world.topic, None, &records).await;
+    let (told, total) = watch::channel(Some(EVENTS));
+    let reader = restless([&api.client; 2], &total, STEADY).await;
+    let mut stream = open(&api.client).await;
+    let _worker = world.start_worker().await;
+    stream.event().await.unwrap();
+    let seen = tokio::time::timeout(e2e::PATIENCE, reader).await.expect("all are seen").unwrap();
+    drop(told);
+    equals(seen, &api.client.list().await.unwrap());
+}
+
+/// A system on a Redis of its own.
+struct Own {
+    redis: RedisServer,
+    api: Service,
+    _worker: Service,
+    journal: Journal,
+}
+
+impl Own {
+    async fn start() -> Self {
+        let redis = RedisServer::start().await;
+        let (api, worker) = World::on_redis(&redis.url()).start().await;
+        Self { redis, api, _worker: worker, journal: Journal::default() }
+    }
+
+    async fn post(&self, count: u64) {
+        for sequence in 0..count {
+            let user = format!("user-{}-of-{}", sequence % 7, self.journal.acknowledged());
+            self.journal.must_post(&self.api.client, &user, sequence).await.unwrap();
+        }
+        self.journal.holds(&self.api.client).await;
+    }
+
+    async fn flush(&self) {
+        assert_eq!(self.redis.command_line::<String>("FLUSHALL").await, "OK");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_is_emptied_and_refilled_says_nothing_again() {
+    let own = Own::start().await;
+    let client = &own.api.client;
+    own.post(100).await;
+    let mut stream = open(client).await;
+    own.post(50).await;
+    let live = take(&mut stream, 51).await;
+    for _ in 0..2 {
+        own.flush().await;
+        eventually("Redis is refilled", async || {
+            let listed = client.list().await?.len();
+            ensure!(listed == own.journal.acknowledged(), "{listed}");
+            Ok(())
+        })
+        .await;
+    }
+    is_silent(client, &mut stream).await;
+    let unique: HashSet<&str> = ids(&live).into_iter().collect();
+    assert_eq!(unique.len(), 51);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_is_emptied_under_load_leaves_no_gap_and_repeats_nothing() {
+    let own = Own::start().await;
+    let client = &own.api.client;
+    let (told, total) = watch::channel(None);
+    let reader = restless([client; 2], &total, STEADY).await;
+    let load = Load::start(&[client], &own.journal);
+    for _ in 0..8 {
+        own.journal.grows_by(100).await;
+        own.flush().await;
+    }
+    own.journal.grows_by(100).await;
+    load.stop().await;
+    own.journal.holds(client).await;
+    let list = client.list().await.unwrap();
+    told.send_replace(Some(list.len()));
+    equals(tokio::time::timeout(e2e::PATIENCE, reader).await.expect("all are seen").unwrap(), &list);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_that_redis_no_longer_holds_is_answered_with_a_reset_and_then_with_what_comes() {
+    let own = Own::start().await;
+    let client = &own.api.client;
+    let mut stream = open(client).await;
+    // Each waits for the one before it: several transactions in most buckets.
+    for _ in 0..3 {
+        own.post(30).await;
+    }
+    take(&mut stream, 5).await;
+    let last_id = stream.last_id().to_owned();
+    // As more than a thousand transactions do it.
+    for key in own.redis.command_line::<Vec<String>>("KEYS *tl:*").await {
+        own.redis.command_line::<i64>(&format!("XTRIM {key} MAXLEN 1")).await;
+    }
+    let mut resumed = Sse::open(client, "", Some(&last_id)).await.unwrap();
+    let reset = resumed.next().await.unwrap().unwrap();
+    assert_eq!(reset.event, "reset", "{reset:?}");
+    assert_ne!(reset.id, last_id);
+    is_silent(client, &mut resumed).await;
+    // What the reset says is a place to go on from.
+    let mut again = Sse::open(client, "", Some(&reset.id)).await.unwrap();
+    assert_eq!(again.event().await.unwrap().user_id, "next");
+    is_silent(client, &mut again).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_cannot_be_given_is_refused_with_the_reason() {
+    let api = World::shared().start_api().await;
+    for bad in ["0", "x".repeat(300).as_str(), "AQ"] {
+        let request = api.client.request(Method::GET, "/events/stream").header("last-event-id", bad);
+        let problem = Reply::of(request).await.unwrap().problem(400).unwrap();
+        assert!(problem["detail"].as_str().unwrap().contains("Last-Event-ID"), "{problem}");
+    }
+    for (query, name) in
+        [("limit=1", "limit"), ("order=asc", "order"), ("eventType=x", "eventType"), ("from=x", "from")]
+    {
+        let problem = api.client.get(&format!("/events/stream?{query}")).await.unwrap().problem(400).unwrap();
+        assert!(problem["detail"].as_str().unwrap().contains(&format!("\"{name}\"")), "{problem}");
+    }
+    let away = World::on_redis("redis://127.0.0.1:9").start_api().await;
+    away.client.get("/events/stream").await.unwrap().unavailable().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_ends_every_stream_with_a_word_and_the_process_in_time() {
+    let world = World::shared();
+    let (mut api, _worker) = world.start().await;
+    let mut streams = [open(&api.client).await, open(&api.client).await];
+    is_silent(&api.client, &mut streams[0]).await;
+    assert_eq!(streams[1].event().await.unwrap().user_id, "next");
+    let status = api.process.terminate(Duration::from_secs(5)).await;
+    assert_eq!(status.code(), Some(0), "a clean end");
+    for stream in &mut streams {
+        let end = stream.next().await.unwrap().expect("a last word");
+        assert_eq!(end.event, "end");
+        assert!(end.data.contains("this process is ending"), "{}", end.data);
+        assert_eq!(stream.next().await.unwrap(), None, "then the end");
+    }
+}
+
+/// A client that opens a stream and reads only its beginning.
+async fn stalled(port: u16) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(32 * 1024).unwrap();
+    let mut stream = socket.connect(([127, 0, 0, 1], port).into()).await.unwrap();
+    stream.write_all(b"GET /events/stream HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut begun = String::new();
+    while !begun.contains("id: ") {
+        let mut some = [0; 1024];
+        let length = stream.read(&mut some).await.unwrap();
+        begun += &String::from_utf8_lossy(&some[..length]);
+    }
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_reads_nothing_is_dropped_and_memory_stays_bounded() {
+    const EVENTS: usize = 800;
+    let world = World::shared();
+    let (api, _worker) = world.start().await;
+    let mut stalled = stalled(api.port).await;
+    let (_told, total) = watch::channel(Some(EVENTS));
+    let reader = restless([&api.client; 2], &total, STEADY).await;
+    let before = peak_memory(&api.process);
+    let payload = format!(r#"{{"blob":{}}}"#, text(200_000));
+    for _ in 0..EVENTS / 50 {
+        let records: Vec<Record> = (0..50).map(|n| record(&format!("user-{n}"), &[("payload", &payload)])).collect();
+        world.kafka().write(&world.topic, None, &records).await;
+    }
+    let seen = tokio::time::timeout(e2e::PATIENCE, reader).await.expect("the others get everything").unwrap();
+    let unique: HashSet<&str> = ids(&seen).into_iter().collect();
+    assert_eq!((seen.len(), unique.len()), (EVENTS, EVENTS));
+    let grown = peak_memory(&api.process) - before;
+    assert!(grown < 120, "{grown} MiB more for {} MiB of events", EVENTS * 200_000 / 1024 / 1024);
+    let mut rest = Vec::new();
+    let ended = tokio::time::timeout(Duration::from_secs(30), stalled.read_to_end(&mut rest)).await;
+    ended.expect("the connection is closed").ok();
+    let last = String::from_utf8_lossy(&rest[rest.len().saturating_sub(300)..]).into_owned();
+    assert!(last.contains("event: end") && last.contains("too slow"), "{last}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_has_missed_many_large_events_gets_them_within_bounded_memory() {
+    const EVENTS: usize = 800;
+    let own = Own::start().await;
+    let client = &own.api.client;
+    own.post(1).await;
+    let last_id = open(client).await.last_id().to_owned();
+    let payload = text(200_000);
+    for number in 0..EVENTS {
+        post(client, format!(r#"{{"userId":"user-{}","eventType":"LOGIN","payload":{{"b":{payload}}}}}"#, number % 9))
+            .await;
+    }
+    eventually("all are stored", async || {
+        let stored = own.redis.command_line::<usize>("DBSIZE").await;
+        ensure!(stored > EVENTS, "{stored}");
+        Ok(())
+    })
+    .await;
+    let before = peak_memory(&own.api.process);
+    let mut resumed = Sse::open(client, "", Some(&last_id)).await.unwrap();
+    let seen = take(&mut resumed, EVENTS).await;
+    let unique: HashSet<&str> = ids(&seen).into_iter().collect();
+    assert_eq!(unique.len(), EVENTS);
+    let grown = peak_memory(&own.api.process) - before;
+    assert!(grown < 120, "{grown} MiB more for {} MiB of events", EVENTS * 200_000 / 1024 / 1024);
+}
