@@ -143,7 +143,7 @@ async fn a_body_up_to_the_limit_is_taken_and_a_larger_one_is_told_the_limit() {
 
 #[tokio::test]
 async fn unknown_paths_are_404_and_other_methods_405_with_those_that_are_allowed() {
-    for path in ["/", "/events", "/events/a/b", "/nope", "/health/x"] {
+    for path in ["/assets", "/events", "/events/a/b", "/nope", "/health/x"] {
         refused(request("GET", path), 404).await;
         refused(request("POST", path).body(EVENT), 404).await;
     }
