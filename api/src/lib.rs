@@ -7,13 +7,15 @@
 //! 5. `query`, `format`: which events a list is of, and the forms it comes in;
 //! 6. [`tail`]: what is processed now, for all readers of the stream;
 //! 7. [`problem`]: every reply that is not a success;
-//! 8. [`openapi`]: the description of all this.
+//! 8. `metrics`: what is counted of all that;
+//! 9. [`openapi`]: the description of it all.
 
 mod body;
 pub mod budget;
 mod config;
 mod format;
 mod idempotency;
+mod metrics;
 pub mod openapi;
 pub mod problem;
 mod query;
@@ -35,7 +37,7 @@ use common::kafka::{
     producer_config,
 };
 use common::shutdown::Shutdown;
-use common::store::{Origin, Store, StoreError};
+use common::store::{LiveWorker, Origin, Store, StoreError};
 use futures::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -43,6 +45,7 @@ use warp::http::HeaderValue;
 
 use crate::budget::Budget;
 pub use crate::config::{Cli, Command, Config, KafkaClient};
+use crate::metrics::{Measured, Metrics};
 use crate::tail::Tail;
 
 const NAME: &str = "user-activity-api";
@@ -65,6 +68,9 @@ pub struct App {
     pub exports: Arc<Semaphore>,
     /// The time before which events were trimmed early, as last heard.
     trimmed: Mutex<Option<Timestamp>>,
+    /// The workers, as last heard; `None` when Redis did not say.
+    workers: Mutex<Option<Vec<LiveWorker>>>,
+    metrics: Metrics,
     /// Limits and time-outs.
     pub config: Config,
 }
@@ -79,22 +85,34 @@ impl App {
     /// An application of these parts, about which nothing is known yet.
     #[must_use]
     pub fn new(publisher: Arc<dyn Publisher>, store: Store, config: Config, draining: Shutdown) -> Self {
-        let store = Arc::new(store);
+        let (store, metrics) = (Arc::new(store), Metrics::new());
         let budget = config.kafka.queue_kbytes as usize * 1024;
         Self {
-            publisher: Budget::new(publisher, budget),
+            publisher: Budget::new(Arc::new(Measured::new(publisher, &metrics)), budget),
             tail: Tail::new(&store),
             store,
             types: EventTypes::default(),
             checks: Checks::new(draining),
             exports: Arc::new(Semaphore::new(MOST_EXPORTS)),
             trimmed: Mutex::default(),
+            workers: Mutex::default(),
+            metrics,
             config,
         }
     }
 }
 
 impl App {
+    /// Whether a post can succeed.
+    fn is_ready(&self) -> bool {
+        self.checks.producer.get().ok && !self.checks.draining.is_cancelled()
+    }
+
+    /// The workers, as last heard.
+    fn workers(&self) -> Option<Vec<LiveWorker>> {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The header of a list from whose beginning events are missing, because the store was full.
     fn trimmed(&self) -> Option<HeaderValue> {
         let before = *self.trimmed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -163,7 +181,11 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> a
     let publisher = connect(&config)?;
     let store = Store::new(&config.redis)?;
     let app = Arc::new(App::new(Arc::clone(&publisher) as Arc<dyn Publisher>, store, config, shutdown.clone()));
-    let watching = [tokio::spawn(watch_store(Arc::clone(&app))), tokio::spawn(read_tail(Arc::clone(&app)))];
+    let watching = [
+        tokio::spawn(watch_store(Arc::clone(&app))),
+        tokio::spawn(read_tail(Arc::clone(&app))),
+        tokio::spawn(keep_metrics(Arc::clone(&app))),
+    ];
     let mut watching_kafka = tokio::spawn(watch_kafka(Arc::clone(&app), Arc::clone(&publisher)));
     let mut serving = pin!(server::serve(Arc::clone(&app), listener, shutdown.clone()));
     let left = tokio::select! {
@@ -208,6 +230,10 @@ async fn read_tail(app: Arc<App>) {
     app.tail.run().await;
 }
 
+async fn keep_metrics(app: Arc<App>) {
+    app.metrics.upkeep().await;
+}
+
 async fn watch_store(app: Arc<App>) {
     loop {
         match app.store.check().await {
@@ -217,7 +243,9 @@ async fn watch_store(app: Arc<App>) {
         if let Ok(before) = app.store.trimmed().await {
             *app.trimmed.lock().unwrap_or_else(PoisonError::into_inner) = before;
         }
-        match app.store.workers().await {
+        let workers = app.store.live_workers().await;
+        *app.workers.lock().unwrap_or_else(PoisonError::into_inner) = workers.as_ref().ok().cloned();
+        match workers {
             Ok(workers) if workers.is_empty() => {
                 app.checks.consumer.down("no worker has sent a heartbeat for 15 s; start user-activity-worker");
             }

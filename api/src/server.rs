@@ -72,11 +72,10 @@ pub async fn serve(app: Arc<App>, listener: TcpListener, shutdown: Shutdown) -> 
                 continue;
             }
         };
-        let service = service.clone();
-        let rate_limit = Arc::clone(&rate_limit);
+        let (app, service, rate_limit) = (Arc::clone(&app), service.clone(), Arc::clone(&rate_limit));
         let guarded = service_fn(move |request| {
             let admitted = admit(rate_limit.as_ref().as_ref(), &request, peer);
-            answer(service.clone(), request, admitted, Reply::into_response)
+            answer(Arc::clone(&app), service.clone(), request, admitted, Reply::into_response)
         });
         let connection = graceful.watch(http.serve_connection(TokioIo::new(Box::pin(stream)), guarded));
         tokio::spawn(async move {
@@ -140,8 +139,9 @@ struct Refusal {
     standing: Option<Standing>,
 }
 
-/// Calls the service for a request that was let in. The type of a problem's body can't be named.
+/// Calls the service for a request that was let in, and counts. The type of a problem's body can't be named.
 async fn answer<S, B, P>(
+    app: Arc<App>,
     service: S,
     request: Request<Incoming>,
     admitted: Result<Option<Standing>, Refusal>,
@@ -150,10 +150,12 @@ async fn answer<S, B, P>(
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
 {
+    let counted = app.metrics.begin(request.method(), request.uri().path());
     let (mut response, standing) = match admitted {
         Ok(standing) => (service.call(request).await?.map(Either::Left), standing),
         Err(Refusal { problem, standing }) => (reply(problem).map(Either::Right), standing),
     };
     standing.into_iter().for_each(|standing| standing.tell(response.headers_mut()));
+    counted.answered(response.status());
     Ok(response)
 }

@@ -118,6 +118,11 @@ impl Tail {
         }
     }
 
+    /// How many read the stream.
+    pub(crate) fn readers(&self) -> usize {
+        self.frames.receiver_count()
+    }
+
     async fn follow(&self, buckets: Range<usize>) {
         while self.is_wanted() {
             let position = self.lock().position;

@@ -3,7 +3,7 @@
 //! 1. [`event`]: bytes become a [`event::UserEvent`], or the list of what is wrong with them;
 //! 2. [`kafka`]: client settings, topics, the record format and the publisher;
 //! 3. [`store`]: the model in Redis: keys, the atomic write, positions, pages;
-//! 4. [`config`], [`telemetry`], [`health`], [`probe`], [`shutdown`]: how a process is set up, watched and ended.
+//! 4. [`config`], [`telemetry`], [`metrics`], [`health`], [`probe`], [`shutdown`]: how a process is set up, watched and ended.
 //!
 //! Nothing in here knows a route or the consume loop.
 
@@ -11,6 +11,7 @@ pub mod config;
 pub mod event;
 pub mod health;
 pub mod kafka;
+pub mod metrics;
 pub mod mutation;
 pub mod probe;
 pub mod shutdown;

@@ -1,11 +1,13 @@
-//! `GET /livez` and `GET /readyz` of the worker.
+//! `GET /livez`, `GET /readyz` and `GET /metrics` of the worker.
 //!
 //! Liveness depends on neither Kafka nor Redis: restarting the process would mend neither. Readiness is whether it can
-//! work: the brokers answer and it is in the group, Redis answers, its partitions have their place, it is not ending.
+//! work: the brokers answer and it is in the group, Redis answers, its partitions have their place and move while
+//! there is something to store, it is not ending.
 
 use std::sync::Arc;
 
 use common::health::Condition;
+use common::metrics::CONTENT_TYPE;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use warp::http::StatusCode;
@@ -21,6 +23,8 @@ struct Ready {
     kafka: Condition,
     store: Condition,
     partitions: Condition,
+    progress: Condition,
+    checks: [CheckLine; 4],
     stored: u64,
     duplicates: u64,
     dead_lettered: u64,
@@ -28,17 +32,60 @@ struct Ready {
     replacements: u64,
 }
 
+/// A check: what is the case, since when, and what to do.
+#[derive(Serialize)]
+struct CheckLine {
+    check: &'static str,
+    ok: bool,
+    what: String,
+    since: String,
+    #[serde(rename = "do")]
+    advice: Option<&'static str>,
+}
+
+impl CheckLine {
+    fn new(check: &'static str, condition: &Condition, advice: &'static str) -> Self {
+        let Condition { ok, reason, since } = condition.clone();
+        Self { check, ok, what: reason, since, advice: (!ok).then_some(advice) }
+    }
+}
+
 /// Serves until dropped.
 pub async fn serve(listener: TcpListener, status: Arc<Status>) {
     let live = warp::path!("livez").map(|| warp::reply::json(&serde_json::json!({"status": "ok"})));
+    let counted = Arc::clone(&status);
+    let metrics = warp::path!("metrics")
+        .map(move || warp::reply::with_header(counted.metrics.render(&counted), "content-type", CONTENT_TYPE));
     let ready = warp::path!("readyz").map(move || ready(&status));
-    warp::serve(warp::get().or(warp::head()).unify().and(live.or(ready))).incoming(listener).run().await;
+    warp::serve(warp::get().or(warp::head()).unify().and(live.or(ready).or(metrics))).incoming(listener).run().await;
 }
 
 fn ready(status: &Status) -> impl Reply + use<> {
     let (kafka, store, partitions) = (status.kafka.get(), status.store.get(), status.partitions.get());
-    let draining = status.draining.is_cancelled();
-    let ok = kafka.ok && store.ok && partitions.ok && !draining;
+    let (progress, draining) = (status.progress.get(), status.draining.is_cancelled());
+    let ok = status.is_ready();
+    let checks = [
+        CheckLine::new(
+            "kafka",
+            &kafka,
+            "see that the brokers run and KAFKA_BROKERS names them; it joins again by itself",
+        ),
+        CheckLine::new(
+            "store",
+            &store,
+            "see that Redis runs, has memory left and REDIS_URL names it; nothing is lost meanwhile",
+        ),
+        CheckLine::new(
+            "partitions",
+            &partitions,
+            "mend kafka and store first; a held partition needs a worker that knows its events",
+        ),
+        CheckLine::new(
+            "progress",
+            &progress,
+            "look at the log lines about that partition, then restart this worker: nothing is lost by it",
+        ),
+    ];
     let counters = &status.counters;
     let body = Ready {
         status: if ok { "ok" } else { "not ready" },
@@ -46,6 +93,8 @@ fn ready(status: &Status) -> impl Reply + use<> {
         kafka,
         store,
         partitions,
+        progress,
+        checks,
         stored: counters.new.get(),
         duplicates: counters.duplicates.get(),
         dead_lettered: counters.dead_lettered.get(),

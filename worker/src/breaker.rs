@@ -180,6 +180,12 @@ impl Breakers {
         (resume, displace)
     }
 
+    /// Whether a partition is anything but simply read.
+    #[must_use]
+    pub fn is_open(&self, partition: i32) -> bool {
+        self.partitions.get(&partition).is_some_and(|breaker| !matches!(breaker.mode, Mode::Closed { .. }))
+    }
+
     /// A sentence for each partition that is not simply read.
     #[must_use]
     pub fn reasons(&self, now: Instant) -> Vec<String> {

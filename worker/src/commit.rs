@@ -257,6 +257,11 @@ impl Ledger {
         }
     }
 
+    /// How far this life of a partition is stored; `None` when it is over.
+    pub fn stored(&mut self, slot: Slot) -> Option<NextOffset> {
+        self.live(slot).map(|live| live.stored)
+    }
+
     /// What may be committed and is not yet; from now on it counts as committed.
     pub fn take_commits(&mut self) -> Vec<(i32, NextOffset)> {
         let live = self.partitions.iter_mut().filter_map(|(partition, p)| Some((*partition, p.live.as_mut()?)));

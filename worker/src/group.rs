@@ -3,15 +3,16 @@
 //! The callbacks run inside `recv`, so they stay short: a newly assigned partition is paused at once and the loop is
 //! told; it finds the partition's place and resumes it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use common::kafka::log_line;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::statistics::Statistics;
+use rdkafka::statistics::{Statistics, Topic};
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 use tokio::sync::mpsc::UnboundedSender;
@@ -26,6 +27,34 @@ pub enum Change {
     Assigned(Vec<i32>),
     /// These were taken away.
     Revoked(Vec<i32>),
+    /// How far the client is, every few seconds.
+    Looked(Look),
+}
+
+/// What the client knows of the topic.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Look {
+    /// How many partitions it has.
+    pub partitions: usize,
+    /// Those that have a leader.
+    pub led: BTreeSet<i32>,
+    /// Before these everything that can be read has been handed over.
+    pub drained: Vec<(i32, NextOffset)>,
+}
+
+impl Look {
+    /// What matters of librdkafka's statistics (its STATISTICS.md).
+    fn of(topic: &Topic) -> Self {
+        let known = || topic.partitions.values().filter(|partition| partition.partition >= 0 && !partition.unknown);
+        let drained = known().filter(|partition| {
+            partition.fetch_state == "active" && partition.fetchq_cnt == 0 && partition.next_offset >= 0
+        });
+        Self {
+            partitions: known().count(),
+            led: known().filter(|partition| partition.leader >= 0).map(|partition| partition.partition).collect(),
+            drained: drained.map(|partition| (partition.partition, NextOffset(partition.next_offset))).collect(),
+        }
+    }
 }
 
 /// The context of the consumer.
@@ -98,6 +127,9 @@ impl ClientContext for Group {
 
     fn stats(&self, statistics: Statistics) {
         let up = statistics.brokers.values().any(|broker| broker.nodeid >= 0 && broker.state == "UP");
+        if let Some(topic) = statistics.topics.get(&self.topic) {
+            self.tell(Change::Looked(Look::of(topic)));
+        }
         let joined = statistics.cgrp.is_some_and(|group| group.join_state == "steady");
         match (up, joined) {
             (true, true) => self.status.kafka.up("in the group"),
@@ -117,6 +149,7 @@ impl ClientContext for Group {
 impl ConsumerContext for Group {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
         let named = partitions(list);
+        self.status.metrics.rebalanced();
         let done = match event {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
                 log::info!(partitions:? = named; "assigned {named:?}");
@@ -143,8 +176,9 @@ impl ConsumerContext for Group {
     }
 
     fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
-        if let Err(error) = result {
-            log::debug!("commit failed, it is repeated with the next heartbeat: {error}");
+        match result {
+            Ok(()) => self.status.note_commit(Instant::now()),
+            Err(error) => log::debug!("commit failed, it is repeated with the next heartbeat: {error}"),
         }
     }
 }

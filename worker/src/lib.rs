@@ -8,7 +8,7 @@
 //! 6. [`recorder`]: a batch on its way to Redis;
 //! 7. [`commit`]: the ledger: what is stored, how far positions and commits may move.
 //!
-//! [`admin`] and [`status`] say how it is, [`event_log`] what it did; [`desk`] is for operators.
+//! [`admin`], [`status`], [`metrics`] and [`lag`] say how it is, [`event_log`] what it did; [`desk`] is for operators.
 
 pub mod admin;
 pub mod breaker;
@@ -20,6 +20,8 @@ pub mod decode;
 pub mod desk;
 pub mod event_log;
 pub mod group;
+pub mod lag;
+pub mod metrics;
 pub mod placement;
 pub mod recorder;
 pub mod status;
@@ -67,8 +69,11 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> a
     log::info!("health at http://{}", listener.local_addr()?);
     let status = Arc::new(Status::new(shutdown.clone()));
     let admin = tokio::spawn(admin::serve(listener, Arc::clone(&status)));
+    let counted = Arc::clone(&status);
+    let upkeep = tokio::spawn(async move { counted.metrics.upkeep().await });
     let result = work(&config, &status, &shutdown).await;
     admin.abort();
+    upkeep.abort();
     result
 }
 

@@ -1,9 +1,14 @@
 //! How the worker is, for its health routes and its heartbeats.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use common::health::Check;
 use common::shutdown::Shutdown;
+use common::store::PartitionLag;
+
+use crate::metrics::Metrics;
 
 /// How the parts are, and what was done since the start.
 pub struct Status {
@@ -13,10 +18,25 @@ pub struct Status {
     pub store: Check,
     /// The partitions.
     pub partitions: Check,
+    /// Whether what there is to store is being stored.
+    pub progress: Check,
     /// Cancelled once the process is ending.
     pub draining: Shutdown,
     /// What was done.
     pub counters: Counters,
+    /// What is counted for Prometheus.
+    pub metrics: Metrics,
+    assignment: Mutex<Vec<PartitionState>>,
+    committed: Mutex<Option<Instant>>,
+}
+
+/// How an assigned partition is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PartitionState {
+    /// How far it is behind.
+    pub lag: PartitionLag,
+    /// Whether the breaker keeps it from being simply read.
+    pub held: bool,
 }
 
 /// What was done since the start.
@@ -59,8 +79,41 @@ impl Status {
             kafka: Check::new("kafka", "not joined yet"),
             store: Check::new("store", "not asked yet"),
             partitions: Check::new("partitions", "none assigned yet"),
+            progress: Check::new("progress", "nothing was to be stored yet"),
             draining,
             counters: Counters::default(),
+            metrics: Metrics::new(),
+            assignment: Mutex::default(),
+            committed: Mutex::default(),
         }
+    }
+
+    /// Whether it can work.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        let checks = [&self.kafka, &self.store, &self.partitions, &self.progress];
+        checks.iter().all(|check| check.get().ok) && !self.draining.is_cancelled()
+    }
+
+    /// Says which partitions this worker reads now, and how they are.
+    pub fn assign(&self, partitions: Vec<PartitionState>) {
+        *self.assignment.lock().unwrap_or_else(PoisonError::into_inner) = partitions;
+    }
+
+    /// The partitions that this worker reads.
+    #[must_use]
+    pub fn assignment(&self) -> Vec<PartitionState> {
+        self.assignment.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The brokers have taken a commit, or from now on one is to be expected.
+    pub fn note_commit(&self, now: Instant) {
+        *self.committed.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+    }
+
+    /// Time since [`Status::note_commit`].
+    #[must_use]
+    pub fn commit_age(&self) -> Option<Duration> {
+        self.committed.lock().unwrap_or_else(PoisonError::into_inner).map(|at| at.elapsed())
     }
 }

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use common::health::Condition;
+use common::store::{Heartbeat, LiveWorker};
 use serde::Serialize;
 use warp::http::StatusCode;
 use warp::reply::Response;
@@ -21,6 +22,28 @@ struct Health {
     consumer: &'static str,
     version: &'static str,
     checks: Parts,
+    /// `null` when Redis does not say.
+    workers: Option<Vec<Worker>>,
+}
+
+/// A worker whose heartbeat is alive.
+#[derive(Serialize)]
+struct Worker {
+    name: String,
+    partitions: Vec<i32>,
+    stored: u64,
+    /// `null` while it is unknown for one of its partitions.
+    lag: Option<i64>,
+    seen: String,
+}
+
+impl From<LiveWorker> for Worker {
+    fn from(LiveWorker { heartbeat, seen }: LiveWorker) -> Self {
+        let known = heartbeat.lags.len() == heartbeat.partitions.len();
+        let lag = known.then(|| heartbeat.lags.iter().map(|lag| lag.messages).sum()).flatten();
+        let Heartbeat { member, partitions, stored, .. } = heartbeat;
+        Self { name: member, partitions, stored, lag, seen: seen.to_string() }
+    }
 }
 
 #[derive(Serialize)]
@@ -59,13 +82,14 @@ fn health(app: &App) -> Response {
         consumer: word(&checks.consumer),
         version: env!("CARGO_PKG_VERSION"),
         checks,
+        workers: app.workers().map(|workers| workers.into_iter().map(Worker::from).collect()),
     };
     with_status(ok, &health)
 }
 
 fn ready(app: &App) -> Response {
     let (producer, draining) = (app.checks.producer.get(), app.checks.draining.is_cancelled());
-    let ok = producer.ok && !draining;
+    let ok = app.is_ready();
     with_status(ok, &Ready { status: if ok { "ok" } else { "not ready" }, producer, draining })
 }
 

@@ -5,6 +5,8 @@ mod batch;
 mod event;
 mod generate;
 mod health;
+mod lag;
+mod metrics;
 mod pages;
 mod processed;
 mod stream;
@@ -21,8 +23,8 @@ use crate::problem::Problem;
 
 const GET: &str = "GET, HEAD";
 
-/// Which methods each path takes. The first that fits counts: a path that has a resource of its own is not an eventId.
-pub(crate) const ROUTES: [(&str, &str); 9] = [
+/// The pattern of each path and the methods that it takes. The first that fits is meant; the metrics name requests by it.
+pub(crate) const PATHS: [(&str, &str); 11] = [
     ("/events/generate", "POST"),
     ("/events/batch", "POST"),
     ("/events/processed", GET),
@@ -32,18 +34,26 @@ pub(crate) const ROUTES: [(&str, &str); 9] = [
     ("/health", GET),
     ("/livez", GET),
     ("/readyz", GET),
+    ("/metrics", GET),
+    ("/lag", GET),
 ];
+
+/// Which of [`PATHS`] a path is.
+pub(crate) fn path_index(path: &str) -> Option<usize> {
+    let path = path.trim_start_matches('/');
+    let fits = |pattern: &str| {
+        let mut parts = path.split('/');
+        let all = pattern[1..].split('/').all(|wanted| {
+            parts.next().is_some_and(|part| part == wanted || (wanted.starts_with('{') && !part.is_empty()))
+        });
+        all && parts.next().is_none()
+    };
+    PATHS.iter().position(|(pattern, _)| fits(pattern))
+}
 
 /// Which methods a path takes, for those that a request did not meet.
 fn allowed_methods(path: &str) -> Option<&'static str> {
-    let route = ROUTES.iter().find(|(route, _)| fits(route, path)).map(|(_, methods)| *methods);
-    route.or_else(|| pages::exists(path).then_some(GET))
-}
-
-/// Whether a path is of this route, whose segments in braces stand for any.
-fn fits(route: &str, path: &str) -> bool {
-    let fits = |(own, other): (&str, &str)| own == other || (own.starts_with('{') && !other.is_empty());
-    route.split('/').count() == path.split('/').count() && route.split('/').zip(path.split('/')).all(fits)
+    path_index(path).map(|index| PATHS[index].1).or_else(|| pages::exists(path).then_some(GET))
 }
 
 /// All routes. Every request gets a reply; none is rejected.
@@ -60,6 +70,10 @@ pub fn all(app: &Arc<App>) -> impl Filter<Extract = (Response,), Error = Infalli
         .or(event::route(app))
         .unify()
         .or(health::routes(app))
+        .unify()
+        .or(lag::route(app))
+        .unify()
+        .or(metrics::route(app))
         .unify()
         .or(pages::routes())
         .unify()
@@ -97,7 +111,8 @@ mod tests {
         assert_eq!(allowed_methods("/events/0197"), Some(GET));
         assert_eq!(allowed_methods("/api/activities"), Some("GET, HEAD, POST"));
         assert_eq!(allowed_methods("/"), Some(GET));
-        for path in ["/events", "//", "/events/", "/events/a/b", "/healthz", "//health/x"] {
+        assert_eq!(path_index("/events/0197").map(|index| PATHS[index].0), Some("/events/{eventId}"));
+        for path in ["//", "/events", "/events/", "/events/a/b", "/healthz", "//health/x"] {
             assert_eq!(allowed_methods(path), None, "{path}");
         }
     }

@@ -42,7 +42,7 @@ pub use self::positions::{Placement, PositionScope, Positions};
 pub use self::query::{Cursor, CursorError, Order, Query};
 pub use self::read::{Found, Page, Walk};
 pub use self::tail::{Announced, Entry, EntryId, Seen, TailPosition};
-pub use self::workers::{HEARTBEAT_TTL, Heartbeat};
+pub use self::workers::{HEARTBEAT_TTL, Heartbeat, LiveWorker, PartitionLag};
 pub use self::write::{Batch, Move, Origin, Receipt, StoredEvent, UserIndex};
 use crate::config::RedisSettings;
 use crate::event::Timestamp;

@@ -1,8 +1,10 @@
 //! Heartbeats of the workers: who is alive, and what each is doing.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use futures::future::try_join;
+use serde::{Deserialize, Serialize};
 
 use super::{Store, StoreError, millis};
 use crate::event::Timestamp;
@@ -11,7 +13,7 @@ use crate::event::Timestamp;
 pub const HEARTBEAT_TTL: Duration = Duration::from_secs(15);
 
 /// What a worker says of itself.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Heartbeat {
     /// Its name, one for each process.
     pub member: String,
@@ -19,6 +21,41 @@ pub struct Heartbeat {
     pub partitions: Vec<i32>,
     /// Events it has stored since its start.
     pub stored: u64,
+    /// Its consumer group.
+    pub group: String,
+    /// The partitions that the topic has, where it knows.
+    pub topic_partitions: Option<usize>,
+    /// How far it is behind in each of its partitions.
+    pub lags: Vec<PartitionLag>,
+}
+
+/// How far a worker is behind in a partition. What it does not know is absent, and never zero.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PartitionLag {
+    /// The partition.
+    #[serde(rename = "p")]
+    pub partition: i32,
+    /// Offsets between what is stored and the end of the log.
+    #[serde(rename = "l", default, skip_serializing_if = "Option::is_none")]
+    pub messages: Option<i64>,
+    /// Age of the first record that is not stored, in seconds; 0 when all are.
+    #[serde(rename = "s", default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<f64>,
+    /// Offsets a second that were added to the log lately.
+    #[serde(rename = "a", default, skip_serializing_if = "Option::is_none")]
+    pub arrival: Option<f64>,
+    /// Offsets a second that were stored lately.
+    #[serde(rename = "d", default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<f64>,
+}
+
+/// A heartbeat, and when it was.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LiveWorker {
+    /// What the worker said.
+    pub heartbeat: Heartbeat,
+    /// When it said so.
+    pub seen: Timestamp,
 }
 
 impl Store {
@@ -31,7 +68,10 @@ impl Store {
         let partitions: Vec<String> = heartbeat.partitions.iter().map(ToString::to_string).collect();
         let mut own = redis::pipe();
         own.cmd("HSET").arg(&key).arg("partitions").arg(partitions.join(","));
-        own.arg("stored").arg(heartbeat.stored).arg("seen").arg(now).ignore();
+        own.arg("stored").arg(heartbeat.stored).arg("seen").arg(now).arg("group").arg(&heartbeat.group);
+        own.arg("topic_partitions").arg(heartbeat.topic_partitions.unwrap_or_default());
+        // Numbers and absences always have a form in JSON.
+        own.arg("lags").arg(serde_json::to_string(&heartbeat.lags).unwrap_or_default()).ignore();
         own.cmd("PEXPIRE").arg(&key).arg(millis(HEARTBEAT_TTL)).ignore();
         let mut all = redis::pipe();
         let (set, expiry) = (self.layout.workers(), now + millis(HEARTBEAT_TTL));
@@ -61,4 +101,38 @@ impl Store {
         command.arg(self.layout.workers()).arg(format!("({}", Timestamp::now().millis())).arg("+inf").arg("BYSCORE");
         self.read.command(&command).await
     }
+
+    /// What the workers said whose heartbeat is alive, by name.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis has no good answer.
+    pub async fn live_workers(&self) -> Result<Vec<LiveWorker>, StoreError> {
+        let mut members = self.workers().await?;
+        if members.is_empty() {
+            return Ok(Vec::new());
+        }
+        members.sort();
+        let looks = members.iter().map(|member| {
+            let mut look = redis::cmd("HGETALL");
+            look.arg(self.layout.worker(member));
+            look
+        });
+        let found: Vec<HashMap<String, String>> = self.read.scatter(looks).await?;
+        Ok(members.into_iter().zip(found).filter_map(|(member, fields)| live_worker(member, &fields)).collect())
+    }
+}
+
+/// `None` for one that has just gone. What another version of the worker says differently counts as not said.
+fn live_worker(member: String, fields: &HashMap<String, String>) -> Option<LiveWorker> {
+    let number = |name: &str| fields.get(name).and_then(|value| value.parse::<i64>().ok());
+    let partitions = fields.get("partitions").map(|list| list.split(',').filter_map(|p| p.parse().ok()).collect());
+    let heartbeat = Heartbeat {
+        member,
+        partitions: partitions.unwrap_or_default(),
+        stored: number("stored").and_then(|stored| stored.try_into().ok()).unwrap_or_default(),
+        group: fields.get("group").cloned().unwrap_or_default(),
+        topic_partitions: number("topic_partitions").filter(|n| *n > 0).and_then(|n| n.try_into().ok()),
+        lags: fields.get("lags").and_then(|lags| serde_json::from_str(lags).ok()).unwrap_or_default(),
+    };
+    Some(LiveWorker { heartbeat, seen: Timestamp::from_millis(number("seen")?)? })
 }

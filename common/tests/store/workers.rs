@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 
 use common::event::Timestamp;
-use common::store::{HEARTBEAT_TTL, Heartbeat, StoreError};
+use common::store::{HEARTBEAT_TTL, Heartbeat, PartitionLag, StoreError};
 
 use crate::world::{Server, World};
 
 fn heartbeat(member: &str) -> Heartbeat {
-    Heartbeat { member: member.into(), partitions: vec![0, 3], stored: 7 }
+    Heartbeat { member: member.into(), partitions: vec![0, 3], stored: 7, ..Heartbeat::default() }
 }
 
 #[tokio::test]
@@ -80,4 +80,19 @@ async fn a_worker_that_has_fallen_silent_is_not_alive_and_is_forgotten_in_time()
     assert!(world.store.workers().await.unwrap().is_empty());
     world.store.beat(&heartbeat("alive")).await.unwrap();
     assert_eq!(world.command::<Vec<String>>(&["ZRANGE", &world.key("workers"), "0", "-1"]), ["alive"]);
+}
+
+#[tokio::test]
+async fn what_a_worker_says_of_its_lag_is_read_as_it_was_said_and_absent_is_not_zero() {
+    let world = World::new();
+    let known =
+        PartitionLag { partition: 0, messages: Some(12), seconds: Some(0.5), arrival: Some(3.0), drain: Some(0.0) };
+    let unknown = PartitionLag { partition: 3, ..PartitionLag::default() };
+    let said = Heartbeat { group: "g".into(), topic_partitions: Some(6), lags: vec![known, unknown], ..heartbeat("a") };
+    world.store.beat(&said).await.unwrap();
+    world.store.beat(&heartbeat("b")).await.unwrap();
+    let live = world.store.live_workers().await.unwrap();
+    assert!(live.iter().all(|worker| (Timestamp::now().millis() - worker.seen.millis()).abs() < 60_000), "{live:?}");
+    let heartbeats: Vec<Heartbeat> = live.into_iter().map(|worker| worker.heartbeat).collect();
+    assert_eq!(heartbeats, [said, heartbeat("b")]);
 }

@@ -18,6 +18,7 @@ mod kafka_outage;
 mod kafka_rust;
 mod lists;
 mod memory;
+mod metrics;
 mod reads;
 mod redis_loss;
 mod redis_outage;

@@ -120,12 +120,15 @@ impl Consumer {
 
     fn send(&mut self, ticket: Ticket, batch: Batch) {
         let (store, scope, user_index) = (Arc::clone(&self.store), self.scope.clone(), self.config.redis.user_index);
+        let status = Arc::clone(&self.status);
         self.writes.push_back(Box::pin(async move {
             if active(Mutation::PositionsAhead) {
                 let result = positions_first(&store, &scope, batch, user_index).await;
                 return (ticket, Vec::new(), result);
             }
+            let since = Instant::now();
             let result = store.write(&scope, &batch, user_index).await;
+            status.metrics.wrote(result.is_ok().then_some(batch.events.len()), since.elapsed());
             (ticket, batch.events, result)
         }));
     }
@@ -142,6 +145,11 @@ impl Consumer {
                     self.displace(slot);
                 }
                 self.ledger.acknowledge(&ticket);
+                for slot in ticket.slots() {
+                    if let Some(stored) = self.ledger.stored(slot) {
+                        self.lags.store(slot.partition, stored, Instant::now());
+                    }
+                }
                 ticket.ends().for_each(|(partition, end)| self.letters.forget(partition, end));
             }
             Err(error) => {

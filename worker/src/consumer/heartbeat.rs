@@ -37,6 +37,7 @@ impl Consumer {
         if now >= self.settle_after {
             self.settle_after = now + SETTLE_PERIOD;
             self.settle();
+            self.tell_lags(now);
         }
     }
 
@@ -87,6 +88,9 @@ impl Consumer {
             member: self.config.name.clone(),
             partitions: self.ledger.assigned(),
             stored: self.status.counters.new.get(),
+            group: self.config.consumer.group.clone(),
+            topic_partitions: Some(self.look.partitions).filter(|known| *known > 0),
+            lags: self.lags.report(now, Timestamp::now().millis()),
         };
         self.beating = Some(Box::pin(async move {
             let partitions: Vec<i32> = acknowledged.iter().map(|(slot, _)| slot.partition).collect();

@@ -7,11 +7,12 @@
 //! membership in the group stays alive.
 //!
 //! The loop and the records are here; `batches` sends them on their way, `places` says where partitions start,
-//! `heartbeat` looks after what time brings, `drain` ends it all.
+//! `heartbeat` and `lags` look after what time brings, `drain` ends it all.
 
 mod batches;
 mod drain;
 mod heartbeat;
+mod lags;
 mod places;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,13 +37,15 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use self::batches::{Buried, Written};
 use self::heartbeat::Beaten;
+use self::lags::Measured;
 use self::places::{Backoff, Placing};
 use crate::breaker::{Breakers, Reaction};
 use crate::commit::{Ledger, Offset, Verdict};
 use crate::dead_letter::DeadLetters;
 use crate::decode::{Decoded, decode};
 use crate::event_log::EventLog;
-use crate::group::{Change, Group};
+use crate::group::{Change, Group, Look};
+use crate::lag::Lags;
 use crate::recorder::Pending;
 use crate::status::Status;
 use crate::{Config, NAME};
@@ -62,6 +65,9 @@ pub struct Consumer {
     types: EventTypes,
     ledger: Ledger,
     breakers: Breakers,
+    lags: Lags,
+    /// What the client last said of the topic.
+    look: Look,
     log: EventLog,
     /// Read, not yet on its way.
     pending: Pending,
@@ -74,10 +80,12 @@ pub struct Consumer {
     /// Partitions whose dead letters can't be published.
     backoffs: BTreeMap<i32, Backoff>,
     beating: Option<BoxFuture<'static, Beaten>>,
+    measuring: Option<BoxFuture<'static, Measured>>,
     /// What is wrong with the Redis server, as last said.
     warnings: Vec<String>,
     place_after: Instant,
     beat_after: Instant,
+    measure_after: Instant,
     settle_after: Instant,
     /// Batches that found no home, while draining.
     failed: usize,
@@ -106,6 +114,8 @@ impl Consumer {
             types: EventTypes::default(),
             ledger: Ledger::default(),
             breakers: Breakers::new(config.breaker),
+            lags: Lags::default(),
+            look: Look::default(),
             log: EventLog::new(config.event_log, now),
             pending: Pending::default(),
             burying: None,
@@ -114,9 +124,11 @@ impl Consumer {
             placing: None,
             backoffs: BTreeMap::new(),
             beating: None,
+            measuring: None,
             warnings: Vec::new(),
             place_after: now,
             beat_after: now,
+            measure_after: now,
             settle_after: now,
             failed: 0,
             config: config.clone(),
@@ -154,6 +166,7 @@ impl Consumer {
                 buried = finished(&mut self.burying) => self.on_buried(buried),
                 placed = finished(&mut self.placing) => self.on_placed(placed)?,
                 beaten = finished(&mut self.beating) => self.on_beaten(beaten)?,
+                measured = finished(&mut self.measuring) => self.on_measured(measured),
                 _ = tick.tick() => self.on_tick(),
                 () = when(self.pending.due()), if self.can_dispatch() => self.dispatch(),
                 record = kafka.recv(), if !self.pending.is_full() => self.on_records(&kafka, record)?,
@@ -171,6 +184,9 @@ impl Consumer {
         }
         if self.beating.is_none() && now >= self.beat_after {
             self.start_beating(now);
+        }
+        if self.measuring.is_none() && now >= self.measure_after {
+            self.start_measuring(now);
         }
     }
 
@@ -204,6 +220,7 @@ impl Consumer {
                 if missing > 0 {
                     self.count_missing(partition, missing, offset);
                 }
+                self.lags.read(partition, offset, record.timestamp().to_millis());
                 let decoded = decode(record, &self.types, &self.config.name, now);
                 match self.breakers.observe(partition, matches!(decoded, Decoded::Poison(_)), clock) {
                     Reaction::Pass => self.pending.add(slot, offset.next(), decoded, clock),

@@ -46,20 +46,30 @@ impl Consumer {
     pub(super) fn on_change(&mut self, change: Change) {
         match change {
             Change::Assigned(partitions) => {
-                partitions.iter().for_each(|partition| self.ledger.assign(*partition));
-                self.place_after = Instant::now();
+                let now = Instant::now();
+                if self.ledger.assigned().is_empty() {
+                    self.status.note_commit(now);
+                }
+                for partition in partitions {
+                    self.ledger.assign(partition);
+                    self.lags.assign(partition, now);
+                }
+                (self.place_after, self.measure_after) = (now, now);
             }
             Change::Revoked(partitions) => {
                 for partition in partitions.into_iter().filter(|_| !active(Mutation::KeepRevokedState)) {
                     self.ledger.revoke(partition);
+                    self.lags.revoke(partition);
                     self.breakers.revoke(partition);
                     self.backoffs.remove(&partition);
                     self.letters.forget(partition, NextOffset(i64::MAX));
                     self.pending.forget(partition);
                 }
             }
+            Change::Looked(look) => return self.on_look(look),
         }
         self.tell_partitions();
+        self.tell_lags(Instant::now());
     }
 
     pub(super) fn displace(&mut self, slot: Slot) {
@@ -72,6 +82,7 @@ impl Consumer {
         self.status.counters.replacements.add(1);
         self.pending.forget(partition);
         self.breakers.rewind(partition);
+        self.lags.displace(partition);
         self.pause(partition);
         self.tell_partitions();
     }
@@ -127,6 +138,7 @@ impl Consumer {
             self.ledger.displace(slot);
             return;
         }
+        self.lags.place(partition, start);
         log::info!(partition, offset = start.0; "partition {partition}: reading from offset {}", start.0);
         if missing > 0 {
             self.count_missing(partition, missing, Offset(start.0));

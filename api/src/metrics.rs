@@ -1,0 +1,206 @@
+//! What is counted of requests and of publishing. docs/METRICS.md lists it; a test holds the two together.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use common::event::UserEvent;
+use common::kafka::{Delivered, PublishError, Publisher};
+use common::metrics::{DURATIONS, Described, Exporter};
+use futures::future::BoxFuture;
+use metrics::{Counter, Gauge, Histogram};
+use warp::http::{Method, StatusCode};
+
+use crate::routes::{PATHS, path_index};
+use crate::{App, MOST_EXPORTS};
+
+const REQUESTS: Described = Described("user_activity_http_requests_total", "Requests that were answered.");
+const REQUEST_DURATION: Described =
+    Described("user_activity_http_request_duration_seconds", "From a request's head to the head of its reply.");
+const REQUESTS_IN_FLIGHT: Described =
+    Described("user_activity_http_requests_in_flight", "Requests that wait for the head of their reply.");
+const PUBLISHED: Described =
+    Described("user_activity_publish_total", "Events handed to Kafka, by what became of them.");
+const PUBLISH_DURATION: Described =
+    Described("user_activity_publish_duration_seconds", "From handing an event to the Kafka client to its answer.");
+const BYTES_IN_FLIGHT: Described =
+    Described("user_activity_publish_in_flight_bytes", "Bytes of the events that wait for Kafka's answer.");
+const RECORDS_IN_FLIGHT: Described =
+    Described("user_activity_publish_in_flight_records", "Events that wait for Kafka's answer.");
+const READERS: Described = Described("user_activity_stream_readers", "Open readers of /events/stream.");
+const EXPORTS: Described = Described("user_activity_exports_in_flight", "Full lists that are being streamed.");
+
+const METHODS: [Method; 7] =
+    [Method::GET, Method::POST, Method::HEAD, Method::PUT, Method::DELETE, Method::PATCH, Method::OPTIONS];
+/// Everything that is in no list: a client must not be able to make series.
+const OTHER: &str = "other";
+const STATUSES: std::ops::Range<u16> = 200..600;
+
+/// The counters of one path and method, by status; each is made when it first counts.
+type ByStatus = Box<[OnceLock<Counter>]>;
+
+/// All that is counted.
+pub(crate) struct Metrics {
+    exporter: Exporter,
+    /// By path and method, the last of each being any other.
+    requests: Vec<[OnceLock<ByStatus>; METHODS.len() + 1]>,
+    durations: Vec<Histogram>,
+    in_flight: Gauge,
+    readers: Gauge,
+    exports: Gauge,
+    publishing: Arc<Publishing>,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let bounds = [(REQUEST_DURATION, DURATIONS), (PUBLISH_DURATION, DURATIONS)];
+        let exporter = Exporter::new("api", env!("CARGO_PKG_VERSION"), &bounds);
+        let durations = (0..=PATHS.len()).map(|path| exporter.histogram(REQUEST_DURATION, &[("route", route(path))]));
+        Self {
+            requests: (0..=PATHS.len()).map(|_| std::array::from_fn(|_| OnceLock::new())).collect(),
+            durations: durations.collect(),
+            in_flight: exporter.gauge(REQUESTS_IN_FLIGHT, &[]),
+            readers: exporter.gauge(READERS, &[]),
+            exports: exporter.gauge(EXPORTS, &[]),
+            publishing: Arc::new(Publishing::new(&exporter)),
+            exporter,
+        }
+    }
+
+    /// A request has come.
+    pub(crate) fn begin(&self, method: &Method, path: &str) -> Request<'_> {
+        self.in_flight.increment(1);
+        let method = METHODS.iter().position(|known| known == method).unwrap_or(METHODS.len());
+        Request { metrics: self, path: path_index(path).unwrap_or(PATHS.len()), method, since: Instant::now() }
+    }
+
+    fn count(&self, path: usize, method: usize, status: StatusCode) {
+        let by_status = self.requests[path][method].get_or_init(|| STATUSES.map(|_| OnceLock::new()).collect());
+        // Informational replies are not the service's to give.
+        let Some(counter) = by_status.get(usize::from(status.as_u16().wrapping_sub(STATUSES.start))) else { return };
+        let method = METHODS.get(method).map_or(OTHER, Method::as_str);
+        let make = || {
+            self.exporter.counter(REQUESTS, &[("route", route(path)), ("method", method), ("status", status.as_str())])
+        };
+        counter.get_or_init(make).increment(1);
+    }
+
+    /// Everything as text.
+    pub(crate) fn render(&self, app: &App) -> String {
+        self.readers.set(app.tail.readers() as f64);
+        self.exports.set(MOST_EXPORTS.saturating_sub(app.exports.available_permits()) as f64);
+        self.exporter.render(app.is_ready())
+    }
+
+    /// See [`Exporter::upkeep`].
+    pub(crate) async fn upkeep(&self) {
+        self.exporter.upkeep().await;
+    }
+}
+
+fn route(path: usize) -> &'static str {
+    PATHS.get(path).map_or(OTHER, |(pattern, _)| pattern)
+}
+
+/// A request under way. One whose client goes away is dropped without having been answered.
+pub(crate) struct Request<'a> {
+    metrics: &'a Metrics,
+    path: usize,
+    method: usize,
+    since: Instant,
+}
+
+impl Request<'_> {
+    /// The head of the reply is there.
+    pub(crate) fn answered(self, status: StatusCode) {
+        self.metrics.count(self.path, self.method, status);
+        self.metrics.durations[self.path].record(self.since.elapsed());
+    }
+}
+
+impl Drop for Request<'_> {
+    fn drop(&mut self) {
+        self.metrics.in_flight.decrement(1);
+    }
+}
+
+struct Publishing {
+    acknowledged: Counter,
+    refused: Counter,
+    not_accepted: Counter,
+    unknown: Counter,
+    duration: Histogram,
+    bytes: Gauge,
+    records: Gauge,
+}
+
+impl Publishing {
+    fn new(exporter: &Exporter) -> Self {
+        let outcome = |outcome| exporter.counter(PUBLISHED, &[("outcome", outcome)]);
+        Self {
+            acknowledged: outcome("acknowledged"),
+            refused: outcome("refused"),
+            not_accepted: outcome("not_accepted"),
+            unknown: outcome("unknown"),
+            duration: exporter.histogram(PUBLISH_DURATION, &[]),
+            bytes: exporter.gauge(BYTES_IN_FLIGHT, &[]),
+            records: exporter.gauge(RECORDS_IN_FLIGHT, &[]),
+        }
+    }
+
+    fn outcome(&self, result: Option<&Result<Delivered, PublishError>>) -> &Counter {
+        match result {
+            Some(Ok(_)) => &self.acknowledged,
+            Some(Err(PublishError::Refused(_) | PublishError::RefusedTimestamp(_))) => &self.refused,
+            Some(Err(PublishError::NotAccepted(_))) => &self.not_accepted,
+            // Nobody waited for the answer.
+            Some(Err(PublishError::Unknown(_))) | None => &self.unknown,
+        }
+    }
+}
+
+/// A publisher, and what is counted of it.
+pub(crate) struct Measured {
+    publisher: Arc<dyn Publisher>,
+    publishing: Arc<Publishing>,
+}
+
+impl Measured {
+    pub(crate) fn new(publisher: Arc<dyn Publisher>, metrics: &Metrics) -> Self {
+        Self { publisher, publishing: Arc::clone(&metrics.publishing) }
+    }
+}
+
+impl Publisher for Measured {
+    fn publish(&self, event: &UserEvent<'_>, json: &[u8]) -> BoxFuture<'static, Result<Delivered, PublishError>> {
+        let mut flight = Flight::begin(&self.publishing, json.len());
+        let published = self.publisher.publish(event, json);
+        Box::pin(async move { flight.result.insert(published.await).clone() })
+    }
+}
+
+/// A record that waits for its answer.
+struct Flight {
+    publishing: Arc<Publishing>,
+    bytes: f64,
+    since: Instant,
+    result: Option<Result<Delivered, PublishError>>,
+}
+
+impl Flight {
+    fn begin(publishing: &Arc<Publishing>, bytes: usize) -> Self {
+        let bytes = bytes as f64;
+        publishing.bytes.increment(bytes);
+        publishing.records.increment(1);
+        Self { publishing: Arc::clone(publishing), bytes, since: Instant::now(), result: None }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        let publishing = &self.publishing;
+        publishing.bytes.decrement(self.bytes);
+        publishing.records.decrement(1);
+        publishing.duration.record(self.since.elapsed());
+        publishing.outcome(self.result.as_ref()).increment(1);
+    }
+}

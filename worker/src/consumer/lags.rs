@@ -1,0 +1,89 @@
+//! How far this worker is behind: the looks at the logs' ends, and who is told.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use common::event::Timestamp;
+use common::store::PartitionLag;
+use rdkafka::consumer::{Consumer as _, StreamConsumer};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
+
+use super::Consumer;
+use crate::commit::NextOffset;
+use crate::group::{Group, Look};
+use crate::status::PartitionState;
+
+/// How often the brokers are asked for the ends of the logs: one small request to each.
+const MEASURE_PERIOD: Duration = Duration::from_secs(3);
+/// For one such look; it must not hold up the end of the process.
+const MEASURE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The ends of the logs.
+pub(super) type Measured = KafkaResult<Vec<(i32, NextOffset)>>;
+
+impl Consumer {
+    /// Asks the brokers, because the client itself learns of an end only by fetching: not of a paused partition's, which
+    /// is just when the lag grows.
+    pub(super) fn start_measuring(&mut self, now: Instant) {
+        self.measure_after = now + MEASURE_PERIOD;
+        let mut partitions = self.ledger.assigned();
+        // One without a leader would hold up the answer about the others until the time-out.
+        partitions.retain(|partition| self.look.partitions == 0 || self.look.led.contains(partition));
+        if partitions.is_empty() {
+            return;
+        }
+        let (kafka, topic) = (Arc::downgrade(&self.kafka), self.config.kafka.topics.events.clone());
+        self.measuring = Some(Box::pin(async move {
+            let look = tokio::task::spawn_blocking(move || ends(&kafka, &topic, &partitions)).await;
+            // The closure neither panics nor is it cancelled.
+            look.unwrap_or(Err(KafkaError::Canceled))
+        }));
+    }
+
+    pub(super) fn on_measured(&mut self, measured: Measured) {
+        match measured {
+            Ok(ends) => self.lags.ends(ends, Instant::now()),
+            Err(error) => log::debug!("the brokers don't say where partitions end: {error}"),
+        }
+    }
+
+    pub(super) fn on_look(&mut self, look: Look) {
+        look.drained.iter().for_each(|(partition, next)| self.lags.drained(*partition, *next));
+        self.look = look;
+    }
+
+    /// Tells the metrics how the partitions are, and the health check whether they move.
+    pub(super) fn tell_lags(&mut self, now: Instant) {
+        if !self.status.store.get().ok || !self.status.kafka.get().ok {
+            self.lags.excuse(now);
+        }
+        let lags = self.lags.report(now, Timestamp::now().millis());
+        let state = |lag: PartitionLag| PartitionState { held: self.breakers.is_open(lag.partition), lag };
+        self.status.assign(lags.into_iter().map(state).collect());
+        let stuck = self.lags.stuck(now);
+        let sentence = |(partition, still, lag): &(i32, Duration, i64)| {
+            format!("partition {partition} has not moved for {} s with {lag} records to store", still.as_secs())
+        };
+        if stuck.is_empty() {
+            self.status.progress.up("what there is to store is being stored");
+        } else {
+            self.status.progress.down(&stuck.iter().map(sentence).collect::<Vec<_>>().join("; "));
+        }
+    }
+}
+
+fn ends(kafka: &Weak<StreamConsumer<Group>>, topic: &str, partitions: &[i32]) -> Measured {
+    let kafka = kafka.upgrade().ok_or(KafkaError::Canceled)?;
+    let mut asked = TopicPartitionList::with_capacity(partitions.len());
+    for partition in partitions {
+        // As a time, the end stands for the end (Kafka protocol, ListOffsets: -1).
+        asked.add_partition_offset(topic, *partition, KafkaOffset::End)?;
+    }
+    let found = kafka.offsets_for_times(asked, MEASURE_TIMEOUT)?;
+    let end = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element.offset() {
+        KafkaOffset::Offset(end) if element.error().is_ok() => Some((element.partition(), NextOffset(end))),
+        _ => None,
+    };
+    Ok(found.elements().iter().filter_map(end).collect())
+}
