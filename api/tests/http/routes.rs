@@ -267,3 +267,9 @@ async fn health_names_each_part_and_is_ok_only_when_all_are() {
         check.up("fine");
     }
 }
+
+#[tokio::test]
+async fn a_key_that_is_none_is_refused_also_when_nothing_is_to_be_published() {
+    let checked = request("POST", "/events/generate?validateOnly=true").body(EVENT).header("idempotency-key", "\"open");
+    assert!(refused(checked, 400).await["detail"].as_str().unwrap().contains("Idempotency-Key"));
+}
