@@ -8,13 +8,16 @@ use super::schemas::{Activities, BatchReply, Event, Health, Lag, Live, NewEvent,
 /// same event.
 #[utoipa::path(post, path = "/events/generate", operation_id = "publishEvent", tag = "events",
     params(
+        ("validateOnly" = inline(Option<bool>), Query, description = "`true`: say what is wrong, publish nothing."),
         ("Idempotency-Key" = inline(Option<String>), Header, min_length = 1, max_length = 255, pattern = r#"^([!#-~][ -~]*|"([ !#-\[\]-~]|\\["\\])+")$"#,
             description = "Names the request: 1 to 255 visible ASCII characters, in quotes (RFC 9651) or bare. One user's events of the same key are one event."),
         ("Prefer" = inline(Option<String>), Header, example = "wait=2",
             description = "`wait=SECONDS` (RFC 7240): answer when a worker has stored the event, or after this time, at most 30 s."),
     ),
     request_body(content = NewEvent, example = json!({"userId": "user-1", "eventType": "LOGIN", "payload": {"device": "phone"}})),
-    responses((status = 201, description = "The brokers have it", body = Published,
+    responses((status = 200, description = "With `validateOnly`: the event is good", body = super::schemas::Valid,
+        example = json!({"success": true, "valid": true, "message": "The event is valid; nothing was published"})),
+        (status = 201, description = "The brokers have it", body = Published,
         headers(
             ("Location" = String, description = "Where the event is shown once it is processed"),
             ("Preference-Applied" = String, description = "The `wait` that was kept"),
@@ -30,12 +33,15 @@ pub fn publish_event() {}
 /// The same as `POST /events/generate`.
 #[utoipa::path(post, path = "/api/activities", operation_id = "publishActivity", tag = "activities",
     params(
+        ("validateOnly" = inline(Option<bool>), Query, description = "`true`: say what is wrong, publish nothing."),
         ("Idempotency-Key" = inline(Option<String>), Header, min_length = 1, max_length = 255, pattern = r#"^([!#-~][ -~]*|"([ !#-\[\]-~]|\\["\\])+")$"#,
             description = "As of `POST /events/generate`."),
         ("Prefer" = inline(Option<String>), Header, example = "wait=2", description = "As of `POST /events/generate`."),
     ),
     request_body(content = NewEvent, example = json!({"userId": "user-1", "eventType": "LOGOUT"})),
-    responses((status = 201, description = "The brokers have it", body = Published,
+    responses((status = 200, description = "With `validateOnly`: the event is good", body = super::schemas::Valid,
+        example = json!({"success": true, "valid": true, "message": "The event is valid; nothing was published"})),
+        (status = 201, description = "The brokers have it", body = Published,
         headers(
             ("Location" = String, description = "Where the event is shown once it is processed"),
             ("Preference-Applied" = String, description = "The `wait` that was kept"),
@@ -61,14 +67,17 @@ pub fn publish_activity() {}
             (Vec<NewEvent> = "application/json", example = json!([{"userId": "user-1", "eventType": "LOGIN"}, {"userId": ""}])),
             (String = "application/x-ndjson", example = "{\"userId\":\"user-1\",\"eventType\":\"LOGIN\"}\n{\"userId\":\"user-2\",\"eventType\":\"LOGOUT\"}\n"),
         )),
-    responses((status = 200, description = "What became of each item", body = BatchReply,
-        example = json!({"accepted": 1, "rejected": 1, "results": [
-            {"index": 0, "status": 201, "eventId": "01976a5e-7a3c-7fff-8000-0123456789ab"},
-            {"index": 1, "status": 400,
-                "errors": ["userId is required and must be a non-empty string", "eventType is required and must be a string"],
-                "violations": [
-                    {"pointer": "/userId", "code": "required", "detail": "userId is required and must be a non-empty string"},
-                    {"pointer": "/eventType", "code": "required", "detail": "eventType is required and must be a string"}]}]}))),
+    responses((status = 200, description = "What became of each item; as NDJSON a result a line, while the request is still being read",
+        content(
+            (BatchReply = "application/json", example = json!({"accepted": 1, "rejected": 1, "results": [
+                {"index": 0, "status": 201, "eventId": "01976a5e-7a3c-7fff-8000-0123456789ab"},
+                {"index": 1, "status": 400,
+                    "errors": ["userId is required and must be a non-empty string", "eventType is required and must be a string"],
+                    "violations": [
+                        {"pointer": "/userId", "code": "required", "detail": "userId is required and must be a non-empty string"},
+                        {"pointer": "/eventType", "code": "required", "detail": "eventType is required and must be a string"}]}]})),
+            (String = "application/x-ndjson", example = "{\"index\":0,\"status\":201,\"eventId\":\"01976a5e-7a3c-7fff-8000-0123456789ab\"}\n"),
+        ))),
 )]
 pub fn publish_events() {}
 

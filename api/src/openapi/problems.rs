@@ -34,32 +34,35 @@ impl Modify for Problems {
 }
 
 fn of_publishing(path: &str) -> Vec<Problem> {
+    let batch = path == "/events/batch";
     let violations = UserEvent::from_request(br#"{"payload":[]}"#, &EventTypes::default()).err();
-    let publish = |error: fn(String) -> PublishError| Problem::Publish { error: error(String::new()), retry_after: 1 };
     let mut problems = vec![
         Problem::InvalidPayload(violations.unwrap_or_default()),
+        wrong_parameter("validateOnly", "is \"maybe\": must be true or false"),
         Problem::InvalidHeader { name: "Idempotency-Key", detail: "must be given at most once".into() },
+        Problem::BadCoding("gzip"),
         Problem::BodyBroken,
         Problem::BodyTooSlow(Duration::from_secs(10)),
-        Problem::BodyTooLarge(if path == "/events/batch" { 8 << 20 } else { 256 << 10 }),
-        Problem::UnsupportedMediaType("the Content-Type is \"text/plain\"; send application/json".into()),
-        Problem::UnsupportedCoding(
-            "the Content-Encoding is \"compress\"; send gzip, zstd or br, one of them, or none".into(),
-        ),
-        Problem::BadCoding("gzip"),
+        Problem::BodyTooLarge(if batch { 8 << 20 } else { 256 << 10 }),
         Problem::RatioTooLarge(100),
-        wrong_parameter("validateOnly", "is \"maybe\": must be true or false"),
-        Problem::RateLimited { retry_after: 1 },
+        Problem::UnsupportedMediaType("the Content-Type is \"text/plain\"; send application/json".into()),
+        Problem::UnsupportedCoding("the Content-Encoding is \"compress\"; send gzip, zstd, br or none".into()),
+        rate_limited(),
         Problem::HeadersTooLarge(32 << 10),
-        publish(PublishError::NotAccepted),
-        publish(PublishError::Unknown),
     ];
-    if path == "/events/batch" {
-        problems.extend([Problem::EmptyBatch, Problem::TooManyItems(10_000), Problem::NotAcceptable]);
+    problems.extend(if batch {
+        vec![Problem::EmptyBatch, Problem::TooManyItems(10_000), Problem::NotAcceptable]
     } else {
-        problems.extend([Problem::KeyReused, publish(PublishError::Refused)]);
-    }
+        let publish =
+            |error: fn(String) -> PublishError| Problem::Publish { error: error(String::new()), retry_after: 1 };
+        let errors = [PublishError::Refused, PublishError::NotAccepted, PublishError::Unknown].map(publish);
+        errors.into_iter().chain([Problem::KeyReused]).collect()
+    });
     problems
+}
+
+fn rate_limited() -> Problem {
+    Problem::RateLimited { retry_after: 2 }
 }
 
 fn of_reading(path: &str) -> Vec<Problem> {
@@ -86,7 +89,7 @@ fn of_reading(path: &str) -> Vec<Problem> {
         ],
         _ => Vec::new(),
     };
-    problems.push(Problem::HeadersTooLarge(32 << 10));
+    problems.extend([rate_limited(), Problem::HeadersTooLarge(32 << 10)]);
     problems
 }
 

@@ -111,6 +111,17 @@ pub struct Published {
     pub event: Event,
 }
 
+/// The event is good. Nothing was published.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Valid {
+    /// Always true.
+    pub success: bool,
+    /// Always true.
+    pub valid: bool,
+    /// For people.
+    pub message: String,
+}
+
 /// What became of each item of a batch.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct BatchReply {
@@ -137,6 +148,14 @@ pub struct BatchResult {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = false)]
     pub event_id: Option<String>,
+    /// There, and true, when the event was known already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = bool, required = false)]
+    pub duplicate: Option<bool>,
+    /// As of a problem.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false)]
+    pub outcome: Option<String>,
     /// All that is wrong, as sentences.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<String>,

@@ -52,10 +52,11 @@ async fn generate<B: Buf, E>(
     let limits = Limits { size: app.config.max_body, time: app.config.read_timeout };
     let body = body::whole(body::pieces(headers, body, limits)?, limits).await?;
     let mut event = UserEvent::from_request(&body, &app.types).map_err(Problem::InvalidPayload)?;
-    if validate_only(query)? {
+    let (validate_only, key) = (validate_only(query)?, IdempotencyKey::of(headers)?);
+    if validate_only {
         return Ok(warp::reply::json(&Valid { success: true, valid: true, message: NOTHING_PUBLISHED }).into_response());
     }
-    if let Some(key) = IdempotencyKey::of(headers)? {
+    if let Some(key) = key {
         event.event_id = key.event_id(&event.user_id);
         if let Some(first) = earlier(app, &event).await? {
             return Ok(created(&event.event_id, &first, true, preferred_wait(headers).map(|wait| (wait, true))));

@@ -87,7 +87,10 @@ mod tests {
         let policy = reply.headers()["content-security-policy"].to_str().unwrap();
         assert!(policy.starts_with("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
         for (method, path) in [("POST", "/"), ("GET", "/assets/../Cargo.toml"), ("GET", "//")] {
-            assert!(warp::test::request().method(method).path(path).filter(&routes()).await.is_err());
+            assert!(
+                warp::test::request().method(method).path(path).filter(&routes()).await.is_err(),
+                "{method} {path}"
+            );
         }
     }
 }

@@ -143,7 +143,7 @@ async fn a_body_up_to_the_limit_is_taken_and_a_larger_one_is_told_the_limit() {
 
 #[tokio::test]
 async fn unknown_paths_are_404_and_other_methods_405_with_those_that_are_allowed() {
-    for path in ["/nowhere", "/events", "/events/a/b", "/nope", "/health/x"] {
+    for path in ["/assets", "/events", "/events/a/b", "/nope", "/health/x"] {
         refused(request("GET", path), 404).await;
         refused(request("POST", path).body(EVENT), 404).await;
     }
@@ -266,4 +266,10 @@ async fn health_names_each_part_and_is_ok_only_when_all_are() {
         assert_eq!(body["checks"][name]["reason"], "the reason");
         check.up("fine");
     }
+}
+
+#[tokio::test]
+async fn a_key_that_is_none_is_refused_also_when_nothing_is_to_be_published() {
+    let checked = request("POST", "/events/generate?validateOnly=true").body(EVENT).header("idempotency-key", "\"open");
+    assert!(refused(checked, 400).await["detail"].as_str().unwrap().contains("Idempotency-Key"));
 }
