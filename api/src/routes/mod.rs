@@ -58,6 +58,9 @@ fn allowed_methods(path: &str) -> Option<&'static str> {
 
 /// All routes. Every request gets a reply; none is rejected.
 pub fn all(app: &Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + use<> {
+    // A chain of its own: the types of one long chain are nested too deep for the compiler.
+    let operation = health::routes(app).or(lag::route(app)).unify().or(metrics::route(app)).unify();
+    let operation = operation.or(pages::routes()).unify();
     generate::route(app)
         .or(batch::route(app))
         .unify()
@@ -69,13 +72,7 @@ pub fn all(app: &Arc<App>) -> impl Filter<Extract = (Response,), Error = Infalli
         .unify()
         .or(event::route(app))
         .unify()
-        .or(health::routes(app))
-        .unify()
-        .or(lag::route(app))
-        .unify()
-        .or(metrics::route(app))
-        .unify()
-        .or(pages::routes())
+        .or(operation)
         .unify()
         .or(warp::path::full().map(|path: FullPath| unmatched(path.as_str())))
         .unify()
