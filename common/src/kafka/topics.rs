@@ -20,8 +20,15 @@ const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_048_588;
 #[derive(Debug, thiserror::Error)]
 pub enum TopicError {
     /// No broker answered.
-    #[error("no Kafka broker at {0} answers ({1})")]
-    Unreachable(String, KafkaError),
+    #[error("no Kafka broker at {brokers} answers ({error}){refusal}")]
+    Unreachable {
+        /// Where they should be.
+        brokers: String,
+        /// What the client says.
+        error: KafkaError,
+        /// What the connections failed for, if it is known.
+        refusal: String,
+    },
     /// The client library refuses the settings; trying again is no use.
     #[error("the Kafka settings can't be used: {0}")]
     Settings(KafkaError),
@@ -35,9 +42,12 @@ pub enum TopicError {
 /// # Errors
 /// [`TopicError`]; trying again later is always safe.
 pub async fn create_topics(settings: &KafkaSettings, client_id: &str) -> Result<(), TopicError> {
-    let unreachable = |e| TopicError::Unreachable(settings.brokers.clone(), e);
+    let context = LogContext::default();
+    let refusal = context.refusal.clone();
+    let unreachable =
+        |error| TopicError::Unreachable { brokers: settings.brokers.clone(), error, refusal: refusal.suffix() };
     let admin: AdminClient<LogContext> =
-        producer_config(settings, client_id).create_with_context(LogContext).map_err(TopicError::Settings)?;
+        producer_config(settings, client_id).create_with_context(context).map_err(TopicError::Settings)?;
     let topics = settings.topics.clone();
     let timeout = settings.request_timeout;
     let (admin, partitions) = tokio::task::spawn_blocking(move || {
@@ -72,7 +82,8 @@ async fn max_message_bytes(settings: &KafkaSettings, admin: &AdminClient<LogCont
 
 /// How long the events' topic keeps its records; `None` for ever, or where it can't be asked.
 pub async fn topic_retention(settings: &KafkaSettings, client_id: &str) -> Option<Duration> {
-    let admin: AdminClient<LogContext> = producer_config(settings, client_id).create_with_context(LogContext).ok()?;
+    let admin: AdminClient<LogContext> =
+        producer_config(settings, client_id).create_with_context(LogContext::default()).ok()?;
     let millis: i64 = topic_setting(settings, &admin, "retention.ms").await?.parse().ok()?;
     u64::try_from(millis).ok().map(Duration::from_millis)
 }
@@ -93,7 +104,9 @@ async fn create(
         .request_timeout(Some(settings.request_timeout))
         .operation_timeout(Some(settings.request_timeout));
     let results = admin.create_topics([&topic], &options).await;
-    for result in results.map_err(|e| TopicError::Unreachable(settings.brokers.clone(), e))? {
+    let refusal = || admin.inner().context().refusal.suffix();
+    let unreachable = |error| TopicError::Unreachable { brokers: settings.brokers.clone(), error, refusal: refusal() };
+    for result in results.map_err(unreachable)? {
         match result {
             Ok(name) => log::info!(topic = name, partitions = topic.num_partitions; "created the topic {name}"),
             Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
