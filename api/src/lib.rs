@@ -1,17 +1,21 @@
 //! The API: HTTP in, Kafka out, and the read side of the store. In the order a request passes it:
 //!
 //! 1. [`server`]: connections, their limits and their end;
-//! 2. [`routes`]: one file a resource;
-//! 3. `body`: a request's body, within its limits;
-//! 4. `idempotency`: what makes a repeated request the same event;
-//! 5. `query`, `format`: which events a list is of, and the forms it comes in;
-//! 6. [`tail`]: what is processed now, for all readers of the stream;
-//! 7. [`problem`]: every reply that is not a success.
+//! 2. [`keys`], `cors`: who may call, and the pages that may;
+//! 3. [`routes`]: one file a resource;
+//! 4. `body`: a request's body, within its limits;
+//! 5. `idempotency`: what makes a repeated request the same event;
+//! 6. `query`, `format`: which events a list is of, and the forms it comes in;
+//! 7. [`tail`]: what is processed now, for all readers of the stream;
+//! 8. [`problem`]: every reply that is not a success.
 
 mod body;
 mod config;
+mod cors;
 mod format;
+pub mod hash_key;
 mod idempotency;
+pub mod keys;
 pub mod problem;
 mod query;
 pub mod routes;
@@ -34,6 +38,7 @@ use tokio::sync::Semaphore;
 use warp::http::HeaderValue;
 
 pub use crate::config::{Cli, Command, Config, KafkaClient};
+use crate::keys::Keys;
 use crate::tail::Tail;
 
 const NAME: &str = "user-activity-api";
@@ -56,6 +61,8 @@ pub struct App {
     pub exports: Arc<Semaphore>,
     /// The time before which events were trimmed early, as last heard.
     trimmed: Mutex<Option<Timestamp>>,
+    /// Who may call; `None`: everybody.
+    pub keys: Option<Arc<Keys>>,
     /// Limits and time-outs.
     pub config: Config,
 }
@@ -79,6 +86,7 @@ impl App {
             checks: Checks::new(draining),
             exports: Arc::new(Semaphore::new(MOST_EXPORTS)),
             trimmed: Mutex::default(),
+            keys: config.api_keys.clone().map(|file| Arc::new(Keys::new(file))),
             config,
         }
     }
@@ -144,6 +152,12 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> a
     let publisher = connect(&config)?;
     let store = Store::new(&config.redis)?;
     let app = Arc::new(App::new(Arc::clone(&publisher) as Arc<dyn Publisher>, store, config, shutdown.clone()));
+    match &app.keys {
+        Some(keys) => drop(tokio::spawn(Arc::clone(keys).follow(keys::LOOK))),
+        None => {
+            log::info!("API keys are off: whoever reaches this port may post and read; API_KEYS_FILE turns them on")
+        }
+    }
     let watching = [tokio::spawn(watch_store(Arc::clone(&app))), tokio::spawn(read_tail(Arc::clone(&app)))];
     let mut watching_kafka = tokio::spawn(watch_kafka(Arc::clone(&app), Arc::clone(&publisher)));
     let mut serving = pin!(server::serve(Arc::clone(&app), listener, shutdown.clone()));

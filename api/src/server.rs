@@ -12,7 +12,7 @@ use http_body_util::Either;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
-use hyper::{Request, Response};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
@@ -25,7 +25,7 @@ use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove
 use warp::Reply;
 
 use crate::problem::Problem;
-use crate::{App, routes};
+use crate::{App, cors, routes};
 
 /// Headers of one request in all, in bytes.
 const MAX_HEADERS: usize = 32 * 1024;
@@ -62,7 +62,9 @@ pub async fn serve(app: Arc<App>, listener: TcpListener, shutdown: Shutdown) -> 
             }
         };
         let service = service.clone();
-        let guarded = service_fn(move |request| answer(service.clone(), request, Reply::into_response));
+        let app = Arc::clone(&app);
+        let guarded =
+            service_fn(move |request| guard(Arc::clone(&app), service.clone(), request, Reply::into_response));
         let connection = graceful.watch(http.serve_connection(TokioIo::new(Box::pin(stream)), guarded));
         tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -99,10 +101,37 @@ fn compressed<S>(service: S) -> Compression<S, impl Predicate> {
     Compression::new(service).quality(CompressionLevel::Fastest).compress_when(worth_it)
 }
 
-/// Calls the service, unless the headers are too large. The type of a problem's body can't be named.
-async fn answer<S, B, P>(
+/// Calls the service, unless CORS has the answer already.
+async fn guard<S, B, P>(
+    app: Arc<App>,
     service: S,
     request: Request<Incoming>,
+    problem: impl FnOnce(Problem) -> Response<P>,
+) -> Result<Response<Either<B, P>>, Infallible>
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+    P: Default,
+{
+    let Some(cors) = app.config.cors.as_ref() else { return answer(&app, service, request, problem).await };
+    // Before the key is asked for: browsers send none with these.
+    if let Some(headers) = cors.preflight(request.method(), request.headers()) {
+        let mut response = Response::new(Either::Right(P::default()));
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        response.headers_mut().extend(headers);
+        return Ok(response);
+    }
+    let headers = cors.headers(request.headers());
+    let mut response = answer(&app, service, request, problem).await?;
+    cors::add(response.headers_mut(), &headers);
+    Ok(response)
+}
+
+/// Calls the service, unless the headers are too large or it is not for the caller. The type of a problem's body can't be
+/// named.
+async fn answer<S, B, P>(
+    app: &App,
+    service: S,
+    mut request: Request<Incoming>,
     problem: impl FnOnce(Problem) -> Response<P>,
 ) -> Result<Response<Either<B, P>>, Infallible>
 where
@@ -111,6 +140,12 @@ where
     let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
     if headers + request.uri().path().len() > MAX_HEADERS {
         return Ok(problem(Problem::HeadersTooLarge(MAX_HEADERS)).map(Either::Right));
+    }
+    if let Some(keys) = &app.keys {
+        match keys.admit(request.method(), request.uri().path(), request.headers()) {
+            Ok(caller) => drop(request.extensions_mut().insert(caller)),
+            Err(refusal) => return Ok(problem(refusal).map(Either::Right)),
+        }
     }
     service.call(request).await.map(|response| response.map(Either::Left))
 }

@@ -12,6 +12,7 @@ use warp::http::{HeaderMap, Response, StatusCode};
 use warp::{Filter, Rejection, Reply};
 
 use crate::idempotency::{IdempotencyKey, earlier};
+use crate::keys::Caller;
 use crate::problem::Problem;
 use crate::{App, MOST_PATIENCE, body};
 
@@ -19,13 +20,20 @@ pub(super) fn route(
     app: &Arc<App>,
 ) -> impl Filter<Extract = (warp::reply::Response,), Error = Rejection> + Clone + use<> {
     let paths = warp::path!("events" / "generate").or(warp::path!("api" / "activities")).unify();
-    paths.and(warp::post()).and(super::with(app)).and(warp::header::headers_cloned()).and(warp::body::stream()).then(
-        async |app: Arc<App>, headers, body| generate(&app, &headers, body).await.unwrap_or_else(Reply::into_response),
-    )
+    paths
+        .and(warp::post())
+        .and(super::with(app))
+        .and(super::caller())
+        .and(warp::header::headers_cloned())
+        .and(warp::body::stream())
+        .then(async |app: Arc<App>, caller, headers, body| {
+            generate(&app, &caller, &headers, body).await.unwrap_or_else(Reply::into_response)
+        })
 }
 
 async fn generate<B: Buf, E>(
     app: &App,
+    caller: &Caller,
     headers: &HeaderMap,
     body: impl Stream<Item = Result<B, E>>,
 ) -> Result<warp::reply::Response, Problem> {
@@ -33,7 +41,7 @@ async fn generate<B: Buf, E>(
     let body = body::read(body, &app.config).await?;
     let mut event = UserEvent::from_request(&body, &app.types).map_err(Problem::InvalidPayload)?;
     if let Some(key) = IdempotencyKey::of(headers)? {
-        event.event_id = key.event_id(&event.user_id);
+        event.event_id = key.event_id(caller, &event.user_id);
         if let Some(first) = earlier(app, &event).await? {
             return Ok(created(&event.event_id, &first, true, preferred_wait(headers).map(|wait| (wait, true))));
         }
