@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
-use rdkafka::client::Client;
+use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::KafkaError;
+use rdkafka::producer::{FutureProducer, Producer};
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::client::{LogContext, producer_config};
@@ -46,18 +47,19 @@ pub async fn create_topics(settings: &KafkaSettings, client_id: &str) -> Result<
     let refusal = context.refusal.clone();
     let unreachable =
         |error| TopicError::Unreachable { brokers: settings.brokers.clone(), error, refusal: refusal.suffix() };
-    let admin: AdminClient<LogContext> =
+    // Not the admin client: what the library says about connections reaches only those who poll for it, and it does not.
+    let asking: FutureProducer<LogContext> =
         producer_config(settings, client_id).create_with_context(context).map_err(TopicError::Settings)?;
     let topics = settings.topics.clone();
     let timeout = settings.request_timeout;
-    let (admin, partitions) = tokio::task::spawn_blocking(move || {
-        let found = partition_counts(admin.inner(), &topics, timeout);
-        (admin, found)
-    })
-    .await
-    // The closure neither panics nor is it cancelled.
-    .map_err(|_| unreachable(KafkaError::Canceled))?;
+    let partitions = tokio::task::spawn_blocking(move || partition_counts(asking.client(), &topics, timeout))
+        .await
+        // The closure neither panics nor is it cancelled.
+        .map_err(|_| unreachable(KafkaError::Canceled))?;
     let partitions = partitions.map_err(unreachable)?;
+    let admin: AdminClient<LogContext> = producer_config(settings, client_id)
+        .create_with_context(LogContext::default())
+        .map_err(TopicError::Settings)?;
     let Topics { events, dead_letters, .. } = &settings.topics;
     let replication = || TopicReplication::Fixed(settings.topics.replication_factor);
     if !partitions.contains_key(events) {
@@ -104,8 +106,8 @@ async fn create(
         .request_timeout(Some(settings.request_timeout))
         .operation_timeout(Some(settings.request_timeout));
     let results = admin.create_topics([&topic], &options).await;
-    let refusal = || admin.inner().context().refusal.suffix();
-    let unreachable = |error| TopicError::Unreachable { brokers: settings.brokers.clone(), error, refusal: refusal() };
+    let unreachable =
+        |error| TopicError::Unreachable { brokers: settings.brokers.clone(), error, refusal: String::new() };
     for result in results.map_err(unreachable)? {
         match result {
             Ok(name) => log::info!(topic = name, partitions = topic.num_partitions; "created the topic {name}"),
@@ -118,7 +120,7 @@ async fn create(
 
 /// How many partitions those topics have that exist. Blocks for up to `timeout` per topic.
 fn partition_counts(
-    client: &Client<LogContext>,
+    client: &Client<impl ClientContext>,
     topics: &Topics,
     timeout: Duration,
 ) -> Result<HashMap<String, i32>, KafkaError> {
