@@ -111,8 +111,8 @@ pub fn process_environment(name: &str) -> Option<String> {
 fn with_environment(arg: clap::Arg, env: &impl Fn(&str) -> Option<String>, complaints: &mut Vec<String>) -> clap::Arg {
     let Some(name) = arg.get_env().and_then(|name| name.to_str()).map(str::to_owned) else { return arg };
     let secret = SECRETS.contains(&name.as_str());
-    let shown = if secret { format!("{name} or {name}_FILE") } else { name.clone() };
-    let help = format!("{} [env: {shown}]", arg.get_help().map(ToString::to_string).unwrap_or_default());
+    let file = if secret { format!(" [file: {name}_FILE]") } else { String::new() };
+    let help = format!("{} [env: {name}]{file}", arg.get_help().map(ToString::to_string).unwrap_or_default());
     let arg = arg.env(Resettable::Reset).help(help);
     let alias = ALIASES.iter().find(|(known, _)| *known == name).map(|(_, alias)| *alias);
     let value = [Some(name.as_str()), alias].into_iter().flatten().find_map(|n| env(n).filter(|v| !v.is_empty()));
@@ -178,7 +178,7 @@ mod tests {
     fn help_names_the_variables_and_shows_no_value_of_the_environment() {
         let help = with(&["--help"], &[("REDIS_URL", "redis://:secret@host")]).unwrap_err();
         assert_eq!(help.exit_code, 0);
-        assert!(help.text.contains("[env: REDIS_URL]"), "{help}");
+        assert!(help.text.contains("[env: REDIS_URL] [file:"), "{help}");
         assert!(!help.text.contains("secret"), "{help}");
     }
 

@@ -143,7 +143,6 @@ async fn who_is_not_let_in_is_told_why_and_tells_no_secret() {
         (fortress.world(fortress.ssl, "ssl").with("KAFKA_SSL_CA_FILE", fortress.file("other.pem")), ssl),
         (fortress.world(fortress.ssl, "ssl"), ssl),
         (fortress.with_certificate("outsider"), "SSL"),
-        (World::on_kafka(&format!("127.0.0.1:{}", fortress.ssl)), "security.protocol"),
     ] {
         for mut service in [world.spawn_api(), world.spawn_worker()] {
             eventually(&format!("readiness names {cause}"), async || {
