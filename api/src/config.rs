@@ -16,6 +16,10 @@ use ipnet::IpNet;
 
 use crate::rate_limit::RateLimitSettings;
 
+use crate::cors::Cors;
+use crate::hash_key::HashKeyArgs;
+use crate::keys::KeyFile;
+
 /// What the HTTP time-out must leave to the delivery time-out: a request must not fail whose event still arrives.
 const DELIVERY_MARGIN: Duration = Duration::from_secs(5);
 const SHORTEST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -47,6 +51,8 @@ pub struct Cli {
 pub enum Command {
     /// Ask the process on this machine whether it is ready.
     Healthcheck(HealthcheckArgs),
+    /// Print the line of API_KEYS_FILE for a key from standard input, or for a new one.
+    HashKey(HashKeyArgs),
 }
 
 #[derive(Debug, Clone, Args)]
@@ -88,6 +94,13 @@ struct HttpArgs {
     /// Most connections at a time; more wait to be accepted
     #[arg(long, env = "HTTP_MAX_CONNECTIONS", default_value = "10000", value_name = "N")]
     http_max_connections: String,
+    /// File of API keys, a line each: id, SHA-256 of the key, scopes (write, read, admin); see hash-key. Read again when
+    /// it changes. Without it every route is open
+    #[arg(long, env = "API_KEYS_FILE", value_name = "FILE")]
+    api_keys_file: Option<String>,
+    /// Origins whose pages may call from a browser, separated by commas, or * for all; none when absent
+    #[arg(long, env = "CORS_ALLOWED_ORIGINS", value_name = "LIST")]
+    cors_allowed_origins: Option<String>,
 }
 
 /// What publishes.
@@ -123,6 +136,10 @@ pub struct Config {
     pub rate_limit: RateLimitSettings,
     /// Most connections at a time.
     pub max_connections: usize,
+    /// Who may call; `None`: everybody.
+    pub api_keys: Option<KeyFile>,
+    /// The pages that may call from a browser.
+    pub cors: Option<Cors>,
     /// Kafka's part.
     pub kafka: KafkaSettings,
     /// What publishes.
@@ -158,7 +175,13 @@ impl Config {
                 kafka.delivery_timeout.as_millis(),
             ));
         }
+        let given = |value: &Option<String>| value.clone().filter(|raw| !raw.is_empty());
+        let (key_file, origins) = (given(&http.api_keys_file), given(&http.cors_allowed_origins));
         let config = Self {
+            api_keys: key_file
+                .and_then(|path| checks.take("API_KEYS_FILE", &path, |path| KeyFile::read(path.as_ref()).map(Some))),
+            cors: origins
+                .and_then(|list| checks.take("CORS_ALLOWED_ORIGINS", &list, |list| Cors::parse(list).map(Some))),
             port: checks.take("PORT", &http.port, range(0..=u16::MAX)),
             bind_address: checks.address("BIND_ADDRESS", &http.bind_address),
             request_timeout,

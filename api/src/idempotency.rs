@@ -10,6 +10,7 @@ use common::event::{EventId, Timestamp, UserEvent, UserId};
 use warp::http::HeaderMap;
 
 use crate::App;
+use crate::keys::Caller;
 use crate::problem::Problem;
 
 const HEADER: &str = "idempotency-key";
@@ -17,8 +18,6 @@ const HEADER: &str = "idempotency-key";
 const LONGEST_KEY: usize = 255;
 /// What the store may take to say whether an event is known. Without an answer the event is published, which is safe.
 const PATIENCE: Duration = Duration::from_millis(250);
-/// The caller of a request without credentials.
-const ANONYMOUS: &[u8] = b"anonymous";
 
 /// What a client calls its request.
 #[derive(Debug, PartialEq, Eq)]
@@ -53,14 +52,14 @@ impl IdempotencyKey {
     }
 
     /// The id of the event that this key stands for.
-    pub(crate) fn event_id(&self, user: &UserId) -> EventId {
-        EventId::of_names(&[ANONYMOUS, user.as_str().as_bytes(), self.0.as_bytes()])
+    pub(crate) fn event_id(&self, caller: &Caller, user: &UserId) -> EventId {
+        EventId::of_names(&[caller.id().as_bytes(), user.as_str().as_bytes(), self.0.as_bytes()])
     }
 
     /// The id of an item of a batch: also of its bytes, and of how many equal ones come before it.
-    pub(crate) fn item_id(&self, user: &UserId, item: &[u8], ordinal: usize) -> EventId {
+    pub(crate) fn item_id(&self, caller: &Caller, user: &UserId, item: &[u8], ordinal: usize) -> EventId {
         let ordinal = (ordinal as u64).to_be_bytes();
-        EventId::of_names(&[ANONYMOUS, user.as_str().as_bytes(), self.0.as_bytes(), item, &ordinal])
+        EventId::of_names(&[caller.id().as_bytes(), user.as_str().as_bytes(), self.0.as_bytes(), item, &ordinal])
     }
 }
 

@@ -1,7 +1,7 @@
 //! The API: HTTP in, Kafka out, and the read side of the store. In the order a request passes it:
 //!
 //! 1. [`server`]: connections, their limits and their end; [`rate_limit`]: how often a client may come;
-//! 2. `request_id`: what a request is called;
+//! 2. [`keys`], `cors`: who may call, and the pages that may; `request_id`: what a request is called;
 //! 3. [`routes`]: one file a resource;
 //! 4. `body`: a request's body, within its limits; [`budget`]: what may wait for the brokers;
 //! 5. `idempotency`: what makes a repeated request the same event;
@@ -14,8 +14,11 @@
 mod body;
 pub mod budget;
 mod config;
+mod cors;
 mod format;
+pub mod hash_key;
 mod idempotency;
+pub mod keys;
 mod metrics;
 pub mod openapi;
 pub mod problem;
@@ -47,6 +50,7 @@ use warp::http::HeaderValue;
 
 use crate::budget::Budget;
 pub use crate::config::{Cli, Command, Config, KafkaClient};
+use crate::keys::Keys;
 use crate::metrics::{Measured, Metrics};
 use crate::tail::Tail;
 
@@ -73,6 +77,8 @@ pub struct App {
     /// The workers, as last heard; `None` when Redis did not say.
     workers: Mutex<Option<Vec<LiveWorker>>>,
     metrics: Metrics,
+    /// Who may call; `None`: everybody.
+    pub keys: Option<Arc<Keys>>,
     /// Limits and time-outs.
     pub config: Config,
 }
@@ -99,6 +105,7 @@ impl App {
             trimmed: Mutex::default(),
             workers: Mutex::default(),
             metrics,
+            keys: config.api_keys.clone().map(|file| Arc::new(Keys::new(file))),
             config,
         }
     }
@@ -183,6 +190,12 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> a
     let publisher = connect(&config)?;
     let store = Store::new(&config.redis)?;
     let app = Arc::new(App::new(Arc::clone(&publisher) as Arc<dyn Publisher>, store, config, shutdown.clone()));
+    match &app.keys {
+        Some(keys) => drop(tokio::spawn(Arc::clone(keys).follow(keys::LOOK))),
+        None => {
+            log::info!("API keys are off: whoever reaches this port may post and read; API_KEYS_FILE turns them on")
+        }
+    }
     let watching = [
         tokio::spawn(watch_store(Arc::clone(&app))),
         tokio::spawn(read_tail(Arc::clone(&app))),

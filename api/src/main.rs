@@ -14,6 +14,9 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(unusable) => return unusable.report().into(),
     };
+    if let Some(Command::HashKey(args)) = &cli.command {
+        return api::hash_key::run(args);
+    }
     let config = match Config::check(&cli) {
         Ok(config) => config,
         Err(errors) => return config::Unusable::from(errors).report().into(),

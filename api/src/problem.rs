@@ -8,9 +8,12 @@ use common::kafka::PublishError;
 use common::store::StoreError;
 use serde::Serialize;
 use warp::Reply;
-use warp::http::header::{ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use warp::http::header::{
+    ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use warp::http::{Response, StatusCode};
 
+use crate::keys::Scope;
 use crate::request_id::current;
 
 /// What went wrong, in the terms of HTTP.
@@ -36,6 +39,13 @@ pub enum Problem {
     KeyReused,
     /// The list can't be had in a form that the client takes.
     NotAcceptable,
+    /// The request shows no key, or one that is not known.
+    Unauthorized {
+        /// Whether it shows one.
+        unknown: bool,
+    },
+    /// The key may not do this: the scope that is missing.
+    Forbidden(Scope),
     /// No such route.
     NotFound,
     /// No such event, or not yet, or not any more.
@@ -129,6 +139,8 @@ impl Problem {
             Self::TooManyItems(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too-many-items"),
             Self::RatioTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "ratio-too-large"),
             Self::UnsupportedCoding(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-content-encoding"),
+            Self::Unauthorized { .. } => (StatusCode::UNAUTHORIZED, "unauthorized"),
+            Self::Forbidden(_) => (StatusCode::FORBIDDEN, "forbidden"),
             Self::NotAcceptable => (StatusCode::NOT_ACCEPTABLE, "not-acceptable"),
             Self::NotFound => (StatusCode::NOT_FOUND, "not-found"),
             Self::UnknownEvent => (StatusCode::NOT_FOUND, "unknown-event"),
@@ -187,6 +199,11 @@ impl Problem {
             Self::KeyReused => {
                 "the Idempotency-Key was used for an event with another eventType or payload, which stays as it is; use a new key".into()
             }
+            Self::Unauthorized { unknown: false } => {
+                "an API key is needed, as Authorization: Bearer … or X-Api-Key".into()
+            }
+            Self::Unauthorized { unknown: true } => "the API key is not known".into(),
+            Self::Forbidden(scope) => format!("the API key has no scope {}", scope.name()).into(),
             Self::NotAcceptable => "lists come as application/json, application/x-ndjson or text/csv".into(),
             Self::NotFound => "there is no such path; README.md lists the routes".into(),
             Self::UnknownEvent => {
@@ -293,6 +310,15 @@ impl Reply for Problem {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         match &self {
             Self::MethodNotAllowed(allowed) => drop(headers.insert(ALLOW, HeaderValue::from_static(allowed))),
+            // RFC 6750, section 3: an error is named only to who has shown a key.
+            Self::Unauthorized { unknown } => {
+                let challenge = if *unknown {
+                    r#"Bearer realm="user-activity", error="invalid_token""#
+                } else {
+                    r#"Bearer realm="user-activity""#
+                };
+                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+            }
             // What the client is still sending would be taken for its next request.
             Self::BodyTooLarge(_)
             | Self::BodyTooSlow(_)

@@ -1,6 +1,6 @@
 //! How many requests a client may make: as many a second as is set, and a burst of them at once (a GCRA bucket).
 //!
-//! A client is an address; behind trusted proxies it is the one that these forward for. An IPv6 client is its /64 network,
+//! A client is its API key, or without one an address; behind trusted proxies it is the one that these forward for. An IPv6 client is its /64 network,
 //! of which it may use any address.
 
 use std::net::IpAddr;
@@ -14,10 +14,19 @@ use hyper::HeaderMap;
 use hyper::header::HeaderValue;
 use ipnet::{IpNet, Ipv6Net};
 
+use crate::keys::Caller;
+
 /// Paths that are not limited: whoever watches over the process must not be turned away.
 const FREE: [&str; 4] = ["/livez", "/readyz", "/health", "/metrics"];
 
-type Limiter = RateLimiter<IpAddr, DefaultKeyedStateStore<IpAddr>, DefaultClock, StateInformationMiddleware>;
+/// Whose requests are counted together.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Client {
+    Key(Caller),
+    Network(IpAddr),
+}
+
+type Limiter = RateLimiter<Client, DefaultKeyedStateStore<Client>, DefaultClock, StateInformationMiddleware>;
 
 /// What is set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,12 +68,22 @@ impl RateLimit {
     ///
     /// # Errors
     /// How the client stands that must wait.
-    pub(crate) fn count(&self, path: &str, headers: &HeaderMap, peer: IpAddr) -> Result<Option<Standing>, Standing> {
+    pub(crate) fn count(
+        &self,
+        path: &str,
+        headers: &HeaderMap,
+        peer: IpAddr,
+        caller: Option<&Caller>,
+    ) -> Result<Option<Standing>, Standing> {
         if FREE.contains(&path) {
             return Ok(None);
         }
         let limit = self.quota.burst_size().get();
-        match self.limiter.check_key(&network(self.client(headers, peer))) {
+        let client = match caller {
+            Some(caller) => Client::Key(caller.clone()),
+            None => Client::Network(network(self.client(headers, peer))),
+        };
+        match self.limiter.check_key(&client) {
             Ok(state) => Ok(Some(Standing { limit, remaining: state.remaining_burst_capacity(), retry_after: 0 })),
             Err(not_until) => {
                 let wait = not_until.wait_time_from(DefaultClock::default().now()).as_secs_f64();
@@ -150,13 +169,13 @@ mod tests {
     #[test]
     fn a_burst_is_let_through_and_no_more_and_each_client_has_its_own() {
         let limit = limit(1, 3, &[]);
-        let count = |peer| limit.count("/events/generate", &HeaderMap::new(), ip(peer));
+        let count = |peer| limit.count("/events/generate", &HeaderMap::new(), ip(peer), None);
         for remaining in [2, 1, 0] {
             assert_eq!(count("192.0.2.1"), Ok(Some(Standing { limit: 3, remaining, retry_after: 0 })));
         }
         assert_eq!(count("192.0.2.1"), Err(Standing { limit: 3, remaining: 0, retry_after: 1 }));
         assert!(count("192.0.2.2").is_ok());
-        assert_eq!(limit.count("/livez", &HeaderMap::new(), ip("192.0.2.1")), Ok(None));
+        assert_eq!(limit.count("/livez", &HeaderMap::new(), ip("192.0.2.1"), None), Ok(None));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use http_body_util::Either;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
-use hyper::{Request, Response};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
@@ -27,7 +27,7 @@ use warp::Reply;
 
 use crate::problem::Problem;
 use crate::rate_limit::{RateLimit, Standing};
-use crate::{App, request_id, routes};
+use crate::{App, cors, request_id, routes};
 
 /// Headers of one request in all, in bytes.
 const MAX_HEADERS: usize = 32 * 1024;
@@ -73,9 +73,9 @@ pub async fn serve(app: Arc<App>, listener: TcpListener, shutdown: Shutdown) -> 
             }
         };
         let (app, service, rate_limit) = (Arc::clone(&app), service.clone(), Arc::clone(&rate_limit));
-        let guarded = service_fn(move |request| {
-            let admitted = admit(rate_limit.as_ref().as_ref(), &request, peer);
-            answer(Arc::clone(&app), service.clone(), request, admitted, Reply::into_response)
+        let guarded = service_fn(move |mut request| {
+            let admitted = admit(&app, rate_limit.as_ref().as_ref(), &mut request, peer);
+            guard(Arc::clone(&app), service.clone(), request, admitted, Reply::into_response)
         });
         let connection = graceful.watch(http.serve_connection(TokioIo::new(Box::pin(stream)), guarded));
         tokio::spawn(async move {
@@ -116,18 +116,27 @@ fn compressed<S>(service: S) -> Compression<S, impl Predicate> {
 /// Whether a request is let in, and how its client then stands.
 ///
 /// # Errors
-/// When its headers are too large, or its client makes too many requests.
+/// When its headers are too large, it has no key that opens its route, or its client makes too many requests.
 fn admit(
+    app: &App,
     rate_limit: Option<&RateLimit>,
-    request: &Request<Incoming>,
+    request: &mut Request<Incoming>,
     peer: IpAddr,
 ) -> Result<Option<Standing>, Refusal> {
+    let refusal = |problem| Refusal { problem, standing: None };
     let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
     if headers + request.uri().path().len() > MAX_HEADERS {
-        return Err(Refusal { problem: Problem::HeadersTooLarge(MAX_HEADERS), standing: None });
+        return Err(refusal(Problem::HeadersTooLarge(MAX_HEADERS)));
+    }
+    let mut caller = None;
+    if let Some(keys) = &app.keys {
+        let admitted = keys.admit(request.method(), request.uri().path(), request.headers()).map_err(refusal)?;
+        request.extensions_mut().insert(admitted.clone());
+        caller = Some(admitted);
     }
     let Some(limit) = rate_limit else { return Ok(None) };
-    limit.count(request.uri().path(), request.headers(), peer).map_err(|standing| Refusal {
+    let counted = limit.count(request.uri().path(), request.headers(), peer, caller.as_ref());
+    counted.map_err(|standing| Refusal {
         problem: Problem::RateLimited { retry_after: standing.retry_after },
         standing: Some(standing),
     })
@@ -139,9 +148,35 @@ struct Refusal {
     standing: Option<Standing>,
 }
 
+/// Calls the service, unless CORS has the answer already.
+async fn guard<S, B, P>(
+    app: Arc<App>,
+    service: S,
+    request: Request<Incoming>,
+    admitted: Result<Option<Standing>, Refusal>,
+    reply: impl FnOnce(Problem) -> Response<P>,
+) -> Result<Response<Either<B, P>>, Infallible>
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+    P: Default,
+{
+    let Some(cors) = app.config.cors.as_ref() else { return answer(&app, service, request, admitted, reply).await };
+    // Before the key is asked for: browsers send none with these.
+    if let Some(headers) = cors.preflight(request.method(), request.headers()) {
+        let mut response = Response::new(Either::Right(P::default()));
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        response.headers_mut().extend(headers);
+        return Ok(response);
+    }
+    let headers = cors.headers(request.headers());
+    let mut response = answer(&app, service, request, admitted, reply).await?;
+    cors::add(response.headers_mut(), &headers);
+    Ok(response)
+}
+
 /// Calls the service for a request that was let in, and counts. The type of a problem's body can't be named.
 async fn answer<S, B, P>(
-    app: Arc<App>,
+    app: &App,
     service: S,
     request: Request<Incoming>,
     admitted: Result<Option<Standing>, Refusal>,

@@ -498,6 +498,63 @@ fn nesting_exceeds(json: &[u8], limit: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    /// JSON, and what is nearly JSON: fragments in any order.
+    fn nearly_json() -> impl Strategy<Value = String> {
+        const FRAGMENTS: &[&str] = &[
+            "{",
+            "}",
+            "[",
+            "]",
+            ",",
+            ":",
+            "\"",
+            "\\",
+            "\\u",
+            "\\ud800",
+            "null",
+            "1e999",
+            "-",
+            " ",
+            "\"userId\":",
+            "\"u\"",
+            "\"eventType\":",
+            "\"LOGIN\"",
+            "\"payload\":",
+            "{}",
+            "\"eventId\":",
+            "\"timestamp\":",
+            "\"2026-02-17T10:00:00Z\"",
+            "é",
+        ];
+        prop::collection::vec(prop::sample::select(FRAGMENTS), 0..24).prop_map(|parts| parts.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        #[test]
+        fn no_bytes_make_the_parser_panic(text in nearly_json(), bytes: Vec<u8>) {
+            for body in [text.as_bytes(), &bytes] {
+                for refused in [UserEvent::from_request(body, &EventTypes::default()).err(), record(body).err()] {
+                    prop_assert!(refused.is_none_or(|violations| !violations.is_empty()), "a refusal says why");
+                }
+            }
+        }
+
+        #[test]
+        fn a_request_that_is_taken_reads_back_from_its_record(user in "\\PC{1,40}", text: String, blanks in "[ \\n\\t]{0,4}") {
+            prop_assume!(!user.trim().is_empty());
+            let (user, text) = (serde_json::to_string(&user).unwrap(), serde_json::to_string(&text).unwrap());
+            let payload = format!("{{{blanks}{text}:{blanks}[1.0e+2,{text}]}}");
+            let body = format!(r#"{{"payload":{blanks}{payload},"userId":{user},"eventType":"LOGIN"}}"#);
+            let event = request(&body).unwrap();
+            prop_assert_eq!(event.payload.as_str(), payload);
+            let json = event.to_json();
+            prop_assert_eq!(UserEvent::from_record(&json, &EventTypes::default(), Timestamp::now()), Ok(event));
+        }
+    }
 
     fn request(body: &str) -> Result<UserEvent<'_>, Vec<String>> {
         UserEvent::from_request(body.as_bytes(), &EventTypes::default())

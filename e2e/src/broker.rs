@@ -1,6 +1,6 @@
 //! A Kafka broker of a test's own, for tests that kill it.
 
-use std::fs::File;
+use std::{fs::File, path::Path};
 
 use tempfile::TempDir;
 use tokio::{process::Command, task::spawn_blocking};
@@ -9,6 +9,8 @@ use crate::{env, eventually, kafka::Kafka, process::Process, world::free_port};
 
 /// The line this system runs on.
 const VERSION: &str = "4.3.1";
+/// The file with what a test adds to its configuration.
+const PROPERTIES: &str = "more.properties";
 
 /// A single-node broker on a port and a folder of its own. Only one exists at a time, over all
 /// test processes: a broker's start takes a core for seconds.
@@ -17,6 +19,7 @@ pub struct Broker {
     version: &'static str,
     port: u16,
     doors: String,
+    users: String,
     process: Option<Process>,
     folder: TempDir,
     _turn: File,
@@ -36,7 +39,15 @@ impl Broker {
         });
         let turn = turn.await.expect("no panic").expect("a lock file");
         let folder = tempfile::tempdir().expect("a temporary folder");
-        Self { version: VERSION, port: free_port(), doors: String::new(), process: None, folder, _turn: turn }
+        Self {
+            version: VERSION,
+            port: free_port(),
+            doors: String::new(),
+            users: String::new(),
+            process: None,
+            folder,
+            _turn: turn,
+        }
     }
 
     /// The same of another version of Kafka.
@@ -53,6 +64,26 @@ impl Broker {
         let doors = doors.iter().map(|(listen, advertise)| format!("{listen}:{advertise}"));
         self.doors = doors.collect::<Vec<_>>().join(" ");
         self
+    }
+
+    /// The same with listeners of other protocols (`SSL` …), each on a port of its own, the properties that these need,
+    /// and users for SCRAM, each as `kafka-storage format --add-scram` takes it.
+    ///
+    /// # Panics
+    /// When there is no place for the properties.
+    #[must_use]
+    pub fn with_security(mut self, doors: &[(u16, &str)], properties: &str, users: &[String]) -> Self {
+        let doors = doors.iter().map(|(port, protocol)| format!("{port}:{port}:{protocol}"));
+        self.doors = doors.collect::<Vec<_>>().join(" ");
+        self.users = users.join(" ");
+        std::fs::write(self.folder.path().join(PROPERTIES), properties).expect("a file");
+        self
+    }
+
+    /// Where its files are, and a test may put its own.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// A broker that answers.
@@ -81,7 +112,11 @@ impl Broker {
     pub async fn up(&mut self) {
         let mut command = Command::new(env::broker_script());
         command.arg(self.version).arg(self.port.to_string()).arg(self.folder.path());
-        command.env("KAFKA_BROKER_DOORS", &self.doors);
+        command.env("KAFKA_BROKER_DOORS", &self.doors).env("KAFKA_BROKER_SCRAM", &self.users);
+        let properties = self.folder.path().join(PROPERTIES);
+        if properties.exists() {
+            command.env("KAFKA_BROKER_PROPERTIES", properties);
+        }
         let process = self.process.insert(Process::spawn("broker", command));
         let kafka = Kafka::new(&format!("127.0.0.1:{}", self.port));
         eventually("the broker answers", async || {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use common::kafka::log_line;
+use common::kafka::{Refusal, log_line};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
@@ -64,13 +64,15 @@ pub struct Group {
     changes: UnboundedSender<Change>,
     /// What may be committed of each partition, for the moment it is taken away.
     stored: Mutex<BTreeMap<i32, NextOffset>>,
+    /// Why no connection comes about.
+    refusal: Refusal,
 }
 
 impl Group {
     /// A context that reports to `changes` and `status`.
     #[must_use]
     pub fn new(topic: &str, status: Arc<Status>, changes: UnboundedSender<Change>) -> Self {
-        Self { topic: topic.to_owned(), status, changes, stored: Mutex::default() }
+        Self { topic: topic.to_owned(), status, changes, stored: Mutex::default(), refusal: Refusal::default() }
     }
 
     /// Notes what may be committed.
@@ -110,6 +112,11 @@ impl Group {
         }
     }
 
+    fn no_broker(&self) {
+        let why = self.refusal.suffix();
+        self.status.kafka.down(&format!("no Kafka broker answers; check KAFKA_BROKERS and the brokers{why}"));
+    }
+
     fn tell(&self, change: Change) {
         // The loop that listens ends after the consumer only while the process ends.
         drop(self.changes.send(change));
@@ -122,6 +129,7 @@ fn partitions(list: &TopicPartitionList) -> Vec<i32> {
 
 impl ClientContext for Group {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.refusal.note(facility, message);
         log_line(level, facility, message);
     }
 
@@ -134,13 +142,13 @@ impl ClientContext for Group {
         match (up, joined) {
             (true, true) => self.status.kafka.up("in the group"),
             (true, false) => self.status.kafka.down("joining the group"),
-            (false, _) => self.status.kafka.down("no Kafka broker answers; check KAFKA_BROKERS and the brokers"),
+            (false, _) => self.no_broker(),
         }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
-            self.status.kafka.down("no Kafka broker answers; check KAFKA_BROKERS and the brokers");
+            self.no_broker();
         }
         log::debug!(target: "librdkafka", "{error}: {reason}");
     }

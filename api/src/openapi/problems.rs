@@ -15,6 +15,7 @@ use utoipa::openapi::{ContentBuilder, OpenApi, Ref, ResponseBuilder};
 use warp::Reply;
 use warp::http::header::CONTENT_TYPE;
 
+use crate::keys::Scope;
 use crate::problem::Problem;
 
 /// Adds the problems to all routes.
@@ -50,6 +51,7 @@ fn of_publishing(path: &str) -> Vec<Problem> {
         rate_limited(),
         Problem::HeadersTooLarge(32 << 10),
     ];
+    problems.extend(of_keys(Scope::Write));
     problems.extend(if batch {
         vec![Problem::EmptyBatch, Problem::TooManyItems(10_000), Problem::NotAcceptable]
     } else {
@@ -89,8 +91,17 @@ fn of_reading(path: &str) -> Vec<Problem> {
         ],
         _ => Vec::new(),
     };
-    problems.extend([rate_limited(), Problem::HeadersTooLarge(32 << 10)]);
+    problems.push(Problem::HeadersTooLarge(32 << 10));
+    // Whoever watches over the process is neither asked for a key nor counted.
+    if !matches!(path, "/health" | "/livez" | "/readyz" | "/metrics") {
+        problems.push(rate_limited());
+        problems.extend(of_keys(Scope::Read));
+    }
     problems
+}
+
+fn of_keys(scope: Scope) -> [Problem; 3] {
+    [Problem::Unauthorized { unknown: false }, Problem::Unauthorized { unknown: true }, Problem::Forbidden(scope)]
 }
 
 fn wrong_parameter(name: &str, detail: &str) -> Problem {
@@ -113,6 +124,7 @@ fn response(problems: Vec<Problem>) -> utoipa::openapi::Response {
     let examples = problems.iter().map(|problem| {
         let json = problem.json();
         let name = json["type"].as_str().and_then(|kind| kind.rsplit(':').next()).unwrap_or_default();
+        let name = if json["detail"] == "the API key is not known" { "unknown-key" } else { name };
         let name = json["outcome"].as_str().map_or(name.to_owned(), |outcome| format!("{name}, {outcome}"));
         (name, ExampleBuilder::new().value(Some(json)).build())
     });

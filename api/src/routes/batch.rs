@@ -22,6 +22,7 @@ use warp::{Filter, Rejection, Reply};
 use crate::body::{self, Kind, Limits, Pieces};
 use crate::format::Format;
 use crate::idempotency::IdempotencyKey;
+use crate::keys::Caller;
 use crate::problem::Problem;
 use crate::query::validate_only;
 use crate::{App, timed};
@@ -63,6 +64,7 @@ type Item = Result<Bytes, Problem>;
 /// What all items of a request have in common.
 struct Context {
     app: Arc<App>,
+    caller: Caller,
     key: Option<IdempotencyKey>,
     validate_only: bool,
 }
@@ -74,16 +76,18 @@ pub(super) fn route(
         .and(warp::post())
         .and(super::query())
         .and(super::with(app))
+        .and(super::caller())
         .and(warp::header::headers_cloned())
         .and(warp::body::stream())
-        .then(async |query: String, app: Arc<App>, headers, body| {
-            batch(app, &query, &headers, body).await.unwrap_or_else(Reply::into_response)
+        .then(async |query: String, app: Arc<App>, caller, headers, body| {
+            batch(app, &query, caller, &headers, body).await.unwrap_or_else(Reply::into_response)
         })
 }
 
 async fn batch<B: Buf, E>(
     app: Arc<App>,
     query: &str,
+    caller: Caller,
     headers: &HeaderMap,
     body: impl Stream<Item = Result<B, E>> + Send + 'static,
 ) -> Result<warp::reply::Response, Problem> {
@@ -95,7 +99,7 @@ async fn batch<B: Buf, E>(
         Kind::Json => array(&body::whole(pieces, limits).await?, app.config.max_batch_items)?,
         Kind::Ndjson => lines(pieces, limits, app.config.max_body, app.config.max_batch_items),
     };
-    let context = Context { key: IdempotencyKey::of(headers)?, validate_only: validate_only(query)?, app };
+    let context = Context { key: IdempotencyKey::of(headers)?, validate_only: validate_only(query)?, caller, app };
     let mut results = Box::pin(results(context, items).peekable());
     if results.as_mut().peek().await.is_none() {
         return Err(Problem::EmptyBatch);
@@ -285,7 +289,7 @@ async fn ask_first(context: &Context, index: usize, json: &Bytes, ordinal: usize
         Err(violations) => return invalid(index, violations),
     };
     if let Some(key) = &context.key {
-        event.event_id = key.item_id(&event.user_id, json, ordinal);
+        event.event_id = key.item_id(&context.caller, &event.user_id, json, ordinal);
     }
     let event_id = Some(event.event_id.as_str().to_owned());
     // The body is part of the id, so the first one had the same.

@@ -13,6 +13,7 @@ use warp::{Filter, Rejection, Reply};
 
 use crate::body::{Kind, Limits};
 use crate::idempotency::{IdempotencyKey, earlier};
+use crate::keys::Caller;
 use crate::problem::Problem;
 use crate::query::validate_only;
 use crate::{App, MOST_PATIENCE, body, timed};
@@ -35,16 +36,18 @@ pub(super) fn route(
         .and(warp::post())
         .and(super::query())
         .and(super::with(app))
+        .and(super::caller())
         .and(warp::header::headers_cloned())
         .and(warp::body::stream())
-        .then(async |query: String, app: Arc<App>, headers, body| {
-            generate(&app, &query, &headers, body).await.unwrap_or_else(Reply::into_response)
+        .then(async |query: String, app: Arc<App>, caller, headers, body| {
+            generate(&app, &query, &caller, &headers, body).await.unwrap_or_else(Reply::into_response)
         })
 }
 
 async fn generate<B: Buf, E>(
     app: &App,
     query: &str,
+    caller: &Caller,
     headers: &HeaderMap,
     body: impl Stream<Item = Result<B, E>> + Send + 'static,
 ) -> Result<warp::reply::Response, Problem> {
@@ -57,7 +60,7 @@ async fn generate<B: Buf, E>(
         return Ok(warp::reply::json(&Valid { success: true, valid: true, message: NOTHING_PUBLISHED }).into_response());
     }
     if let Some(key) = key {
-        event.event_id = key.event_id(&event.user_id);
+        event.event_id = key.event_id(caller, &event.user_id);
         if let Some(first) = earlier(app, &event).await? {
             return Ok(created(&event.event_id, &first, true, preferred_wait(headers).map(|wait| (wait, true))));
         }

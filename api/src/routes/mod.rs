@@ -19,6 +19,7 @@ use warp::reply::Response;
 use warp::{Filter, Rejection, Reply};
 
 use crate::App;
+use crate::keys::Caller;
 use crate::problem::Problem;
 
 const GET: &str = "GET, HEAD";
@@ -84,6 +85,11 @@ fn unmatched(path: &str) -> Response {
 fn with(app: &Arc<App>) -> impl Filter<Extract = (Arc<App>,), Error = Infallible> + Clone + use<> {
     let app = Arc::clone(app);
     warp::any().map(move || Arc::clone(&app))
+}
+
+/// Who sent the request, as [`crate::server`] has found out.
+fn caller() -> impl Filter<Extract = (Caller,), Error = Infallible> + Copy {
+    warp::ext::optional().map(Option::unwrap_or_default)
 }
 
 /// The query string, as it came.

@@ -295,3 +295,98 @@ async fn a_drain_ends_at_its_deadline_and_counts_what_was_left() {
     server.shutdown.cancel();
     assert_eq!(server.ended().await, 2);
 }
+
+const KEY: &str = "a-key-of-a-test";
+/// The SHA-256 of that, and of the same with 2 at its end.
+const FILE: &str = "\
+shop FIRST write
+desk SECOND write,read
+";
+
+/// The API with two keys: [`KEY`] may write, the one with a 2 at its end may also read.
+fn guarded(publisher: &FakePublisher, flags: &[&str]) -> (Arc<App>, tempfile::NamedTempFile) {
+    let sum = |key: &str| {
+        let hash = ring::digest::digest(&ring::digest::SHA256, key.as_bytes());
+        hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    };
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let text = FILE.replace("FIRST", &sum(KEY)).replace("SECOND", &sum(&format!("{KEY}2")));
+    std::fs::write(file.path(), text).unwrap();
+    let keys = ["--api-keys-file", file.path().to_str().unwrap()];
+    (app(publisher.clone(), &[&keys, flags].concat()), file)
+}
+
+fn with(request: &str, header: &str) -> String {
+    request.replacen("\r\n", &format!("\r\n{header}\r\n"), 1)
+}
+
+#[tokio::test]
+async fn without_a_key_nothing_is_posted_or_read_and_a_key_does_what_its_scopes_say() {
+    let publisher = FakePublisher::default();
+    let (app, _file) = guarded(&publisher, &[]);
+    let server = Server::start(app).await;
+    for (header, challenge) in [
+        ("X-Nothing: x", "Bearer realm=\"user-activity\""),
+        ("X-Api-Key: another", "Bearer realm=\"user-activity\", error=\"invalid_token\""),
+    ] {
+        for request in [post(EVENT), get("/events/processed"), get("/anything")] {
+            let reply = server.reply(&with(&request, header)).await;
+            assert_eq!(reply.header("www-authenticate"), challenge);
+            assert_eq!(reply.refusal(401)["type"], "urn:user-activity:problem:unauthorized");
+        }
+    }
+    let bearer = format!("Authorization: Bearer {KEY}");
+    let read = server.reply(&with(&get("/events/processed"), &bearer)).await.refusal(403);
+    assert!(read["detail"].as_str().unwrap().contains("scope read"), "{read}");
+    assert!(publisher.published().is_empty());
+
+    assert_eq!(server.reply(&with(&post(EVENT), &bearer)).await.status(), 201);
+    assert_eq!(server.reply(&with(&post(EVENT), &format!("X-Api-Key: {KEY}2"))).await.status(), 201);
+    assert_eq!(publisher.published().len(), 2);
+    // The store is away, so much about it is said to who may read.
+    server.reply(&with(&get("/events/x"), &format!("X-Api-Key: {KEY}2"))).await.refusal(503);
+    assert_eq!(server.reply(&get("/livez")).await.status(), 200);
+}
+
+#[tokio::test]
+async fn the_same_idempotency_key_of_two_callers_makes_two_events() {
+    let publisher = FakePublisher::default();
+    let (app, _file) = guarded(&publisher, &[]);
+    let server = Server::start(app).await;
+    let posted = async |key: &str| {
+        let request = with(&with(&post(EVENT), "Idempotency-Key: \"k\""), &format!("X-Api-Key: {key}"));
+        let reply = server.reply(&request).await;
+        assert_eq!(reply.status(), 201, "{}", reply.head);
+        reply.header("location").to_owned()
+    };
+    let (first, again, other) = (posted(KEY).await, posted(KEY).await, posted(&format!("{KEY}2")).await);
+    assert_eq!(first, again);
+    assert_ne!(first, other);
+}
+
+#[tokio::test]
+async fn a_browser_may_ask_without_a_key_and_only_known_origins_may_call() {
+    let publisher = FakePublisher::default();
+    let (app, _file) = guarded(&publisher, &["--cors-allowed-origins", "https://desk.example"]);
+    let server = Server::start(app).await;
+    let asks = "OPTIONS /events/generate HTTP/1.1\r\nHost: x\r\nAccess-Control-Request-Method: POST\r\n\r\n";
+    let mut connection = server.connect().await;
+    connection.send(&with(&with(asks, "Origin: https://desk.example"), "Connection: close")).await;
+    let reply = connection.rest().await;
+    assert!(reply.starts_with("HTTP/1.1 204"), "{reply}");
+    assert!(reply.contains("access-control-allow-origin: https://desk.example\r\n"), "{reply}");
+    assert!(reply.contains("idempotency-key"), "{reply}");
+    // Refusals as well: a page could not tell what is wrong otherwise.
+    let reply = server.reply(&with(&post(EVENT), "Origin: https://desk.example")).await;
+    assert_eq!((reply.status(), reply.header("access-control-allow-origin")), (401, "https://desk.example"));
+    let reply = server.reply(&with(&get("/livez"), "Origin: https://other.example")).await;
+    assert_eq!((reply.status(), reply.header("access-control-allow-origin")), (200, ""));
+    assert_eq!(reply.header("vary"), "origin", "or a cache would show it to others");
+}
+
+#[tokio::test]
+async fn without_settings_there_is_neither_cors_nor_a_key() {
+    let server = Server::start(app(FakePublisher::default(), &[])).await;
+    let reply = server.reply(&with(&post(EVENT), "Origin: https://desk.example")).await;
+    assert_eq!((reply.status(), reply.header("access-control-allow-origin")), (201, ""));
+}

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::values::one_of;
-use super::{Checks, range, text};
+use super::{Checks, KafkaSecurity, KafkaSecurityArgs, range, text};
 
 const HEADING: &str = "Kafka";
 
@@ -61,6 +61,9 @@ pub struct KafkaArgs {
     /// KiB of records that may wait for the brokers before new ones are refused
     #[arg(long, env = "KAFKA_QUEUE_KBYTES", default_value = "65536", value_name = "KIB")]
     pub kafka_queue_kbytes: String,
+    /// Encryption and login.
+    #[command(flatten)]
+    pub security: KafkaSecurityArgs,
 }
 
 /// Names and shape of the two topics.
@@ -101,6 +104,8 @@ pub struct KafkaSettings {
     pub compression: &'static str,
     /// Byte budget of records in flight, KiB.
     pub queue_kbytes: u32,
+    /// Encryption and login.
+    pub security: KafkaSecurity,
 }
 
 impl KafkaArgs {
@@ -146,6 +151,7 @@ impl KafkaArgs {
                 one_of(&["none", "gzip", "snappy", "lz4"].map(|codec| (codec, codec))),
             ),
             queue_kbytes: checks.take("KAFKA_QUEUE_KBYTES", &self.kafka_queue_kbytes, range(1..=2_097_151)),
+            security: self.security.check(checks),
         }
     }
 

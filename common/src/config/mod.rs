@@ -4,8 +4,12 @@
 //! through [`Checks`], which collects **every** complaint of a run before giving up. An empty environment variable
 //! counts as absent (Compose passes `${NAME:-}` as an empty one). The environment comes in as a function, so that
 //! tests never touch that of the process.
+//!
+//! A secret may stand in a file instead, as orchestrators hand them out: `NAME_FILE` is the path of a file that holds the
+//! value of `NAME`.
 
 mod kafka;
+mod kafka_security;
 mod redis;
 mod values;
 
@@ -16,6 +20,7 @@ use clap::builder::Resettable;
 use clap::{Args, CommandFactory, FromArgMatches};
 
 pub use self::kafka::{KafkaArgs, KafkaSettings, Topics};
+pub use self::kafka_security::{ClientCertificate, KafkaSecurity, KafkaSecurityArgs, Protocol, Sasl};
 pub(crate) use self::redis::Servers;
 pub use self::redis::{RedisArgs, RedisSettings};
 pub use self::values::{Checks, ConfigErrors, Secret, bytes, duration, millis, one_of, range, text};
@@ -25,6 +30,9 @@ pub const EX_USAGE: u8 = 64;
 
 /// Other names that a variable answers to, where its own is not set; from the services this product replaces.
 const ALIASES: [(&str, &str); 2] = [("KAFKA_BROKERS", "KAFKA_BROKER"), ("LOG_LEVEL", "RUST_LOG")];
+
+/// The variables that hold secrets, each of which may be given as `NAME_FILE`.
+const SECRETS: [&str; 3] = ["REDIS_URL", "KAFKA_SASL_PASSWORD", "KAFKA_SSL_KEY_PASSWORD"];
 
 /// Settings that both binaries have.
 #[derive(Debug, Clone, Args)]
@@ -80,14 +88,17 @@ impl From<ConfigErrors> for Unusable {
 /// Reads the settings of `T` from a command line and an environment.
 ///
 /// # Errors
-/// [`Unusable`] for unknown flags (exit code 64), and for `--help` and `--version` (exit code 0).
+/// [`Unusable`] for unknown flags and secrets that can't be read (exit code 64), and for `--help` and `--version` (exit code 0).
 pub fn parse<T: CommandFactory + FromArgMatches>(
     args: impl IntoIterator<Item = impl Into<OsString> + Clone>,
     env: impl Fn(&str) -> Option<String>,
 ) -> Result<T, Unusable> {
-    let command = T::command().mut_args(|arg| with_environment(arg, &env));
+    let mut complaints = Vec::new();
+    let command = T::command().mut_args(|arg| with_environment(arg, &env, &mut complaints));
     let parsed = command.try_get_matches_from(args).and_then(|mut matches| T::from_arg_matches_mut(&mut matches));
-    parsed.map_err(|e| Unusable { text: e.render().to_string(), exit_code: if e.use_stderr() { EX_USAGE } else { 0 } })
+    let parsed = parsed
+        .map_err(|e| Unusable { text: e.render().to_string(), exit_code: if e.use_stderr() { EX_USAGE } else { 0 } })?;
+    if complaints.is_empty() { Ok(parsed) } else { Err(ConfigErrors(complaints).into()) }
 }
 
 /// The environment of this process, for [`parse`].
@@ -96,18 +107,35 @@ pub fn process_environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// Resolves a variable here instead of in clap: with aliases, without empty values.
-fn with_environment(arg: clap::Arg, env: &impl Fn(&str) -> Option<String>) -> clap::Arg {
+/// Resolves a variable here instead of in clap: with aliases, without empty values, and secrets from files.
+fn with_environment(arg: clap::Arg, env: &impl Fn(&str) -> Option<String>, complaints: &mut Vec<String>) -> clap::Arg {
     let Some(name) = arg.get_env().and_then(|name| name.to_str()).map(str::to_owned) else { return arg };
-    let help = format!("{} [env: {name}]", arg.get_help().map(ToString::to_string).unwrap_or_default());
+    let secret = SECRETS.contains(&name.as_str());
+    let file = if secret { format!(" [file: {name}_FILE]") } else { String::new() };
+    let help = format!("{} [env: {name}]{file}", arg.get_help().map(ToString::to_string).unwrap_or_default());
     let arg = arg.env(Resettable::Reset).help(help);
     let alias = ALIASES.iter().find(|(known, _)| *known == name).map(|(_, alias)| *alias);
     let value = [Some(name.as_str()), alias].into_iter().flatten().find_map(|n| env(n).filter(|v| !v.is_empty()));
+    let file = env(&format!("{name}_FILE")).filter(|path| secret && !path.is_empty());
+    let value = match file {
+        Some(path) => secret_of(&name, &path, value.is_some()).map_err(|why| complaints.push(why)).ok(),
+        None => value,
+    };
     match value {
         // What the environment says is not a default to show: it may be a secret.
         Some(value) => arg.default_value(value).hide_default_value(true),
         None => arg,
     }
+}
+
+/// The secret in a file, without the line break that editors end files with.
+fn secret_of(name: &str, path: &str, also_given: bool) -> Result<String, String> {
+    if also_given {
+        return Err(format!("{name} and {name}_FILE: only one of them can be given"));
+    }
+    let text = std::fs::read_to_string(path).map_err(|e| format!("{name}_FILE={path:?}: can't be read: {e}"))?;
+    let secret = text.strip_suffix('\n').map_or(&*text, |line| line.strip_suffix('\r').unwrap_or(line));
+    if secret.is_empty() { Err(format!("{name}_FILE={path:?}: is empty")) } else { Ok(secret.to_owned()) }
 }
 
 #[cfg(test)]
@@ -150,13 +178,34 @@ mod tests {
     fn help_names_the_variables_and_shows_no_value_of_the_environment() {
         let help = with(&["--help"], &[("REDIS_URL", "redis://:secret@host")]).unwrap_err();
         assert_eq!(help.exit_code, 0);
-        assert!(help.text.contains("[env: REDIS_URL]"), "{help}");
+        assert!(help.text.contains("[env: REDIS_URL] [file:"), "{help}");
         assert!(!help.text.contains("secret"), "{help}");
     }
 
     #[test]
     fn an_unknown_flag_is_a_usage_error() {
         assert_eq!(with(&["--nonsense"], &[]).unwrap_err().exit_code, EX_USAGE);
+    }
+
+    #[test]
+    fn a_secret_may_stand_in_a_file_which_is_then_the_only_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        std::fs::write(path("url"), "redis://:hunter2@host\n").unwrap();
+        let (url, missing) = (path("url"), path("none"));
+        assert_eq!(with(&[], &[("REDIS_URL_FILE", &url)]).unwrap().redis.redis_url, "redis://:hunter2@host");
+        // Compose passes what is not set as empty.
+        let cli = with(&[], &[("REDIS_URL_FILE", ""), ("REDIS_URL", "redis://x")]).unwrap();
+        assert_eq!(cli.redis.redis_url, "redis://x");
+        let both = [("REDIS_URL_FILE", &*url), ("REDIS_URL", "redis://:hunter2@x")];
+        let unreadable = [&both[..], &[("KAFKA_SASL_PASSWORD_FILE", &*missing)]].concat();
+        let error = with(&[], &unreadable).unwrap_err();
+        assert_eq!(error.exit_code, EX_USAGE);
+        assert!(error.text.contains("REDIS_URL and REDIS_URL_FILE: only one"), "{error}");
+        assert!(error.text.contains("KAFKA_SASL_PASSWORD_FILE=") && error.text.contains("none"), "{error}");
+        assert!(!error.text.contains("hunter2"), "{error}");
+        let not_secret = with(&[], &[("KAFKA_TOPIC_FILE", &missing)]).unwrap();
+        assert_eq!(not_secret.kafka.kafka_topic, "user-activity-events");
     }
 
     #[test]

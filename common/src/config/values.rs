@@ -8,7 +8,7 @@ use std::time::Duration;
 
 /// Every complaint about a configuration; its text is a page for the operator.
 #[derive(Debug, thiserror::Error)]
-pub struct ConfigErrors(Vec<String>);
+pub struct ConfigErrors(pub(super) Vec<String>);
 
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -54,6 +54,11 @@ impl Checks {
         self.0.push(complaint);
     }
 
+    /// How many complaints there are so far.
+    pub(super) fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// The configuration, if there was nothing to complain about.
     ///
     /// # Errors
@@ -78,6 +83,12 @@ impl Secret {
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
+    }
+}
+
+impl From<&str> for Secret {
+    fn from(value: &str) -> Self {
+        Self::new(value.to_owned())
     }
 }
 

@@ -1,12 +1,13 @@
 //! The settings of every Kafka client, in one place. Each value was measured or guards against a known fault; a test
 //! pins the exact set, so that none drifts unseen. Names: librdkafka's CONFIGURATION.md.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 
-use crate::config::KafkaSettings;
+use crate::config::{KafkaSecurity, KafkaSettings, Protocol};
 
 /// What a group member has beyond [`KafkaSettings`].
 #[derive(Debug, Clone, Default)]
@@ -30,7 +31,32 @@ fn client_config(settings: &KafkaSettings, client_id: &str) -> ClientConfig {
         // Topics are created explicitly, with a stated number of partitions.
         .set("allow.auto.create.topics", "false")
         .set_log_level(RDKafkaLogLevel::Warning);
+    secure(&mut config, &settings.security);
     config
+}
+
+/// Encryption and login. That a broker's certificate is for its host name is librdkafka's default, and stays.
+fn secure(config: &mut ClientConfig, security: &KafkaSecurity) {
+    if security.protocol == Protocol::Plaintext {
+        return;
+    }
+    config.set("security.protocol", security.protocol.name());
+    if let Some(file) = &security.ca_file {
+        config.set("ssl.ca.location", file);
+    }
+    if let Some(certificate) = &security.certificate {
+        config.set("ssl.certificate.location", &certificate.certificate_file);
+        config.set("ssl.key.location", &certificate.key_file);
+        if let Some(password) = &certificate.key_password {
+            config.set("ssl.key.password", password.expose());
+        }
+    }
+    if let Some(sasl) = &security.sasl {
+        config
+            .set("sasl.mechanism", sasl.mechanism)
+            .set("sasl.username", &sasl.username)
+            .set("sasl.password", sasl.password.expose());
+    }
 }
 
 /// The producer of events: idempotent, acknowledged by all in-sync replicas, partitions as the Java clients choose.
@@ -94,11 +120,15 @@ pub fn consumer_config(settings: &KafkaSettings, client_id: &str, consumer: &Con
 
 /// Sends librdkafka's own log lines to the `log` crate at the levels they have there, except that a broker that is
 /// away is said once by us, not once per attempt by it.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct LogContext;
+#[derive(Debug, Clone, Default)]
+pub struct LogContext {
+    /// Why no connection comes about, where it is a matter of encryption or login.
+    pub refusal: Refusal,
+}
 
 impl ClientContext for LogContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.refusal.note(facility, message);
         log_line(level, facility, message);
     }
 
@@ -110,6 +140,33 @@ impl ClientContext for LogContext {
 }
 
 impl rdkafka::consumer::ConsumerContext for LogContext {}
+
+/// Why a client's latest connection failed, if encryption or login was the cause. librdkafka says so in its log only: the
+/// calls that wait for a connection just time out.
+#[derive(Debug, Clone, Default)]
+pub struct Refusal(Arc<Mutex<Option<String>>>);
+
+impl Refusal {
+    /// Takes in a log line. It never holds a secret: librdkafka writes none, brokers know better than to repeat one.
+    pub fn note(&self, facility: &str, message: &str) {
+        if facility != "FAIL" {
+            return;
+        }
+        // Any other failure since then is the newer truth.
+        let cause = ["SASL", "SSL handshake", "security.protocol", "certificate"];
+        // The line begins with the thread's name in brackets, which nobody needs.
+        let message = message.split_once("]: ").map_or(message, |(_, rest)| rest);
+        let refusal = cause.iter().any(|word| message.contains(word)).then(|| message.to_owned());
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = refusal;
+    }
+
+    /// The cause in the end of a sentence, empty where there is none.
+    #[must_use]
+    pub fn suffix(&self) -> String {
+        let refusal = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        refusal.map_or_else(String::new, |why| format!("; connections are refused: {why}"))
+    }
+}
 
 /// One log line of librdkafka.
 pub fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -130,7 +187,7 @@ pub fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Checks, KafkaArgs};
+    use crate::config::{Checks, ClientCertificate, KafkaArgs, Sasl};
 
     #[derive(clap::Parser)]
     struct Cli {
@@ -207,6 +264,51 @@ mod tests {
                 "topic.metadata.refresh.interval.ms=30000",
             ]
         );
+    }
+
+    #[test]
+    fn encryption_and_login_are_part_of_every_client() {
+        let certificate = ClientCertificate {
+            certificate_file: "c.pem".into(),
+            key_file: "k.pem".into(),
+            key_password: Some("kp".into()),
+        };
+        let sasl = Sasl { mechanism: "PLAIN", username: "u".into(), password: "p".into() };
+        let security = KafkaSecurity {
+            protocol: Protocol::SaslSsl,
+            ca_file: Some("ca.pem".into()),
+            certificate: Some(certificate),
+            sasl: Some(sasl),
+        };
+        let settings = KafkaSettings { security, ..defaults() };
+        let group = ConsumerSettings::default();
+        let clients = [
+            producer_config(&settings, "a"),
+            dead_letter_producer_config(&settings, "a"),
+            consumer_config(&settings, "a", &group),
+        ];
+        for client in clients {
+            let is = |name, value| assert_eq!(client.get(name), Some(value), "{name}");
+            is("security.protocol", "sasl_ssl");
+            is("ssl.ca.location", "ca.pem");
+            is("ssl.certificate.location", "c.pem");
+            is("ssl.key.location", "k.pem");
+            is("ssl.key.password", "kp");
+            is("sasl.mechanism", "PLAIN");
+            is("sasl.username", "u");
+            is("sasl.password", "p");
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_the_latest_failure_if_that_is_one() {
+        let refusal = Refusal::default();
+        refusal.note("FAIL", "[thrd:b]: b: SASL authentication error: Authentication failed");
+        assert_eq!(refusal.suffix(), "; connections are refused: b: SASL authentication error: Authentication failed");
+        refusal.note("REQTMOUT", "[thrd:b]: timed out");
+        assert!(!refusal.suffix().is_empty());
+        refusal.note("FAIL", "[thrd:b]: b: Connect to b failed: Connection refused");
+        assert_eq!(refusal.suffix(), "");
     }
 
     #[test]

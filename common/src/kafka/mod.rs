@@ -7,7 +7,7 @@ mod publisher;
 mod topics;
 
 pub use self::client::{
-    ConsumerSettings, LogContext, consumer_config, dead_letter_producer_config, log_line, producer_config,
+    ConsumerSettings, LogContext, Refusal, consumer_config, dead_letter_producer_config, log_line, producer_config,
 };
 pub use self::kafka_rust::KafkaRustPublisher;
 pub use self::murmur2::partition_of;

@@ -80,6 +80,7 @@ pub struct KafkaPublisher {
 /// The producer in use, and what a new one is made of.
 struct Current {
     config: ClientConfig,
+    context: LogContext,
     client: RwLock<Client>,
 }
 
@@ -89,8 +90,9 @@ impl KafkaPublisher {
     /// # Errors
     /// When librdkafka refuses the settings.
     pub fn new(config: ClientConfig, topic: &str) -> KafkaResult<Self> {
-        let client = RwLock::new(config.create_with_context(LogContext)?);
-        Ok(Self { topic: topic.to_owned(), current: Arc::new(Current { config, client }) })
+        let context = LogContext::default();
+        let client = RwLock::new(config.create_with_context(context.clone())?);
+        Ok(Self { topic: topic.to_owned(), current: Arc::new(Current { config, context, client }) })
     }
 
     /// Hands over one record and waits for the acknowledgement.
@@ -133,7 +135,7 @@ impl Current {
         if client.client().native_ptr() != used.client().native_ptr() {
             return;
         }
-        match self.config.create_with_context(LogContext) {
+        match self.config.create_with_context(self.context.clone()) {
             Ok(new) => {
                 log::error!("fatal producer error: {reason}; a new producer takes over");
                 *client = new;
@@ -162,7 +164,7 @@ impl KafkaBackend for KafkaPublisher {
                 let asked = tokio::task::spawn_blocking(move || reachable(&client, &topic)).await;
                 match asked.unwrap_or_else(|e| Err(e.to_string())) {
                     Ok(()) => check.up("the brokers answer and the topic has leaders"),
-                    Err(why) => check.down(&why),
+                    Err(why) => check.down(&format!("{why}{}", self.current.context.refusal.suffix())),
                 }
                 tokio::time::sleep(period).await;
             }

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
-use rdkafka::client::Client;
+use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::KafkaError;
+use rdkafka::producer::{FutureProducer, Producer};
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::client::{LogContext, producer_config};
@@ -20,8 +21,15 @@ const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_048_588;
 #[derive(Debug, thiserror::Error)]
 pub enum TopicError {
     /// No broker answered.
-    #[error("no Kafka broker at {0} answers ({1})")]
-    Unreachable(String, KafkaError),
+    #[error("no Kafka broker at {brokers} answers ({error}){refusal}")]
+    Unreachable {
+        /// Where they should be.
+        brokers: String,
+        /// What the client says.
+        error: KafkaError,
+        /// What the connections failed for, if it is known.
+        refusal: String,
+    },
     /// The client library refuses the settings; trying again is no use.
     #[error("the Kafka settings can't be used: {0}")]
     Settings(KafkaError),
@@ -35,19 +43,23 @@ pub enum TopicError {
 /// # Errors
 /// [`TopicError`]; trying again later is always safe.
 pub async fn create_topics(settings: &KafkaSettings, client_id: &str) -> Result<(), TopicError> {
-    let unreachable = |e| TopicError::Unreachable(settings.brokers.clone(), e);
-    let admin: AdminClient<LogContext> =
-        producer_config(settings, client_id).create_with_context(LogContext).map_err(TopicError::Settings)?;
+    let context = LogContext::default();
+    let refusal = context.refusal.clone();
+    let unreachable =
+        |error| TopicError::Unreachable { brokers: settings.brokers.clone(), error, refusal: refusal.suffix() };
+    // Not the admin client: what the library says about connections reaches only those who poll for it, and it does not.
+    let asking: FutureProducer<LogContext> =
+        producer_config(settings, client_id).create_with_context(context).map_err(TopicError::Settings)?;
     let topics = settings.topics.clone();
     let timeout = settings.request_timeout;
-    let (admin, partitions) = tokio::task::spawn_blocking(move || {
-        let found = partition_counts(admin.inner(), &topics, timeout);
-        (admin, found)
-    })
-    .await
-    // The closure neither panics nor is it cancelled.
-    .map_err(|_| unreachable(KafkaError::Canceled))?;
+    let partitions = tokio::task::spawn_blocking(move || partition_counts(asking.client(), &topics, timeout))
+        .await
+        // The closure neither panics nor is it cancelled.
+        .map_err(|_| unreachable(KafkaError::Canceled))?;
     let partitions = partitions.map_err(unreachable)?;
+    let admin: AdminClient<LogContext> = producer_config(settings, client_id)
+        .create_with_context(LogContext::default())
+        .map_err(TopicError::Settings)?;
     let Topics { events, dead_letters, .. } = &settings.topics;
     let replication = || TopicReplication::Fixed(settings.topics.replication_factor);
     if !partitions.contains_key(events) {
@@ -72,7 +84,8 @@ async fn max_message_bytes(settings: &KafkaSettings, admin: &AdminClient<LogCont
 
 /// How long the events' topic keeps its records; `None` for ever, or where it can't be asked.
 pub async fn topic_retention(settings: &KafkaSettings, client_id: &str) -> Option<Duration> {
-    let admin: AdminClient<LogContext> = producer_config(settings, client_id).create_with_context(LogContext).ok()?;
+    let admin: AdminClient<LogContext> =
+        producer_config(settings, client_id).create_with_context(LogContext::default()).ok()?;
     let millis: i64 = topic_setting(settings, &admin, "retention.ms").await?.parse().ok()?;
     u64::try_from(millis).ok().map(Duration::from_millis)
 }
@@ -93,7 +106,9 @@ async fn create(
         .request_timeout(Some(settings.request_timeout))
         .operation_timeout(Some(settings.request_timeout));
     let results = admin.create_topics([&topic], &options).await;
-    for result in results.map_err(|e| TopicError::Unreachable(settings.brokers.clone(), e))? {
+    let unreachable =
+        |error| TopicError::Unreachable { brokers: settings.brokers.clone(), error, refusal: String::new() };
+    for result in results.map_err(unreachable)? {
         match result {
             Ok(name) => log::info!(topic = name, partitions = topic.num_partitions; "created the topic {name}"),
             Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
@@ -105,7 +120,7 @@ async fn create(
 
 /// How many partitions those topics have that exist. Blocks for up to `timeout` per topic.
 fn partition_counts(
-    client: &Client<LogContext>,
+    client: &Client<impl ClientContext>,
     topics: &Topics,
     timeout: Duration,
 ) -> Result<HashMap<String, i32>, KafkaError> {

@@ -159,6 +159,26 @@ impl Cursor {
 mod tests {
     use super::*;
     use crate::event::EventTypes;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        #[test]
+        fn every_row_reads_back_from_its_cursor(score in 0..1_i64 << 53, id in "\\PC{1,16}", which in 0..7_usize) {
+            let (cursor, query) = (Cursor(Row { score, id }), &queries()[which]);
+            let read = Cursor::decode(&cursor.encode(query), query);
+            prop_assert!(read.is_ok_and(|read| read.0.score == score && read.0.id == cursor.0.id));
+        }
+
+        #[test]
+        fn no_text_makes_the_cursors_reader_panic(text: String, bytes: Vec<u8>) {
+            let encoded = URL_SAFE_NO_PAD.encode(bytes);
+            for text in [text, encoded] {
+                prop_assert!(Cursor::decode(&text, &Query::default()).is_err(), "a cursor has a digest: {text}");
+            }
+        }
+    }
 
     fn time(millis: i64) -> Option<Timestamp> {
         Timestamp::from_millis(millis)

@@ -439,6 +439,30 @@ fn entry(bucket: usize, id: &str, fields: &[String]) -> Option<Entry> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        #[test]
+        fn every_position_reads_back(
+            ids: [(u64, u64); BUCKETS],
+            partial in prop::option::of((0..BUCKETS, 1..usize::MAX)),
+        ) {
+            let entries = ids.map(|(millis, number)| EntryId { millis, number });
+            let position = TailPosition { entries, partial };
+            prop_assert_eq!(TailPosition::decode(&position.encode()), Some(position));
+        }
+
+        #[test]
+        fn no_text_makes_the_reader_of_positions_panic(text: String, mut bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let garbage = TailPosition::decode(&text);
+            bytes.insert(0, 1);
+            for position in [garbage, TailPosition::decode(&URL_SAFE_NO_PAD.encode(&bytes))].into_iter().flatten() {
+                prop_assert_eq!(TailPosition::decode(&position.encode()), Some(position));
+            }
+        }
+    }
 
     fn entry_of(bucket: usize, millis: u64, records: usize) -> Entry {
         let record = |n: usize| Announced { partition: 0, offset: n as i64, event_id: n.to_string() };

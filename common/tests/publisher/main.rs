@@ -209,7 +209,7 @@ async fn the_dead_letter_topic_follows_a_main_topic_that_is_there_already() {
 async fn creating_topics_says_who_did_not_answer_and_what_was_refused() {
     let away = settings(NOWHERE, &["--kafka-request-timeout-ms", "300"]);
     let unreachable = create_topics(&away, CLIENT).await.unwrap_err();
-    assert!(matches!(unreachable, TopicError::Unreachable(..)), "{unreachable}");
+    assert!(matches!(unreachable, TopicError::Unreachable { .. }), "{unreachable}");
     assert!(unreachable.to_string().contains(NOWHERE), "{unreachable}");
 
     let greedy = settings(&required("TEST_KAFKA_BROKERS"), &["--kafka-topic-replication-factor", "9"]);

@@ -16,6 +16,7 @@ mod health;
 mod idempotency;
 mod kafka_outage;
 mod kafka_rust;
+mod kafka_security;
 mod lists;
 mod logs;
 mod memory;

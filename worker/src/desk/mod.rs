@@ -19,7 +19,7 @@ pub(crate) type Observer = BaseConsumer<LogContext>;
 
 /// Makes an [`Observer`]; it connects in the background.
 pub(crate) fn observer(config: &Config) -> Result<Observer, KafkaError> {
-    consumer_config(&config.kafka, NAME, &config.consumer).create_with_context(LogContext)
+    consumer_config(&config.kafka, NAME, &config.consumer).create_with_context(LogContext::default())
 }
 
 /// The partitions of a topic, in order.

@@ -27,7 +27,7 @@ use self::link::{Link, LinkSettings};
 use self::queue::{Next, Outcome, Queue};
 use super::publisher::{KafkaBackend, Unflushed};
 use super::{Delivered, PublishError, Publisher};
-use crate::config::KafkaSettings;
+use crate::config::{KafkaSettings, Protocol};
 use crate::event::UserEvent;
 use crate::health::Check;
 use crate::mutation::{Mutation, active};
@@ -107,6 +107,7 @@ impl KafkaRustPublisher {
             ("KAFKA_LINGER_MS", settings.linger_ms > 0),
             ("KAFKA_PRODUCER_RETRIES", settings.retries.is_some()),
             ("KAFKA_BROKERS with a security protocol", settings.brokers.contains("://")),
+            ("KAFKA_SECURITY_PROTOCOL other than plaintext", settings.security.protocol != Protocol::Plaintext),
         ];
         let wanted = wanted.iter().filter(|(_, wanted)| *wanted);
         wanted

@@ -49,7 +49,7 @@ impl Reader {
         let group = ConsumerSettings { group: group.to_owned(), ..config.consumer.clone() };
         let mut settings = consumer_config(kafka, NAME, &group);
         settings.set("enable.partition.eof", "true");
-        let consumer = StreamConsumer::from_config_and_context(&settings, LogContext)?;
+        let consumer = StreamConsumer::from_config_and_context(&settings, LogContext::default())?;
         let span = |partition: i32| {
             let (first, end) = consumer.fetch_watermarks(&topic, partition, LOOKUP_TIMEOUT)?;
             anyhow::Ok(Span { partition, first, next: first, end })

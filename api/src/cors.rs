@@ -1,0 +1,143 @@
+//! CORS (the Fetch standard, section 3.2): which pages may call from a browser. It protects users of browsers; it is no
+//! substitute for keys, which are asked for all the same. No cookie is ever looked at, so credentials are not allowed.
+
+use warp::http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, HeaderValue, ORIGIN, VARY,
+};
+use warp::http::{HeaderMap, Method};
+
+const METHODS: &str = "GET, HEAD, POST";
+const REQUEST_HEADERS: &str =
+    "authorization, content-type, content-encoding, idempotency-key, last-event-id, prefer, traceparent, x-api-key";
+/// What scripts may read of a reply, besides what they always may.
+const REPLY_HEADERS: &str = "link, location, preference-applied, retry-after, www-authenticate";
+/// How long a browser need not ask again, in seconds.
+const MAX_AGE: &str = "3600";
+
+/// The origins that are let in.
+#[derive(Debug, Clone)]
+pub enum Cors {
+    /// Every one.
+    Any,
+    /// These.
+    Only(Vec<String>),
+}
+
+impl Cors {
+    /// A list of origins, or `*`.
+    ///
+    /// # Errors
+    /// What is allowed.
+    pub fn parse(list: &str) -> Result<Self, String> {
+        if list.trim() == "*" {
+            return Ok(Self::Any);
+        }
+        let origins = list.split(',').map(|origin| {
+            let origin = origin.trim();
+            // An origin has no path, not even a slash; browsers compare the text.
+            let url = url::Url::parse(origin).ok().filter(|url| matches!(url.scheme(), "http" | "https"))?;
+            (url.origin().ascii_serialization() == origin).then(|| origin.to_owned())
+        });
+        origins.collect::<Option<_>>().map(Self::Only).ok_or_else(|| {
+            "must be * or origins such as https://desk.example.org, in lower case, without a path or a default port, separated by commas".into()
+        })
+    }
+
+    /// The headers of a reply to this request.
+    pub(crate) fn headers(&self, request: &HeaderMap) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        let Some(allowed) = self.allowed(request) else {
+            headers.insert(VARY, HeaderValue::from_static("origin"));
+            return headers;
+        };
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
+        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(REPLY_HEADERS));
+        if let Self::Only(_) = self {
+            // Or a cache would show one origin's reply to another.
+            headers.insert(VARY, HeaderValue::from_static("origin"));
+        }
+        headers
+    }
+
+    fn allowed(&self, request: &HeaderMap) -> Option<HeaderValue> {
+        let origin = request.get(ORIGIN)?;
+        match self {
+            Self::Any => Some(HeaderValue::from_static("*")),
+            Self::Only(origins) => {
+                origins.iter().any(|known| known.as_bytes() == origin.as_bytes()).then(|| origin.clone())
+            }
+        }
+    }
+
+    /// The headers of the reply to a browser that asks before it calls; `None` for any other request.
+    pub(crate) fn preflight(&self, method: &Method, request: &HeaderMap) -> Option<HeaderMap> {
+        let asks = *method == Method::OPTIONS
+            && request.contains_key(ORIGIN)
+            && request.contains_key(ACCESS_CONTROL_REQUEST_METHOD);
+        asks.then(|| {
+            let mut headers = self.headers(request);
+            headers.remove(ACCESS_CONTROL_EXPOSE_HEADERS);
+            if headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN) {
+                headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(METHODS));
+                headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(REQUEST_HEADERS));
+                headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static(MAX_AGE));
+            }
+            headers
+        })
+    }
+}
+
+/// Adds headers to a reply, which may vary with other ones already.
+pub(crate) fn add(reply: &mut HeaderMap, headers: &HeaderMap) {
+    for (name, value) in headers {
+        if name == VARY {
+            reply.append(name, value.clone());
+        } else {
+            reply.insert(name, value.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(origin: &str, method: Option<&'static str>) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(ORIGIN, origin.parse().unwrap());
+        if let Some(method) = method {
+            headers.insert(ACCESS_CONTROL_REQUEST_METHOD, HeaderValue::from_static(method));
+        }
+        headers
+    }
+
+    #[test]
+    fn origins_are_taken_as_browsers_send_them() {
+        assert!(matches!(Cors::parse("*"), Ok(Cors::Any)));
+        assert!(matches!(Cors::parse("https://a.example, http://b:8080"), Ok(Cors::Only(list)) if list.len() == 2));
+        for wrong in ["", "https://a/", "https://A", "https://a:443", "ftp://a", "a.example", "*,https://a", "null"] {
+            assert!(Cors::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn only_a_known_origin_is_let_in() {
+        let cors = Cors::parse("https://a.example").unwrap();
+        let known = cors.headers(&request("https://a.example", None));
+        assert_eq!(
+            (&known[ACCESS_CONTROL_ALLOW_ORIGIN], &known[VARY]),
+            (&"https://a.example".parse().unwrap(), &"origin".parse().unwrap())
+        );
+        for other in ["https://a.example.org", "https://a.exampl", "null"] {
+            let headers = cors.headers(&request(other, None));
+            assert!(!headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN) && headers.contains_key(VARY), "{other}");
+            let asked = cors.preflight(&Method::OPTIONS, &request(other, Some("POST"))).unwrap();
+            assert!(!asked.contains_key(ACCESS_CONTROL_ALLOW_METHODS), "{other}");
+        }
+        assert!(cors.preflight(&Method::OPTIONS, &request("https://a.example", None)).is_none());
+        assert!(cors.preflight(&Method::GET, &request("https://a.example", Some("POST"))).is_none());
+        let asked = cors.preflight(&Method::OPTIONS, &request("https://a.example", Some("POST"))).unwrap();
+        assert_eq!(asked[ACCESS_CONTROL_ALLOW_METHODS], METHODS);
+    }
+}
