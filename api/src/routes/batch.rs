@@ -237,21 +237,20 @@ fn handle(
     item: Item,
     ordinal: usize,
 ) -> impl Future<Output = ItemResult> + Send + 'static {
-    let begun = begin(&context, index, item, ordinal);
+    let begun = begin(&context, index, item, ordinal).unwrap_or_else(Begun::Done);
     async move {
         match begun {
-            Ok(Begun::Done(result)) => result,
-            Ok(Begun::Sent { event_id, published }) => match timed(context.app.config.request_timeout, published).await
-            {
+            Begun::Done(result) => result,
+            Begun::Sent { event_id, published } => match timed(context.app.config.request_timeout, published).await {
                 Ok(()) => ItemResult { index, status: 201, event_id: Some(event_id), ..ItemResult::default() },
                 Err(error) => failed(index, &error),
             },
-            Ok(Begun::Asked { json, ordinal }) => ask_first(&context, index, &json, ordinal).await,
-            Err(result) => result,
+            Begun::Asked { json, ordinal } => ask_first(&context, index, &json, ordinal).await,
         }
     }
 }
 
+/// How far an item has come.
 enum Begun {
     Done(ItemResult),
     Sent {

@@ -115,7 +115,7 @@ impl Walk {
         let mut rows = Vec::with_capacity(limit.min(1024));
         while rows.len() < limit {
             // A bucket's share of the rows varies; half as much again is seldom too little.
-            let share = if self.heads.len() == 1 { limit - rows.len() } else { 2 * (limit - rows.len()) / BUCKETS + 4 };
+            let share = if self.heads.len() == 1 { limit } else { 2 * limit / BUCKETS + 4 };
             self.refill(share).await?;
             let Some(first) = self.first_bucket() else { break };
             // Until the winner runs dry its rows can be taken without asking anyone.
@@ -136,15 +136,13 @@ impl Walk {
         .map(|(_, bucket)| bucket)
     }
 
-    /// Asks every bucket whose buffer is empty for more, in one exchange, until each has a row or has ended.
+    /// Asks for more where a buffer is empty, in one exchange, until each has a row or has ended.
     async fn refill(&mut self, wanted: usize) -> Result<(), StoreError> {
         let mut wanted = wanted;
-        loop {
-            let dry = |head: &Head| head.buffered.is_empty() && !head.exhausted;
-            let asked: Vec<usize> = (0..self.heads.len()).filter(|head| dry(&self.heads[*head])).collect();
-            if asked.is_empty() {
-                return Ok(());
-            }
+        while self.heads.iter().any(|head| head.buffered.is_empty() && !head.exhausted) {
+            // Those that are nearly used up come along, so that they need no exchange of their own in a moment.
+            let short = |head: &Head| head.buffered.len() <= wanted / 2 && !head.exhausted;
+            let asked: Vec<usize> = (0..self.heads.len()).filter(|head| short(&self.heads[*head])).collect();
             let ranges = asked.iter().map(|head| self.range(&self.heads[*head], wanted));
             let answers: Vec<Vec<(String, f64)>> = self.lane().scatter(ranges).await?;
             for (head, answer) in asked.into_iter().zip(answers) {
@@ -153,6 +151,7 @@ impl Walk {
             // Only where a whole answer shared the last row's score and lay before it.
             wanted = wanted.saturating_mul(4);
         }
+        Ok(())
     }
 
     fn range(&self, head: &Head, wanted: usize) -> redis::Cmd {
