@@ -89,23 +89,29 @@ pub(crate) fn pieces<B: Buf, E>(
     check_length(headers, limits.size)?;
     let packed = body.map(|piece| piece.map(|mut piece| piece.copy_to_bytes(piece.remaining())).map_err(|_| ()));
     let coding = headers.get(CONTENT_ENCODING).map(|coding| coding.to_str().unwrap_or("?").trim().to_ascii_lowercase());
-    let unpacked: Pieces = match coding.as_deref() {
-        None | Some("identity" | "") => Box::pin(packed.map_err(|()| Problem::BodyBroken)),
-        Some("gzip" | "x-gzip") => unpack(packed, "gzip", |packed| Box::pin(GzipDecoder::new(packed))),
-        Some("zstd") => unpack(packed, "zstd", |packed| Box::pin(ZstdDecoder::new(packed))),
-        Some("br") => unpack(packed, "br", |packed| Box::pin(BrotliDecoder::new(packed))),
+    Ok(match coding.as_deref() {
+        None | Some("identity" | "") => within(limits.size, packed.map_err(|()| Problem::BodyBroken)),
+        Some("gzip" | "x-gzip") => {
+            within(limits.size, unpack(packed, "gzip", |packed| Box::pin(GzipDecoder::new(packed))))
+        }
+        Some("zstd") => within(limits.size, unpack(packed, "zstd", |packed| Box::pin(ZstdDecoder::new(packed)))),
+        Some("br") => within(limits.size, unpack(packed, "br", |packed| Box::pin(BrotliDecoder::new(packed)))),
         Some(other) => {
             return Err(Problem::UnsupportedCoding(format!(
                 "the Content-Encoding is {other:?}; send gzip, zstd or br, one of them, or none"
             )));
         }
-    };
+    })
+}
+
+/// The pieces up to a size.
+fn within(limit: usize, pieces: impl Stream<Item = Result<Bytes, Problem>> + Send + 'static) -> Pieces {
     let mut size = 0;
-    Ok(Box::pin(unpacked.map(move |piece| {
+    Box::pin(pieces.map(move |piece| {
         let piece = piece?;
         size += piece.len();
-        if size > limits.size { Err(Problem::BodyTooLarge(limits.size)) } else { Ok(piece) }
-    })))
+        if size > limit { Err(Problem::BodyTooLarge(limit)) } else { Ok(piece) }
+    }))
 }
 
 type Packed = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
@@ -115,7 +121,7 @@ fn unpack(
     packed: impl Stream<Item = Result<Bytes, ()>> + Send + 'static,
     coding: &'static str,
     unpacker: impl FnOnce(StreamReader<Packed, Bytes>) -> Unpacker,
-) -> Pieces {
+) -> impl Stream<Item = Result<Bytes, Problem>> + Send + 'static {
     let (sent, mut got) = (Arc::new(AtomicUsize::new(0)), 0);
     let counted = Arc::clone(&sent);
     let packed: Packed = Box::pin(packed.map(move |piece| match piece {
@@ -127,7 +133,7 @@ fn unpack(
         Err(()) => Err(io::ErrorKind::ConnectionAborted.into()),
     }));
     let unpacked = ReaderStream::with_capacity(unpacker(StreamReader::new(packed)), 64 * 1024);
-    Box::pin(unpacked.map(move |piece| {
+    unpacked.map(move |piece| {
         let piece = piece.map_err(|error| match error.kind() {
             io::ErrorKind::ConnectionAborted => Problem::BodyBroken,
             _ => Problem::BadCoding(coding),
@@ -135,7 +141,7 @@ fn unpack(
         got += piece.len();
         let bomb = got > RATIO_COUNTS_FROM && got / MAX_RATIO > sent.load(Ordering::Relaxed);
         if bomb { Err(Problem::RatioTooLarge(MAX_RATIO)) } else { Ok(piece) }
-    }))
+    })
 }
 
 /// Reads the whole body.

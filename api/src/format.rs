@@ -1,11 +1,8 @@
 //! The forms of a list: a JSON array, NDJSON, CSV. Events go through as the bytes that are stored; the line-based forms
 //! leave line breaks between tokens away.
 
-use std::borrow::Cow;
-
 use bytes::Bytes;
-use serde::Deserialize;
-use serde_json::value::RawValue;
+use common::event::StoredMembers;
 use warp::http::HeaderMap;
 use warp::http::header::{ACCEPT, HeaderValue};
 
@@ -20,22 +17,6 @@ pub(crate) enum Format {
     Ndjson,
     /// RFC 4180, a header line first.
     Csv,
-}
-
-/// A row as CSV has it.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Record<'a> {
-    #[serde(borrow)]
-    event_id: Cow<'a, str>,
-    #[serde(borrow)]
-    user_id: Cow<'a, str>,
-    #[serde(borrow)]
-    event_type: Cow<'a, str>,
-    #[serde(borrow)]
-    timestamp: Cow<'a, str>,
-    #[serde(borrow)]
-    payload: &'a RawValue,
 }
 
 impl Format {
@@ -183,7 +164,7 @@ pub(crate) fn push_line(out: &mut Vec<u8>, json: &[u8]) {
 fn write_csv(out: &mut Vec<u8>, first: bool, events: &[Bytes]) {
     let mut csv = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(out);
     let header = first.then_some(["eventId", "userId", "eventType", "timestamp", "payload"]);
-    let rows = events.iter().filter_map(|event| serde_json::from_slice::<Record<'_>>(event).ok());
+    let rows = events.iter().filter_map(|event| serde_json::from_slice::<StoredMembers<'_>>(event).ok());
     // Writing to memory does not fail, and all records have five fields.
     let written = header.into_iter().try_for_each(|header| csv.write_record(header)).and_then(|()| {
         { rows }.try_for_each(|row| {

@@ -337,6 +337,27 @@ impl<'a> UserEvent<'a> {
     }
 }
 
+/// An event read back from [`UserEvent::to_json`], its members as they are: what is stored was checked before.
+#[derive(Debug, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoredMembers<'a> {
+    /// Its id.
+    #[serde(borrow)]
+    pub event_id: Cow<'a, str>,
+    /// Whose it is.
+    #[serde(borrow)]
+    pub user_id: Cow<'a, str>,
+    /// What it is.
+    #[serde(borrow)]
+    pub event_type: Cow<'a, str>,
+    /// When it was, as [`Timestamp`] writes it.
+    #[serde(borrow)]
+    pub timestamp: Cow<'a, str>,
+    /// Verbatim.
+    #[serde(borrow)]
+    pub payload: &'a RawValue,
+}
+
 /// Appends `text` as a JSON string.
 pub fn push_string(json: &mut Vec<u8>, text: &str) {
     // Writing a string to a Vec can't fail: neither does the writer nor is there a map key to refuse.

@@ -180,6 +180,33 @@ impl Kafka {
         Ok(())
     }
 
+    /// Deletes a topic, and waits until the broker knows nothing of it.
+    ///
+    /// # Errors
+    /// When the broker refuses.
+    pub async fn delete_topic(&self, topic: &str) -> Result<()> {
+        let admin: AdminClient<_> = self.settings().create()?;
+        let answers = admin.delete_topics(&[topic], &AdminOptions::new()).await?;
+        answers.into_iter().try_for_each(|answer| answer.map(drop).map_err(|(_, error)| anyhow::Error::from(error)))?;
+        crate::eventually("the topic is gone", async || {
+            let left = self.partitions(topic).unwrap_or_default();
+            anyhow::ensure!(left.is_empty(), "{left:?}");
+            Ok(())
+        })
+        .await;
+        Ok(())
+    }
+
+    /// Deletes a group without members, with its commits.
+    ///
+    /// # Errors
+    /// When the broker refuses.
+    pub async fn delete_group(&self, group: &str) -> Result<()> {
+        let admin: AdminClient<_> = self.settings().create()?;
+        let answers = admin.delete_groups(&[group], &AdminOptions::new()).await?;
+        answers.into_iter().try_for_each(|answer| answer.map(drop).map_err(|(_, error)| error.into()))
+    }
+
     /// Gives a topic so many partitions in all.
     ///
     /// # Errors

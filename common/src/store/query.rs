@@ -1,13 +1,10 @@
 //! What a list is asked for, and the cursor that goes on with it.
 
-use std::borrow::Cow;
-
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde::Deserialize;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::event::{EventId, EventType, Timestamp, UserId};
+use crate::event::{EventId, EventType, StoredMembers, Timestamp, UserId};
 
 /// Direction of a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -48,18 +45,6 @@ pub struct Query {
     pub order: Order,
 }
 
-/// The members of a stored event that can be asked for.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Asked<'a> {
-    #[serde(borrow)]
-    user_id: Cow<'a, str>,
-    #[serde(borrow)]
-    event_type: Cow<'a, str>,
-    #[serde(borrow)]
-    timestamp: Cow<'a, str>,
-}
-
 impl Query {
     /// A list in this direction without any filter.
     #[must_use]
@@ -73,7 +58,7 @@ impl Query {
         if self.user.is_none() && self.types.is_empty() && self.from.is_none() && self.to.is_none() {
             return true;
         }
-        serde_json::from_slice::<Asked<'_>>(json).is_ok_and(|event| {
+        serde_json::from_slice::<StoredMembers<'_>>(json).is_ok_and(|event| {
             self.user.as_ref().is_none_or(|user| user.as_str() == event.user_id)
                 && (self.types.is_empty() || self.types.iter().any(|kind| kind.as_str() == event.event_type))
                 && self.admits_time(&event.timestamp)

@@ -134,3 +134,48 @@ async fn partitions_that_are_added_are_read() {
     kafka.write(&world.topic, Some(7), &[record]).await;
     listed(&api.client, 11).await;
 }
+
+/// Posts events of one user, which are all in one partition, and waits until so many are listed.
+async fn posted_by_one_user(client: &Client, journal: &Journal, count: u64, in_all: u64) {
+    let before = journal.acknowledged() as u64;
+    for sequence in before..before + count {
+        journal.must_post(client, "one-user", sequence).await.unwrap();
+    }
+    listed(client, in_all).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_whose_commits_are_gone_loses_and_doubles_nothing() {
+    let world = World::shared();
+    let (api, mut worker) = world.start().await;
+    let journal = Journal::default();
+    posted_by_one_user(&api.client, &journal, 30, 30).await;
+    worker.process.terminate(e2e::PATIENCE).await;
+    world.kafka().delete_group(&world.group).await.unwrap();
+    let mut worker = world.start_worker().await;
+    // A commit that is missing counts as the beginning, whatever Redis knows.
+    eventually("all of it is read again", async || {
+        let again = counter(&mut worker, "duplicates").await;
+        ensure!(again == 30, "{again} of 30");
+        Ok(())
+    })
+    .await;
+    posted_by_one_user(&api.client, &journal, 5, 35).await;
+    journal.holds(&api.client).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_made_anew_is_read_from_its_beginning() {
+    let world = World::shared();
+    let (mut api, mut worker) = world.start().await;
+    let journal = Journal::default();
+    posted_by_one_user(&api.client, &journal, 30, 30).await;
+    for process in [&mut worker.process, &mut api.process] {
+        process.terminate(e2e::PATIENCE).await;
+    }
+    world.kafka().delete_topic(&world.topic).await.unwrap();
+    // What Redis remembers lies beyond the end of the new log.
+    let (api, _worker) = world.start().await;
+    posted_by_one_user(&api.client, &journal, 5, 35).await;
+    journal.holds(&api.client).await;
+}
