@@ -1,14 +1,18 @@
-//! Names of keys, buckets and scores.
+//! Names of keys, buckets, scores, and ids in the form in which they are stored.
 
+use std::fmt;
+
+use uuid::Uuid;
+use uuid::fmt::Hyphenated;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::event::Timestamp;
+use crate::event::{EventId, Timestamp};
 
 /// Number of buckets that the events are spread over.
 pub const BUCKETS: usize = 16;
 
 /// What `meta:layout` says of data that this code can read: version, buckets, hash.
-pub(super) const VERSION: &str = "1|16|xxh3";
+pub(super) const VERSION: &str = "2|16|xxh3";
 
 /// Hash tags whose Cluster slots lie one in each sixteenth of 0..16384, bucket 0 first.
 const TAGS: [&str; BUCKETS] = ["10", "3", "1a", "b", "11", "2", "1d", "c", "12", "1", "1c", "d", "13", "0", "1b", "a"];
@@ -38,6 +42,54 @@ fn uuid_v7_counter(id: &str) -> Option<i64> {
     i64::from_str_radix(id.get(15..18)?, 16).ok().filter(|rand_a| *rand_a >= 0).map(|rand_a| rand_a >> 2)
 }
 
+/// Begins what is stored of an id of 16 bytes that is not a UUID. No text begins with it: UTF-8 does not have it.
+const NOT_A_UUID: u8 = 0xff;
+
+/// An eventId as it is stored, in names of keys and in indexes: the 16 bytes of a UUID in its canonical form, which are
+/// in the same order and save 20 bytes each, and the text of any other. Two rows of one score stand in the order of these.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct StoredId(Vec<u8>);
+
+impl StoredId {
+    pub(super) fn of(event_id: &str) -> Self {
+        let canonical = |uuid: &Uuid| *uuid.as_hyphenated().encode_lower(&mut [0; Hyphenated::LENGTH]) == *event_id;
+        match Uuid::try_parse_ascii(event_id.as_bytes()).ok().filter(canonical) {
+            Some(uuid) => Self(uuid.as_bytes().to_vec()),
+            None if event_id.len() == 16 => Self([&[NOT_A_UUID], event_id.as_bytes()].concat()),
+            None => Self(event_id.as_bytes().to_vec()),
+        }
+    }
+
+    /// Takes what Redis holds; `None` when it can't be an id.
+    pub(super) fn read(stored: Vec<u8>) -> Option<Self> {
+        let id = Self(stored);
+        id.with_text(|text| EventId::parse(text).is_some()).unwrap_or(false).then_some(id)
+    }
+
+    pub(super) fn bucket(&self) -> usize {
+        self.with_text(bucket_of).unwrap_or_default()
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Shows `look` the eventId, which is text unless the bytes are not an id at all.
+    fn with_text<T>(&self, look: impl FnOnce(&str) -> T) -> Option<T> {
+        if let Ok(uuid) = <[u8; 16]>::try_from(self.0.as_slice()) {
+            return Some(look(Uuid::from_bytes(uuid).as_hyphenated().encode_lower(&mut [0; Hyphenated::LENGTH])));
+        }
+        std::str::from_utf8(self.0.strip_prefix(&[NOT_A_UUID]).unwrap_or(&self.0)).ok().map(look)
+    }
+}
+
+/// The eventId.
+impl fmt::Display for StoredId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.with_text(|text| f.write_str(text)).unwrap_or(Ok(()))
+    }
+}
+
 /// Makes the names of keys.
 #[derive(Debug, Clone)]
 pub struct Layout {
@@ -51,8 +103,13 @@ impl Layout {
         Self { prefix: prefix.to_owned() }
     }
 
-    pub(super) fn event(&self, bucket: usize, event_id: &str) -> String {
-        [&self.prefix, "ev:{", TAGS[bucket], "}:", event_id].concat()
+    pub(super) fn event(&self, bucket: usize, id: &StoredId) -> Vec<u8> {
+        [self.events(bucket).as_bytes(), id.as_bytes()].concat()
+    }
+
+    /// What the names of a bucket's events begin with.
+    pub(super) fn events(&self, bucket: usize) -> String {
+        [&self.prefix, "ev:{", TAGS[bucket], "}:"].concat()
     }
 
     pub(super) fn index(&self, bucket: usize) -> String {
@@ -141,6 +198,27 @@ mod tests {
             assert_eq!(score as f64 as i64, score);
             assert_eq!(score / 1024, far.millis());
         }
+    }
+
+    #[test]
+    fn ids_are_stored_in_fewer_bytes_and_read_back_as_they_were() {
+        let uuid = "01976a5e-7a3c-7fff-8000-00000000000a";
+        for (id, bytes) in [
+            (uuid, 16),
+            (&uuid.to_uppercase(), 36),
+            (&uuid.replace('-', ""), 32),
+            (&format!("{{{uuid}}}"), 38),
+            ("sixteen-bytes-id", 17),
+            ("seventeen-bytes-id", 18),
+            ("é", 2),
+        ] {
+            let stored = StoredId::of(id);
+            assert_eq!(stored.as_bytes().len(), bytes, "{id}");
+            assert_eq!((stored.to_string(), stored.bucket()), (id.to_owned(), bucket_of(id)));
+            assert_eq!(StoredId::read(stored.as_bytes().to_vec()), Some(stored));
+        }
+        let not_ids = [vec![], vec![NOT_A_UUID], vec![0xc3], vec![b'x'; 65]];
+        assert!(not_ids.into_iter().all(|stored| StoredId::read(stored).is_none()));
     }
 
     #[test]

@@ -106,7 +106,7 @@ impl Store {
             range.arg(self.layout.index(bucket)).arg(0).arg(STEP - 1).arg("WITHSCORES");
             range
         });
-        let buckets: Vec<Vec<(String, f64)>> = self.read.scatter(ranges).await?;
+        let buckets: Vec<Vec<(Vec<u8>, f64)>> = self.read.scatter(ranges).await?;
         Ok(buckets.iter().filter_map(|rows| rows.last()).map(|(_, score)| *score as i64).min())
     }
 
@@ -116,7 +116,7 @@ impl Store {
             let scripts = (0..BUCKETS).map(|bucket| {
                 let mut script = redis::cmd("EVAL");
                 script.arg(MAKE_ROOM).arg(1).arg(self.layout.index(bucket));
-                script.arg(highest).arg(STEP).arg(self.layout.event(bucket, ""));
+                script.arg(highest).arg(STEP).arg(self.layout.events(bucket));
                 script
             });
             let counts: Vec<usize> = self.read.scatter(scripts).await?;

@@ -10,8 +10,8 @@
 //!
 //! | key | type | content |
 //! |---|---|---|
-//! | `ev:{t}:<eventId>` | string | the event's JSON, a zero byte, its origin; expires |
-//! | `ix:{t}` | sorted set | eventId by score |
+//! | `ev:{t}:<id>` | string | the event's JSON, a zero byte, its origin; expires |
+//! | `ix:{t}` | sorted set | id by score |
 //! | `ux:{u}:<userId>` | sorted set | the same of one user, in the bucket of the userId; expires |
 //! | `tl:{t}` | stream | partition, offset and id of what was stored last; capped |
 //! | `at:{t}` | hash | `<group>\|<topic>:<partition>` → next offset |
@@ -19,6 +19,8 @@
 //! | `dl:{t}:<eventId>` | string | why an event became a dead letter; expires |
 //! | `meta:trimmed` | string | the time before which the guard of [`Memory`] has trimmed |
 //! | `meta:layout` | string | version, bucket count, hash |
+//!
+//! An `<id>` is the eventId as `StoredId` writes it: 16 bytes for a UUID, else its text.
 
 mod connection;
 mod layout;

@@ -4,7 +4,8 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::event::{EventId, EventType, StoredMembers, Timestamp, UserId};
+use super::layout::StoredId;
+use crate::event::{EventType, StoredMembers, Timestamp, UserId};
 
 /// Direction of a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -20,7 +21,7 @@ pub enum Order {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Row {
     pub(super) score: i64,
-    pub(super) id: String,
+    pub(super) id: StoredId,
 }
 
 impl Row {
@@ -127,7 +128,7 @@ impl Cursor {
             return None;
         };
         let score = score.parse().ok().filter(|score: &i64| *score >= 0)?;
-        let row = Row { score, id: EventId::parse(id)?.as_str().to_owned() };
+        let row = Row { score, id: StoredId::read(StoredId::of(id).as_bytes().to_vec())? };
         let whole = u32::from_str_radix(digest, 16).ok()? == row.digest();
         whole.then_some((u64::from_str_radix(query, 16).ok()?, row))
     }
@@ -151,7 +152,7 @@ mod tests {
 
         #[test]
         fn every_row_reads_back_from_its_cursor(score in 0..1_i64 << 53, id in "\\PC{1,16}", which in 0..7_usize) {
-            let (cursor, query) = (Cursor(Row { score, id }), &queries()[which]);
+            let (cursor, query) = (Cursor(Row { score, id: StoredId::of(&id) }), &queries()[which]);
             let read = Cursor::decode(&cursor.encode(query), query);
             prop_assert!(read.is_ok_and(|read| read.0.score == score && read.0.id == cursor.0.id));
         }
@@ -186,7 +187,7 @@ mod tests {
     #[test]
     fn a_cursor_reads_back_with_its_own_query_and_with_no_other() {
         for id in ["01976a5e-7a3c-7fff-8000-000000000000", "a|b", "é"] {
-            let cursor = Cursor(Row { score: 1_813_478_400_000_512, id: id.into() });
+            let cursor = Cursor(Row { score: 1_813_478_400_000_512, id: StoredId::of(id) });
             for (nth, query) in queries().iter().enumerate() {
                 for (other, reader) in queries().iter().enumerate() {
                     let read = Cursor::decode(&cursor.encode(query), reader);
@@ -199,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_forged_or_truncated_cursor_is_none() {
-        let good = Cursor(Row { score: 5, id: "long enough to lose a part".into() }).encode(&Query::default());
+        let good = Cursor(Row { score: 5, id: StoredId::of("long enough to lose a part") }).encode(&Query::default());
         assert!((0..good.len()).all(|end| Cursor::decode(&good[..end], &Query::default()).is_err()));
         for forged in ["", "x", "MXwxfA", "MnwxfGE", "MXwtMXxh", "MXx4fGE", "====", "\u{e9}", &good[1..]] {
             assert_eq!(Cursor::decode(forged, &Query::default()), Err(CursorError::Malformed), "{forged}");

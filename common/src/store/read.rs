@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::connection::Lane;
+use super::layout::StoredId;
 use super::query::Row;
 use super::{BUCKETS, Cursor, Order, Origin, Query, Store, StoreError, UserIndex, bucket_of};
 use crate::event::Timestamp;
@@ -102,6 +103,12 @@ impl Walk {
         !self.filtered || self.query.admits(json)
     }
 
+    /// Whether it is known without asking that nothing comes after what was given out.
+    #[must_use]
+    pub fn is_at_end(&self) -> bool {
+        self.heads.iter().all(|head| head.exhausted && head.buffered.is_empty())
+    }
+
     /// Whether anything comes after what was given out. Moves on by one row.
     async fn has_more(&mut self) -> Result<bool, StoreError> {
         Ok(!self.next_rows(1).await?.is_empty())
@@ -144,9 +151,9 @@ impl Walk {
             let short = |head: &Head| head.buffered.len() <= wanted / 2 && !head.exhausted;
             let asked: Vec<usize> = (0..self.heads.len()).filter(|head| short(&self.heads[*head])).collect();
             let ranges = asked.iter().map(|head| self.range(&self.heads[*head], wanted));
-            let answers: Vec<Vec<(String, f64)>> = self.lane().scatter(ranges).await?;
+            let answers: Vec<Vec<(Vec<u8>, f64)>> = self.lane().scatter(ranges).await?;
             for (head, answer) in asked.into_iter().zip(answers) {
-                self.heads[head].take(answer, wanted, self.query.order);
+                self.heads[head].take(answer, wanted, self.query.order)?;
             }
             // Only where a whole answer shared the last row's score and lay before it.
             wanted = wanted.saturating_mul(4);
@@ -172,16 +179,21 @@ impl Walk {
 }
 
 impl Head {
-    fn take(&mut self, answer: Vec<(String, f64)>, wanted: usize, order: Order) {
+    fn take(&mut self, answer: Vec<(Vec<u8>, f64)>, wanted: usize, order: Order) -> Result<(), StoreError> {
         self.exhausted = answer.len() < wanted;
-        let rows = answer.into_iter().map(|(id, score)| Row { score: score as i64, id });
         let last = self.last.take();
-        self.buffered.extend(rows.filter(|row| match (&last, order) {
-            (None, _) => true,
-            (Some(last), Order::Ascending) => row > last,
-            (Some(last), Order::Descending) => row < last,
-        }));
+        for (stored, score) in answer {
+            let no_id = || StoreError::Corrupt(format!("{} has an entry that is no eventId", self.index));
+            let row = Row { score: score as i64, id: StoredId::read(stored).ok_or_else(no_id)? };
+            let is_beyond = match (&last, order) {
+                (None, _) => true,
+                (Some(last), Order::Ascending) => row > *last,
+                (Some(last), Order::Descending) => row < *last,
+            };
+            self.buffered.extend(is_beyond.then_some(row));
+        }
         self.last = self.buffered.back().cloned().or(last);
+        Ok(())
     }
 }
 
@@ -229,12 +241,25 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn event(&self, event_id: &str) -> Result<Option<(Bytes, Origin)>, StoreError> {
-        let key = self.layout.event(bucket_of(event_id), event_id);
-        let Some(body) = self.read.command::<Option<Vec<u8>>>(redis::cmd("GET").arg(&key)).await? else {
+        let key = self.layout.event(bucket_of(event_id), &StoredId::of(event_id));
+        let Some(body) = self.read.command::<Option<Vec<u8>>>(redis::cmd("GET").arg(key)).await? else {
             return Ok(None);
         };
-        let corrupt = || StoreError::Corrupt(format!("{key} has no origin behind its JSON"));
+        let corrupt = || StoreError::Corrupt(format!("the body of {event_id} has no origin behind its JSON"));
         Origin::split(body).map(Some).ok_or_else(corrupt)
+    }
+
+    /// Which of these events are stored.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis has no good answer.
+    pub async fn knows(&self, event_ids: &[&str]) -> Result<Vec<bool>, StoreError> {
+        let commands = event_ids.iter().map(|id| {
+            let mut exists = redis::cmd("EXISTS");
+            exists.arg(self.layout.event(bucket_of(id), &StoredId::of(id)));
+            exists
+        });
+        self.read.scatter(commands).await
     }
 
     /// What is stored of each of these events.
@@ -243,9 +268,10 @@ impl Store {
     /// [`StoreError`] when Redis has no good answer.
     pub async fn look_up(&self, ids: &[&str]) -> Result<Vec<Found>, StoreError> {
         let commands = ids.iter().flat_map(|id| {
-            let (mut body, mut score, bucket) = (redis::cmd("GET"), redis::cmd("ZSCORE"), bucket_of(id));
-            body.arg(self.layout.event(bucket, id));
-            score.arg(self.layout.index(bucket)).arg(id);
+            let (mut body, mut score) = (redis::cmd("GET"), redis::cmd("ZSCORE"));
+            let (bucket, id) = (bucket_of(id), StoredId::of(id));
+            body.arg(self.layout.event(bucket, &id));
+            score.arg(self.layout.index(bucket)).arg(id.as_bytes());
             [body, score]
         });
         let replies: Vec<Option<Vec<u8>>> = self.export.scatter(commands).await?;
@@ -259,7 +285,7 @@ impl Store {
 
     /// The JSON of each row, in order; `None` of one whose body has expired a moment before its entry is trimmed.
     async fn bodies(&self, lane: &Lane, rows: &[Row]) -> Result<Vec<Option<Bytes>>, StoreError> {
-        let ids: Vec<&str> = rows.iter().map(|row| row.id.as_str()).collect();
+        let ids: Vec<&StoredId> = rows.iter().map(|row| &row.id).collect();
         let json = |mut body: Vec<u8>| {
             body.truncate(body.iter().position(|byte| *byte == 0).unwrap_or(body.len()));
             Bytes::from(body)
@@ -268,9 +294,13 @@ impl Store {
     }
 
     /// What is stored under these ids, JSON and origin, in order.
-    pub(super) async fn whole_bodies(&self, lane: &Lane, ids: &[&str]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+    pub(super) async fn whole_bodies(
+        &self,
+        lane: &Lane,
+        ids: &[&StoredId],
+    ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
         let mut asked: [Vec<usize>; BUCKETS] = Default::default();
-        ids.iter().enumerate().for_each(|(nth, id)| asked[bucket_of(id)].push(nth));
+        ids.iter().enumerate().for_each(|(nth, id)| asked[id.bucket()].push(nth));
         let commands = asked.iter().enumerate().filter(|(_, nths)| !nths.is_empty()).map(|(bucket, nths)| {
             let mut command = redis::cmd("MGET");
             nths.iter().for_each(|nth| {
@@ -294,19 +324,19 @@ mod tests {
 
     #[test]
     fn rows_up_to_the_last_one_given_out_are_left_away() {
-        let row = |score, id: &str| Row { score, id: id.into() };
+        let row = |score, id: &str| Row { score, id: StoredId::of(id) };
         let head =
             || Head { index: String::new(), buffered: VecDeque::new(), last: Some(row(5, "b")), exhausted: false };
         let mut forth = head();
-        let answer = |ids: &[(&str, f64)]| ids.iter().map(|(id, score)| ((*id).to_owned(), *score)).collect::<Vec<_>>();
-        forth.take(answer(&[("a", 5.0), ("b", 5.0)]), 2, Order::Ascending);
+        let answer = |ids: &[(&str, f64)]| ids.iter().map(|(id, score)| (id.as_bytes().to_vec(), *score)).collect();
+        forth.take(answer(&[("a", 5.0), ("b", 5.0)]), 2, Order::Ascending).unwrap();
         assert!(forth.buffered.is_empty() && !forth.exhausted);
         assert_eq!(forth.last, Some(row(5, "b")));
-        forth.take(answer(&[("a", 5.0), ("b", 5.0), ("c", 5.0), ("a", 6.0)]), 8, Order::Ascending);
+        forth.take(answer(&[("a", 5.0), ("b", 5.0), ("c", 5.0), ("a", 6.0)]), 8, Order::Ascending).unwrap();
         assert_eq!(forth.buffered, [row(5, "c"), row(6, "a")]);
         assert!(forth.exhausted);
         let mut back = head();
-        back.take(answer(&[("c", 5.0), ("b", 5.0), ("a", 5.0)]), 3, Order::Descending);
+        back.take(answer(&[("c", 5.0), ("b", 5.0), ("a", 5.0)]), 3, Order::Descending).unwrap();
         assert_eq!(back.buffered, [row(5, "a")]);
     }
 }

@@ -13,11 +13,14 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 
+use super::layout::StoredId;
 use super::positions::partition_of;
 use super::{BUCKETS, Origin, Store, StoreError};
 
-/// About how many entries a stream holds.
-pub(super) const MAX_ENTRIES: usize = 1000;
+/// About how many entries a stream holds, each of up to a batch's share of records.
+pub(super) const MAX_ENTRIES: usize = 500;
+/// The one field of an entry: its records one behind the other, as [`push_record`] writes them.
+pub(super) const RECORDS: &str = "r";
 /// Entries of one bucket that are read at a time.
 const READ: usize = 100;
 /// Entries of one bucket that tell what was announced before.
@@ -246,7 +249,7 @@ impl Seen {
 }
 
 /// A stream's entries as Redis gives them: id, and fields with values in turn.
-type Raw = Vec<(String, Vec<String>)>;
+type Raw = Vec<(String, Vec<Vec<u8>>)>;
 /// Keys of streams with their entries.
 type Streams = Vec<(String, Raw)>;
 
@@ -415,7 +418,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn announced(&self, records: &[&Announced]) -> Result<Vec<Option<(Bytes, Origin)>>, StoreError> {
-        let ids: Vec<&str> = records.iter().map(|record| record.event_id.as_str()).collect();
+        let ids: Vec<StoredId> = records.iter().map(|record| StoredId::of(&record.event_id)).collect();
+        let ids: Vec<&StoredId> = ids.iter().collect();
         let bodies = if ids.is_empty() { Vec::new() } else { self.whole_bodies(&self.read, &ids).await? };
         Ok(bodies.into_iter().map(|body| Origin::split(body?)).collect())
     }
@@ -426,14 +430,29 @@ fn entries(bucket: usize, raw: Raw) -> Result<Vec<Entry>, StoreError> {
     raw.into_iter().map(|(id, fields)| entry(bucket, &id, &fields).ok_or_else(corrupt)).collect()
 }
 
-fn entry(bucket: usize, id: &str, fields: &[String]) -> Option<Entry> {
-    let record = |pair: &[String]| {
-        let [place, event_id] = pair else { return None };
-        let (partition, offset) = place.split_once(':')?;
-        Some(Announced { partition: partition.parse().ok()?, offset: offset.parse().ok()?, event_id: event_id.clone() })
-    };
-    let records = fields.chunks(2).map(record).collect::<Option<Vec<_>>>()?;
+fn entry(bucket: usize, id: &str, fields: &[Vec<u8>]) -> Option<Entry> {
+    let [_, records] = fields else { return None };
+    let (mut rest, mut records) = (records.as_slice(), Vec::new());
+    while !rest.is_empty() {
+        records.push(pull_record(&mut rest)?);
+    }
     Some(Entry { bucket, id: EntryId::parse(id)?, records })
+}
+
+/// Appends a record to the field of an entry: partition, offset, length of the id, and the id as it is stored.
+pub(super) fn push_record(records: &mut Vec<u8>, partition: i32, offset: i64, id: &StoredId) {
+    push(records, u64::from(partition.unsigned_abs()));
+    push(records, offset.unsigned_abs());
+    push(records, id.as_bytes().len() as u64);
+    records.extend_from_slice(id.as_bytes());
+}
+
+fn pull_record(records: &mut &[u8]) -> Option<Announced> {
+    let (partition, offset) = (i32::try_from(pull(records)?).ok()?, i64::try_from(pull(records)?).ok()?);
+    let length = usize::try_from(pull(records)?).ok()?;
+    let (id, rest) = records.split_at_checked(length)?;
+    *records = rest;
+    Some(Announced { partition, offset, event_id: StoredId::read(id.to_vec())?.to_string() })
 }
 
 #[cfg(test)]
@@ -443,6 +462,22 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        #[test]
+        fn records_of_an_entry_read_back(
+            records in prop::collection::vec((0..i32::MAX, 0..i64::MAX, "\\PC{1,16}"), 1..5),
+            garbage: Vec<u8>,
+        ) {
+            let mut packed = Vec::new();
+            for (partition, offset, id) in &records {
+                push_record(&mut packed, *partition, *offset, &StoredId::of(id));
+            }
+            let read = entry(3, "5-1", &[b"r".to_vec(), packed]).unwrap();
+            let expected = records.into_iter().map(|(partition, offset, event_id)| Announced { partition, offset, event_id });
+            prop_assert_eq!(read.records, expected.collect::<Vec<_>>());
+            // Whatever is there instead: an answer, not a panic.
+            drop(entry(3, "5-1", &[b"r".to_vec(), garbage]));
+        }
 
         #[test]
         fn every_position_reads_back(

@@ -6,8 +6,9 @@ use bytes::Bytes;
 use futures::future::try_join_all;
 use redis::{FromRedisValue, Pipeline, Value};
 
+use super::layout::StoredId;
 use super::positions::PositionScope;
-use super::tail::MAX_ENTRIES;
+use super::tail::{MAX_ENTRIES, RECORDS, push_record};
 use super::{BUCKETS, Store, StoreError, bucket_of, millis, score_of};
 use crate::event::{EventId, EventType, Timestamp, UserEvent, UserId};
 use crate::mutation::{Mutation, active};
@@ -79,6 +80,7 @@ impl Origin {
 #[derive(Debug, Clone)]
 pub struct StoredEvent {
     id: EventId,
+    stored_id: StoredId,
     user_id: UserId,
     event_type: EventType,
     timestamp: Timestamp,
@@ -106,6 +108,7 @@ impl StoredEvent {
             user_id: event.user_id,
             event_type: event.event_type,
             body,
+            stored_id: StoredId::of(id.as_str()),
             id,
         }
     }
@@ -234,7 +237,7 @@ impl Store {
         let new = batch.events.iter().enumerate().filter(|(nth, _)| !receipt.duplicates.contains(nth));
         let commands = new.map(|(_, event)| {
             let mut command = redis::cmd("ZADD");
-            command.arg(self.layout.index(event.bucket)).arg("NX").arg(event.score).arg(event.id.as_str());
+            command.arg(self.layout.index(event.bucket)).arg("NX").arg(event.score).arg(event.stored_id.as_bytes());
             command
         });
         self.write.scatter::<usize>(commands).await.map(drop)
@@ -264,7 +267,7 @@ impl Transaction {
         let retention = millis(store.retention);
         for event in batch.events.iter().filter(own) {
             let expiry = (event.timestamp.millis() + retention).max(now.millis() + SHORTEST_LIFE_MS);
-            let key = store.layout.event(bucket, event.id.as_str());
+            let key = store.layout.event(bucket, &event.stored_id);
             let set = commands.cmd("SET").arg(key).arg(&event.body);
             if !active(Mutation::ClaimWithoutNx) {
                 set.arg("NX");
@@ -274,16 +277,17 @@ impl Transaction {
         if !events.is_empty() && !active(Mutation::IndexOnlyNew) {
             let index = commands.cmd("ZADD").arg(store.layout.index(bucket)).arg("NX");
             batch.events.iter().filter(own).for_each(|event| {
-                index.arg(event.score).arg(event.id.as_str());
+                index.arg(event.score).arg(event.stored_id.as_bytes());
             });
             commands.ignore();
         }
         if !events.is_empty() {
             let tail = commands.cmd("XADD").arg(store.layout.tail(bucket)).arg("MAXLEN").arg("~");
-            tail.arg(MAX_ENTRIES).arg("*");
-            batch.events.iter().filter(own).for_each(|event| {
-                tail.arg(format!("{}:{}", event.partition, event.offset)).arg(event.id.as_str());
-            });
+            let mut records = Vec::with_capacity(events.len() * 24);
+            for event in batch.events.iter().filter(own) {
+                push_record(&mut records, event.partition, event.offset, &event.stored_id);
+            }
+            tail.arg(MAX_ENTRIES).arg("*").arg(RECORDS).arg(records);
             commands.ignore();
         }
         if user_index == UserIndex::On {
@@ -327,7 +331,7 @@ fn add_user_entries(commands: &mut Pipeline, store: &Store, batch: &Batch, bucke
         let key = store.layout.user_index(bucket, user);
         let entries = commands.cmd("ZADD").arg(&key).arg("NX");
         events.iter().for_each(|event| {
-            entries.arg(event.score).arg(event.id.as_str());
+            entries.arg(event.score).arg(event.stored_id.as_bytes());
         });
         commands.ignore().cmd("PEXPIRE").arg(&key).arg(life).ignore();
         if events.iter().any(|event| event.score % TRIM_ONE_IN == 0) {
