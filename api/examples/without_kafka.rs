@@ -6,10 +6,9 @@ use std::sync::Arc;
 
 use api::{App, Cli, Config};
 use common::event::UserEvent;
-use common::kafka::{Delivered, PublishError, Publisher};
+use common::kafka::{Company, Delivered, Published, Publisher};
 use common::store::Store;
 use common::{config, shutdown};
-use futures::future::BoxFuture;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -18,7 +17,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 struct Nowhere;
 
 impl Publisher for Nowhere {
-    fn publish(&self, _: &UserEvent<'_>, _: &[u8]) -> BoxFuture<'static, Result<Delivered, PublishError>> {
+    fn publish(&self, _: &UserEvent<'_>, _: &[u8], _: Company) -> Published {
         Box::pin(std::future::ready(Ok(Delivered { partition: 0, offset: 0 })))
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_compression::tokio::bufread::{BrotliDecoder, GzipDecoder, ZstdDecoder};
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use futures::{Stream, StreamExt, TryStreamExt};
 use tokio::io::AsyncRead;
 use tokio_util::io::{ReaderStream, StreamReader};
@@ -147,15 +147,16 @@ fn unpack(
 /// Reads the whole body.
 pub(crate) async fn whole(mut pieces: Pieces, limits: Limits) -> Result<Bytes, Problem> {
     let whole = async {
-        // Most bodies come in one piece, which then need not be copied.
-        let mut all: Vec<Bytes> = Vec::with_capacity(1);
-        while let Some(piece) = pieces.next().await {
-            all.push(piece?);
+        // Most bodies come in one piece, which then need not be copied. Further ones are, since a piece of a few bytes
+        // holds the connection's whole read buffer.
+        let first = pieces.next().await.transpose()?.unwrap_or_default();
+        let Some(second) = pieces.next().await.transpose()? else { return Ok(first) };
+        let mut all = BytesMut::from(first);
+        all.extend_from_slice(&second);
+        while let Some(piece) = pieces.next().await.transpose()? {
+            all.extend_from_slice(&piece);
         }
-        match all.len() {
-            1 => Ok(all.swap_remove(0)),
-            _ => Ok(all.concat().into()),
-        }
+        Ok(all.freeze())
     };
     tokio::time::timeout(limits.time, whole).await.unwrap_or(Err(Problem::BodyTooSlow(limits.time)))
 }

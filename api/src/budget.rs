@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::event::UserEvent;
-use common::kafka::{Delivered, PublishError, Publisher};
-use futures::future::BoxFuture;
+use common::kafka::{Company, Delivered, PublishError, Published, Publisher};
+
+use crate::metrics::Publishing;
 
 /// The rate at which the brokers take bytes is measured over this time.
 const WINDOW: Duration = Duration::from_secs(1);
@@ -14,19 +15,20 @@ const WINDOW: Duration = Duration::from_secs(1);
 const SHORTEST_WAIT: u64 = 1;
 const LONGEST_WAIT: u64 = 30;
 
-/// A publisher that holds no more than a number of bytes.
+/// A publisher that holds no more than a number of bytes, and counts.
 pub struct Budget {
     publisher: Arc<dyn Publisher>,
     limit: usize,
     flow: Arc<Flow>,
 }
 
-/// Bytes that came in and went out.
-#[derive(Default)]
+/// Records and bytes that came in and went out.
 struct Flow {
+    records: AtomicUsize,
     in_flight: AtomicUsize,
     drained: AtomicUsize,
     rate: Mutex<Rate>,
+    counted: Publishing,
 }
 
 /// What was drained in the last window, and since.
@@ -42,41 +44,67 @@ impl Default for Rate {
     }
 }
 
-/// Bytes of one record, given back when its future ends or is dropped.
-struct Share {
+/// One record, whose bytes are given back when its answer is there or nobody waits for it any more.
+struct Flight {
     flow: Arc<Flow>,
     bytes: usize,
+    since: Instant,
+    answered: bool,
 }
 
-impl Drop for Share {
+impl Flight {
+    /// With the bytes that were in flight before.
+    fn begin(flow: &Arc<Flow>, bytes: usize) -> (Self, usize) {
+        flow.records.fetch_add(1, Ordering::Relaxed);
+        let before = flow.in_flight.fetch_add(bytes, Ordering::Relaxed);
+        (Self { flow: Arc::clone(flow), bytes, since: Instant::now(), answered: false }, before)
+    }
+
+    fn end(mut self, result: &Result<Delivered, PublishError>) {
+        self.answered = true;
+        self.flow.counted.answered(result, self.since.elapsed());
+    }
+}
+
+impl Drop for Flight {
     fn drop(&mut self) {
+        self.flow.records.fetch_sub(1, Ordering::Relaxed);
         self.flow.in_flight.fetch_sub(self.bytes, Ordering::Relaxed);
         self.flow.drained.fetch_add(self.bytes, Ordering::Relaxed);
+        if !self.answered {
+            self.flow.counted.abandoned(self.since.elapsed());
+        }
     }
 }
 
 impl Budget {
     /// At most `limit` bytes wait for `publisher` at a time.
-    #[must_use]
-    pub fn new(publisher: Arc<dyn Publisher>, limit: usize) -> Self {
-        Self { publisher, limit, flow: Arc::default() }
+    pub(crate) fn new(publisher: Arc<dyn Publisher>, limit: usize, counted: Publishing) -> Self {
+        let (records, in_flight, drained, rate) = Default::default();
+        Self { publisher, limit, flow: Arc::new(Flow { records, in_flight, drained, rate, counted }) }
     }
 
     /// Hands over one event, unless the budget is used up.
-    pub fn publish(&self, event: &UserEvent<'_>, json: &[u8]) -> BoxFuture<'static, Result<Delivered, PublishError>> {
-        let bytes = json.len();
-        let before = self.flow.in_flight.fetch_add(bytes, Ordering::Relaxed);
-        let share = Share { flow: Arc::clone(&self.flow), bytes };
-        if before + bytes > self.limit {
+    pub fn publish(&self, event: &UserEvent<'_>, json: &[u8], company: Company) -> Published {
+        let (flight, before) = Flight::begin(&self.flow, json.len());
+        if before + json.len() > self.limit {
             let reason = format!("KAFKA_QUEUE_KBYTES: {before} bytes wait for the brokers already");
-            return Box::pin(std::future::ready(Err(PublishError::NotAccepted(reason))));
+            let refused = Err(PublishError::NotAccepted(reason));
+            flight.end(&refused);
+            return Box::pin(std::future::ready(refused));
         }
-        let published = self.publisher.publish(event, json);
+        let published = self.publisher.publish(event, json, company);
         Box::pin(async move {
             let result = published.await;
-            drop(share);
+            flight.end(&result);
             result
         })
+    }
+
+    /// Events that wait for the brokers.
+    #[must_use]
+    pub fn records(&self) -> usize {
+        self.flow.records.load(Ordering::Relaxed)
     }
 
     /// Bytes that wait for the brokers.
@@ -114,23 +142,28 @@ mod tests {
     use futures::future::pending;
 
     use super::*;
+    use crate::metrics::Metrics;
+
+    fn budget(publisher: impl Publisher, limit: usize) -> Budget {
+        Budget::new(Arc::new(publisher), limit, Metrics::new().publishing())
+    }
 
     struct Silent;
 
     impl Publisher for Silent {
-        fn publish(&self, _: &UserEvent<'_>, _: &[u8]) -> BoxFuture<'static, Result<Delivered, PublishError>> {
+        fn publish(&self, _: &UserEvent<'_>, _: &[u8], _: Company) -> Published {
             Box::pin(pending())
         }
     }
 
-    fn publish(budget: &Budget, size: usize) -> BoxFuture<'static, Result<Delivered, PublishError>> {
+    fn publish(budget: &Budget, size: usize) -> Published {
         let event = UserEvent::from_request(br#"{"userId":"u","eventType":"LOGIN"}"#, &EventTypes::default()).unwrap();
-        budget.publish(&event, &vec![b' '; size])
+        budget.publish(&event, &vec![b' '; size], Company::Alone)
     }
 
     #[test]
     fn beyond_the_budget_nothing_is_accepted_until_something_is_answered_or_given_up() {
-        let budget = Budget::new(Arc::new(Silent), 100);
+        let budget = budget(Silent, 100);
         let first = publish(&budget, 60);
         let refused = publish(&budget, 41).now_or_never().unwrap();
         assert!(matches!(&refused, Err(PublishError::NotAccepted(why)) if why.contains("60 bytes")), "{refused:?}");
@@ -143,7 +176,7 @@ mod tests {
 
     #[test]
     fn what_is_acknowledged_makes_room() {
-        let budget = Budget::new(Arc::new(FakePublisher::default()), 100);
+        let budget = budget(FakePublisher::default(), 100);
         for _ in 0..10 {
             assert!(publish(&budget, 90).now_or_never().unwrap().is_ok());
         }
@@ -151,7 +184,7 @@ mod tests {
 
     #[test]
     fn the_wait_follows_from_the_rate() {
-        let budget = Budget::new(Arc::new(Silent), usize::MAX);
+        let budget = budget(Silent, usize::MAX);
         assert_eq!(budget.retry_after(), SHORTEST_WAIT, "nothing waits");
         let waiting = publish(&budget, 10_000);
         assert_eq!(budget.retry_after(), LONGEST_WAIT, "nothing moves");

@@ -89,6 +89,12 @@ pub(crate) async fn earlier(app: &App, event: &UserEvent<'_>) -> Result<Option<B
     }
 }
 
+/// Which of these ids the store knows, as far as it says.
+pub(crate) async fn known(app: &App, event_ids: &[&str]) -> Vec<bool> {
+    let found = tokio::time::timeout(PATIENCE, app.store.knows(event_ids)).await;
+    found.ok().and_then(Result::ok).unwrap_or_else(|| vec![false; event_ids.len()])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -38,12 +38,11 @@ use bytes::Bytes;
 use common::event::{EventTypes, Timestamp};
 use common::health::Check;
 use common::kafka::{
-    Delivered, KafkaBackend, KafkaPublisher, KafkaRustPublisher, PublishError, Publisher, create_topics,
+    KafkaBackend, KafkaPublisher, KafkaRustPublisher, PublishError, Published, Publisher, create_topics,
     producer_config,
 };
 use common::shutdown::Shutdown;
 use common::store::{LiveWorker, Origin, Store, StoreError};
-use futures::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use warp::http::HeaderValue;
@@ -51,7 +50,7 @@ use warp::http::HeaderValue;
 use crate::budget::Budget;
 pub use crate::config::{Cli, Command, Config, KafkaClient};
 use crate::keys::Keys;
-use crate::metrics::{Measured, Metrics};
+use crate::metrics::Metrics;
 use crate::tail::Tail;
 
 const NAME: &str = "user-activity-api";
@@ -96,7 +95,7 @@ impl App {
         let (store, metrics) = (Arc::new(store), Metrics::new());
         let budget = config.kafka.queue_kbytes as usize * 1024;
         Self {
-            publisher: Budget::new(Arc::new(Measured::new(publisher, &metrics)), budget),
+            publisher: Budget::new(publisher, budget, metrics.publishing()),
             tail: Tail::new(&store),
             store,
             types: EventTypes::default(),
@@ -138,13 +137,14 @@ impl App {
     }
 }
 
-/// The answer to a record that was handed over, when it comes.
-type Published = BoxFuture<'static, Result<Delivered, PublishError>>;
-
 /// Waits for an acknowledgement for as long as a request may take.
 async fn timed(limit: Duration, published: Published) -> Result<(), PublishError> {
-    let late = |_| Err(PublishError::Unknown("HTTP_REQUEST_TIMEOUT".into()));
-    tokio::time::timeout(limit, published).await.unwrap_or_else(late).map(drop)
+    tokio::time::timeout(limit, published).await.unwrap_or_else(|_| Err(too_late())).map(drop)
+}
+
+/// There is no acknowledgement in the time that a request may take.
+fn too_late() -> PublishError {
+    PublishError::Unknown("HTTP_REQUEST_TIMEOUT".into())
 }
 
 /// How the parts are.
@@ -225,7 +225,11 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> a
 fn connect(config: &Config) -> anyhow::Result<Arc<dyn KafkaBackend>> {
     Ok(match config.kafka_client {
         KafkaClient::Rdkafka => {
-            Arc::new(KafkaPublisher::new(producer_config(&config.kafka, NAME), &config.kafka.topics.events)?)
+            let (producer, topic) = (producer_config(&config.kafka, NAME), &config.kafka.topics.events);
+            match config.kafka.linger_ms {
+                0 => Arc::new(KafkaPublisher::adaptive(producer, topic)?),
+                _ => Arc::new(KafkaPublisher::new(producer, topic)?),
+            }
         }
         KafkaClient::KafkaRust => Arc::new(KafkaRustPublisher::new(&config.kafka, NAME)?),
     })

@@ -1,12 +1,10 @@
 //! What is counted of requests and of publishing. docs/METRICS.md lists it; a test holds the two together.
 
-use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
-use common::event::UserEvent;
-use common::kafka::{Delivered, PublishError, Publisher};
+use common::kafka::{Delivered, PublishError};
 use common::metrics::{DURATIONS, Described, Exporter};
-use futures::future::BoxFuture;
 use metrics::{Counter, Gauge, Histogram};
 use warp::http::{Method, StatusCode};
 
@@ -47,7 +45,8 @@ pub(crate) struct Metrics {
     in_flight: Gauge,
     readers: Gauge,
     exports: Gauge,
-    publishing: Arc<Publishing>,
+    bytes: Gauge,
+    records: Gauge,
 }
 
 impl Metrics {
@@ -61,9 +60,15 @@ impl Metrics {
             in_flight: exporter.gauge(REQUESTS_IN_FLIGHT, &[]),
             readers: exporter.gauge(READERS, &[]),
             exports: exporter.gauge(EXPORTS, &[]),
-            publishing: Arc::new(Publishing::new(&exporter)),
+            bytes: exporter.gauge(BYTES_IN_FLIGHT, &[]),
+            records: exporter.gauge(RECORDS_IN_FLIGHT, &[]),
             exporter,
         }
+    }
+
+    /// What a publisher counts.
+    pub(crate) fn publishing(&self) -> Publishing {
+        Publishing::new(&self.exporter)
     }
 
     /// A request has come.
@@ -86,6 +91,8 @@ impl Metrics {
 
     /// Everything as text.
     pub(crate) fn render(&self, app: &App) -> String {
+        self.bytes.set(app.publisher.in_flight() as f64);
+        self.records.set(app.publisher.records() as f64);
         self.readers.set(app.tail.readers() as f64);
         self.exports.set(MOST_EXPORTS.saturating_sub(app.exports.available_permits()) as f64);
         self.exporter.render(app.is_ready())
@@ -123,14 +130,13 @@ impl Drop for Request<'_> {
     }
 }
 
-struct Publishing {
+/// What is counted of publishing as it goes on.
+pub(crate) struct Publishing {
     acknowledged: Counter,
     refused: Counter,
     not_accepted: Counter,
     unknown: Counter,
     duration: Histogram,
-    bytes: Gauge,
-    records: Gauge,
 }
 
 impl Publishing {
@@ -142,65 +148,24 @@ impl Publishing {
             not_accepted: outcome("not_accepted"),
             unknown: outcome("unknown"),
             duration: exporter.histogram(PUBLISH_DURATION, &[]),
-            bytes: exporter.gauge(BYTES_IN_FLIGHT, &[]),
-            records: exporter.gauge(RECORDS_IN_FLIGHT, &[]),
         }
     }
 
-    fn outcome(&self, result: Option<&Result<Delivered, PublishError>>) -> &Counter {
-        match result {
-            Some(Ok(_)) => &self.acknowledged,
-            Some(Err(PublishError::Refused(_) | PublishError::RefusedTimestamp(_))) => &self.refused,
-            Some(Err(PublishError::NotAccepted(_))) => &self.not_accepted,
-            // Nobody waited for the answer.
-            Some(Err(PublishError::Unknown(_))) | None => &self.unknown,
-        }
+    /// A record has its answer.
+    pub(crate) fn answered(&self, result: &Result<Delivered, PublishError>, after: Duration) {
+        self.duration.record(after);
+        let outcome = match result {
+            Ok(_) => &self.acknowledged,
+            Err(PublishError::Refused(_) | PublishError::RefusedTimestamp(_)) => &self.refused,
+            Err(PublishError::NotAccepted(_)) => &self.not_accepted,
+            Err(PublishError::Unknown(_)) => &self.unknown,
+        };
+        outcome.increment(1);
     }
-}
 
-/// A publisher, and what is counted of it.
-pub(crate) struct Measured {
-    publisher: Arc<dyn Publisher>,
-    publishing: Arc<Publishing>,
-}
-
-impl Measured {
-    pub(crate) fn new(publisher: Arc<dyn Publisher>, metrics: &Metrics) -> Self {
-        Self { publisher, publishing: Arc::clone(&metrics.publishing) }
-    }
-}
-
-impl Publisher for Measured {
-    fn publish(&self, event: &UserEvent<'_>, json: &[u8]) -> BoxFuture<'static, Result<Delivered, PublishError>> {
-        let mut flight = Flight::begin(&self.publishing, json.len());
-        let published = self.publisher.publish(event, json);
-        Box::pin(async move { flight.result.insert(published.await).clone() })
-    }
-}
-
-/// A record that waits for its answer.
-struct Flight {
-    publishing: Arc<Publishing>,
-    bytes: f64,
-    since: Instant,
-    result: Option<Result<Delivered, PublishError>>,
-}
-
-impl Flight {
-    fn begin(publishing: &Arc<Publishing>, bytes: usize) -> Self {
-        let bytes = bytes as f64;
-        publishing.bytes.increment(bytes);
-        publishing.records.increment(1);
-        Self { publishing: Arc::clone(publishing), bytes, since: Instant::now(), result: None }
-    }
-}
-
-impl Drop for Flight {
-    fn drop(&mut self) {
-        let publishing = &self.publishing;
-        publishing.bytes.decrement(self.bytes);
-        publishing.records.decrement(1);
-        publishing.duration.record(self.since.elapsed());
-        publishing.outcome(self.result.as_ref()).increment(1);
+    /// Nobody waits for the answer any more.
+    pub(crate) fn abandoned(&self, after: Duration) {
+        self.duration.record(after);
+        self.unknown.increment(1);
     }
 }

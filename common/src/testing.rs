@@ -2,10 +2,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::future::BoxFuture;
-
 use crate::event::UserEvent;
-use crate::kafka::{Delivered, PublishError, Publisher};
+use crate::kafka::{Company, Delivered, PublishError, Published, Publisher};
 
 /// The variables that a command reads but an example environment does not list with their defaults.
 #[must_use]
@@ -48,7 +46,7 @@ impl FakePublisher {
 }
 
 impl Publisher for FakePublisher {
-    fn publish(&self, _: &UserEvent<'_>, json: &[u8]) -> BoxFuture<'static, Result<Delivered, PublishError>> {
+    fn publish(&self, _: &UserEvent<'_>, json: &[u8], _: Company) -> Published {
         let result = match &self.failure {
             Some(error) => Err(error.clone()),
             None => {

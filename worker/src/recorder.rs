@@ -14,8 +14,11 @@ use crate::decode::Decoded;
 const MOST_RECORDS: usize = 500;
 /// Most bytes of a batch, give or take its last record.
 const MOST_BYTES: usize = 4 * 1024 * 1024;
-/// How long a batch waits for company: small ones cost Redis and this worker many times the work per event.
+/// How long a batch waits for company while others are on their way: small ones cost Redis and this worker many times the
+/// work per event.
 const LINGER: Duration = Duration::from_millis(8);
+/// The same while none are: then there is time.
+const IDLE_LINGER: Duration = Duration::from_millis(1);
 
 /// Records in the order they were read. Time comes in as an argument.
 #[derive(Debug, Default)]
@@ -99,10 +102,10 @@ impl Pending {
         self.events.len() + self.letters.len() >= MOST_RECORDS || self.bytes >= MOST_BYTES
     }
 
-    /// When it should go, also if it is not full; `None` while it is empty.
+    /// When it should go, also if it is not full; `None` while it is empty. `idle`: no other batch is on its way.
     #[must_use]
-    pub fn due(&self) -> Option<Instant> {
-        self.since.map(|since| since + LINGER)
+    pub fn due(&self, idle: bool) -> Option<Instant> {
+        self.since.map(|since| since + if idle { IDLE_LINGER } else { LINGER })
     }
 }
 
@@ -129,10 +132,11 @@ mod tests {
     #[test]
     fn a_batch_is_due_a_moment_after_its_first_record() {
         let (mut pending, now) = (Pending::default(), Instant::now());
-        assert_eq!(pending.due(), None);
+        assert_eq!(pending.due(false), None);
         add(&mut pending, GOOD, 0, 5, now);
         add(&mut pending, GOOD, 0, 6, now + LINGER);
-        assert_eq!(pending.due(), Some(now + LINGER));
+        assert_eq!(pending.due(false), Some(now + LINGER));
+        assert_eq!(pending.due(true), Some(now + IDLE_LINGER), "nothing is gained by waiting");
         assert_eq!(pending.ends[&0], (Slot { partition: 0, epoch: 1 }, NextOffset(7)));
     }
 
@@ -160,11 +164,11 @@ mod tests {
         let mut aside = pending.split_off(&BTreeSet::from([1]));
         assert_eq!((pending.events.len(), pending.letters.len(), pending.ends.len()), (1, 0, 1));
         assert_eq!((aside.events.len(), aside.letters.len(), aside.ends.len()), (1, 1, 1));
-        assert_eq!(aside.due(), pending.due());
+        assert_eq!(aside.due(true), pending.due(true));
         aside.cut(1, Offset(1));
         assert_eq!(aside.ends[&1].1, NextOffset(1));
         assert_eq!(pending.split_off(&BTreeSet::from([0])).events.len(), 1);
-        assert_eq!(pending.due(), None);
+        assert_eq!(pending.due(true), None);
     }
 
     #[test]

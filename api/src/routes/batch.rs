@@ -5,11 +5,13 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use common::event::{UserEvent, Violation};
-use common::kafka::PublishError;
+use common::kafka::{Company, PublishError, Published};
 use futures::stream::{self, BoxStream, poll_fn};
 use futures::{Stream, StreamExt};
 use serde::Serialize;
@@ -25,10 +27,12 @@ use crate::idempotency::IdempotencyKey;
 use crate::keys::Caller;
 use crate::problem::Problem;
 use crate::query::validate_only;
-use crate::{App, timed};
+use crate::{App, too_late};
 
 /// Items that wait for the brokers at a time.
 const WINDOW: usize = 1000;
+/// Items that are handed over together, and waited for together.
+const GROUP: usize = 100;
 /// Results that are sent in one piece of a streamed reply.
 const RESULTS: usize = 64;
 
@@ -209,19 +213,24 @@ impl Lines {
     }
 }
 
+/// An item with its number, and how many equal ones came before it.
+struct Numbered {
+    index: usize,
+    item: Item,
+    ordinal: usize,
+}
+
 /// The results of all items, in order, as the brokers acknowledge them.
 fn results(context: Context, items: BoxStream<'static, Item>) -> BoxStream<'static, ItemResult> {
-    let context = Arc::new(context);
-    let mut ordinals = HashMap::new();
-    let pending = items.enumerate().map(move |(index, item)| {
-        let ordinal = match (&context.key, &item) {
-            // Equal items of one request are different events.
-            (Some(_), Ok(json)) => count(&mut ordinals, json),
-            _ => 0,
-        };
-        handle(Arc::clone(&context), index, item, ordinal)
+    let (context, mut ordinals) = (Arc::new(context), HashMap::new());
+    let has_key = context.key.is_some();
+    let numbered = items.enumerate().map(move |(index, item)| {
+        // Equal items of one request are different events.
+        let ordinal = item.as_ref().ok().filter(|_| has_key).map_or(0, |json| count(&mut ordinals, json));
+        Numbered { index, item, ordinal }
     });
-    pending.buffered(WINDOW).boxed()
+    let groups = numbered.ready_chunks(GROUP).map(move |items| handle(Arc::clone(&context), items));
+    groups.buffered(WINDOW / GROUP).flat_map(stream::iter).boxed()
 }
 
 fn count(ordinals: &mut HashMap<Bytes, usize>, json: &Bytes) -> usize {
@@ -230,75 +239,96 @@ fn count(ordinals: &mut HashMap<Bytes, usize>, json: &Bytes) -> usize {
     *seen - 1
 }
 
-/// Hands one item over at once, in the order of the calls. The future is its result.
-fn handle(
-    context: Arc<Context>,
-    index: usize,
-    item: Item,
-    ordinal: usize,
-) -> impl Future<Output = ItemResult> + Send + 'static {
-    let begun = begin(&context, index, item, ordinal).unwrap_or_else(Begun::Done);
+/// Hands a group over at once, in the order of the calls, unless the store is to be asked first. The future is its
+/// results.
+fn handle(context: Arc<Context>, items: Vec<Numbered>) -> impl Future<Output = Vec<ItemResult>> + Send + 'static {
+    let begun = context.key.is_none().then(|| begin(&context, &items));
     async move {
-        match begun {
-            Begun::Done(result) => result,
-            Begun::Sent { event_id, published } => match timed(context.app.config.request_timeout, published).await {
-                Ok(()) => ItemResult { index, status: 201, event_id: Some(event_id), ..ItemResult::default() },
-                Err(error) => failed(index, &error),
-            },
-            Begun::Asked { json, ordinal } => ask_first(&context, index, &json, ordinal).await,
-        }
+        let begun = match begun {
+            Some(begun) => begun,
+            None => begin_new(&context, &items).await,
+        };
+        answers(context.app.config.request_timeout, begun).await
     }
 }
 
 /// How far an item has come.
 enum Begun {
     Done(ItemResult),
-    Sent {
-        event_id: String,
-        published: crate::Published,
-    },
-    /// It has a key, so the store is asked before it is published.
-    Asked {
-        json: Bytes,
-        ordinal: usize,
-    },
+    Sent { index: usize, event_id: String, published: Published },
 }
 
-fn begin(context: &Context, index: usize, item: Item, ordinal: usize) -> Result<Begun, ItemResult> {
-    let json = item.map_err(|problem| refused(index, &problem))?;
-    let app = &context.app;
+fn begin(context: &Context, items: &[Numbered]) -> Vec<Begun> {
+    let publish = |item: &Numbered| match check(context, item) {
+        Ok(event) => publish(context, item.index, &event),
+        Err(result) => Begun::Done(result),
+    };
+    items.iter().map(publish).collect()
+}
+
+/// As [`begin`], without those that the store knows already.
+async fn begin_new(context: &Context, items: &[Numbered]) -> Vec<Begun> {
+    let checked: Vec<_> = items.iter().map(|item| check(context, item)).collect();
+    let ids: Vec<&str> = checked.iter().flatten().map(|event| event.event_id.as_str()).collect();
+    let mut known = crate::idempotency::known(&context.app, &ids).await.into_iter();
+    let publish = |(item, checked): (&Numbered, Result<UserEvent<'_>, ItemResult>)| match checked {
+        // The body is part of the id, so the first one had the same.
+        Ok(event) if known.next() == Some(true) => {
+            Begun::Done(ItemResult { duplicate: true, ..accepted(item.index, event.event_id.as_str().to_owned()) })
+        }
+        Ok(event) => publish(context, item.index, &event),
+        Err(result) => Begun::Done(result),
+    };
+    items.iter().zip(checked).map(publish).collect()
+}
+
+/// The event of an item.
+///
+/// # Errors
+/// The result of one that is not to be published.
+fn check<'a>(context: &Context, numbered: &'a Numbered) -> Result<UserEvent<'a>, ItemResult> {
+    let (index, app) = (numbered.index, &context.app);
+    let json = numbered.item.as_ref().map_err(|problem| refused(index, problem))?;
     if json.is_empty() || json.len() > app.config.max_body {
         return Err(refused(index, &Problem::BodyTooLarge(app.config.max_body)));
     }
-    let event = UserEvent::from_request(&json, &app.types).map_err(|violations| invalid(index, violations))?;
+    let mut event = UserEvent::from_request(json, &app.types).map_err(|violations| invalid(index, violations))?;
     if context.validate_only {
-        return Ok(Begun::Done(ItemResult { index, status: 200, ..ItemResult::default() }));
+        return Err(ItemResult { index, status: 200, ..ItemResult::default() });
     }
-    if context.key.is_some() {
-        return Ok(Begun::Asked { json, ordinal });
+    if let Some(key) = &context.key {
+        event.event_id = key.item_id(&context.caller, &event.user_id, json, numbered.ordinal);
     }
-    let published = app.publisher.publish(&event, &event.to_json());
-    Ok(Begun::Sent { event_id: event.event_id.as_str().to_owned(), published })
+    Ok(event)
 }
 
-async fn ask_first(context: &Context, index: usize, json: &Bytes, ordinal: usize) -> ItemResult {
-    let app = &context.app;
-    let mut event = match UserEvent::from_request(json, &app.types) {
-        Ok(event) => event,
-        Err(violations) => return invalid(index, violations),
-    };
-    if let Some(key) = &context.key {
-        event.event_id = key.item_id(&context.caller, &event.user_id, json, ordinal);
+fn publish(context: &Context, index: usize, event: &UserEvent<'_>) -> Begun {
+    let published = context.app.publisher.publish(event, &event.to_json(), Company::Many);
+    Begun::Sent { index, event_id: event.event_id.as_str().to_owned(), published }
+}
+
+/// The results of a group, each waiting no longer than `limit`.
+async fn answers(limit: Duration, begun: Vec<Begun>) -> Vec<ItemResult> {
+    let mut late = pin!(tokio::time::sleep(limit));
+    let mut results = Vec::with_capacity(begun.len());
+    for item in begun {
+        results.push(match item {
+            Begun::Done(result) => result,
+            Begun::Sent { index, event_id, published } => {
+                let answer = tokio::select! {
+                    biased;
+                    answer = published => answer.map(drop),
+                    () = &mut late => Err(too_late()),
+                };
+                answer.map_or_else(|error| failed(index, &error), |()| accepted(index, event_id))
+            }
+        });
     }
-    let event_id = Some(event.event_id.as_str().to_owned());
-    // The body is part of the id, so the first one had the same.
-    if let Ok(Some(_)) = crate::idempotency::earlier(app, &event).await {
-        return ItemResult { index, status: 201, event_id, duplicate: true, ..ItemResult::default() };
-    }
-    match timed(app.config.request_timeout, app.publisher.publish(&event, &event.to_json())).await {
-        Ok(()) => ItemResult { index, status: 201, event_id, ..ItemResult::default() },
-        Err(error) => failed(index, &error),
-    }
+    results
+}
+
+fn accepted(index: usize, event_id: String) -> ItemResult {
+    ItemResult { index, status: 201, event_id: Some(event_id), ..ItemResult::default() }
 }
 
 fn invalid(index: usize, violations: Vec<Violation>) -> ItemResult {

@@ -19,6 +19,8 @@ use crate::request_id::current;
 
 /// The parameters of a list.
 pub(super) const PARAMETERS: [&str; 7] = ["userId", "eventType", "from", "to", "order", "limit", "cursor"];
+/// Rows of a full list that are read before it has its turn: whoever waits for one holds them.
+const FIRST_STEP: usize = 100;
 /// Rows of one step of the full list; three steps are in memory at a time.
 const STEP: usize = 500;
 /// Bytes that a step is kept to, once bodies turn out to be large.
@@ -114,18 +116,20 @@ async fn page(app: &App, request: &Request, format: Format) -> Result<warp::repl
     Ok(response)
 }
 
-/// Two steps are read before anything is sent, so that a store that is away is still a 503, and a short list is one
+/// The first steps are read before anything is sent, so that a store that is away is still a 503, and a short list is one
 /// piece. A failure after that breaks the transfer: a list that looks complete is complete.
 async fn everything(app: &Arc<App>, query: &Query, format: Format) -> Result<warp::reply::Response, Problem> {
     let mut walk = Walk::new(&app.store, query, None, true);
-    let first = walk.step(STEP).await.map_err(Problem::Store)?.unwrap_or_default();
-    let Some(second) = walk.step(STEP).await.map_err(Problem::Store)? else {
-        return Ok(Response::new(Writer::whole(format, &first)).into_response());
-    };
+    let first = walk.step(FIRST_STEP).await.map_err(Problem::Store)?.unwrap_or_default();
+    let whole = |events: &[_]| Ok(Response::new(Writer::whole(format, events)).into_response());
+    if walk.is_at_end() {
+        return whole(&first);
+    }
     let exports = Arc::clone(&app.exports);
     let turn = tokio::time::timeout(EXPORT_PATIENCE, exports.acquire_owned()).await;
     // The semaphore is never closed.
     let turn = turn.ok().and_then(Result::ok).ok_or(Problem::TooManyExports)?;
+    let Some(second) = walk.step(STEP).await.map_err(Problem::Store)? else { return whole(&first) };
     let (steps, mut streamed) = mpsc::channel(1);
     let request_id = current();
     tokio::spawn(async move {

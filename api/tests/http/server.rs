@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use api::App;
 use common::event::UserEvent;
-use common::kafka::{Delivered, PublishError, Publisher};
+use common::kafka::{Company, Delivered, Published, Publisher};
 use common::shutdown::Shutdown;
 use common::testing::FakePublisher;
-use futures::future::BoxFuture;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -137,7 +136,7 @@ impl Held {
 }
 
 impl Publisher for Held {
-    fn publish(&self, _: &UserEvent<'_>, _: &[u8]) -> BoxFuture<'static, Result<Delivered, PublishError>> {
+    fn publish(&self, _: &UserEvent<'_>, _: &[u8], _: Company) -> Published {
         self.taken.add_permits(1);
         let allowed = Arc::clone(&self.allowed);
         Box::pin(async move {

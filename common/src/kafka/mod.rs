@@ -11,5 +11,7 @@ pub use self::client::{
 };
 pub use self::kafka_rust::KafkaRustPublisher;
 pub use self::murmur2::partition_of;
-pub use self::publisher::{Delivered, KafkaBackend, KafkaPublisher, PublishError, Publisher, Unflushed};
+pub use self::publisher::{
+    Company, Delivered, KafkaBackend, KafkaPublisher, PublishError, Published, Publisher, Unflushed,
+};
 pub use self::topics::{TopicError, create_topics, topic_retention};

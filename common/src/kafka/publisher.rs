@@ -2,8 +2,9 @@
 //!
 //! An error is classified here, at the edge that knows its cause; whoever publishes reads only the class.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use rdkafka::config::ClientConfig;
@@ -43,11 +44,23 @@ pub enum PublishError {
     Unknown(String),
 }
 
+/// The answer to a record that was handed over, when it comes.
+pub type Published = BoxFuture<'static, Result<Delivered, PublishError>>;
+
+/// What a record is part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Company {
+    /// A request of its own.
+    Alone,
+    /// A request of many, which stay in their order.
+    Many,
+}
+
 /// Where the API's events go.
 pub trait Publisher: Send + Sync + 'static {
     /// Hands over one event, `json` being its serialised form. The future ends with the acknowledgement of all in-sync
     /// replicas, or the class of what went wrong.
-    fn publish(&self, event: &UserEvent<'_>, json: &[u8]) -> BoxFuture<'static, Result<Delivered, PublishError>>;
+    fn publish(&self, event: &UserEvent<'_>, json: &[u8], company: Company) -> Published;
 }
 
 /// A [`Publisher`] to real brokers, as the process that owns it sees it.
@@ -70,11 +83,39 @@ pub struct Unflushed(pub(super) String);
 
 type Client = FutureProducer<LogContext>;
 
+/// Records under way from which on it is worth to gather.
+const BUSY_FROM: usize = 8;
+/// How long the busy one of two producers gathers. An idempotent librdkafka sends nothing of a partition while five of its
+/// records or more are under way, and without a linger its thread spins as long as others wait for them: up to a whole
+/// core, which is worth a third of all requests. A record without company would have to wait a millisecond for it,
+/// the unit of its timers.
+const BUSY_LINGER_MS: &str = "0.2";
+
 /// Publishes through librdkafka. A producer that met a fatal error (one after which it refuses every record) is
 /// replaced by a new one at the next use.
 pub struct KafkaPublisher {
     topic: String,
-    current: Arc<Current>,
+    /// Sends as its settings say.
+    usual: Arc<Current>,
+    /// Takes the records instead while there are many.
+    busy: Option<Arc<Current>>,
+    under_way: Arc<AtomicUsize>,
+}
+
+/// One of the records under way.
+struct UnderWay(Arc<AtomicUsize>);
+
+impl UnderWay {
+    fn begin(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The producer in use, and what a new one is made of.
@@ -90,26 +131,45 @@ impl KafkaPublisher {
     /// # Errors
     /// When librdkafka refuses the settings.
     pub fn new(config: ClientConfig, topic: &str) -> KafkaResult<Self> {
-        let context = LogContext::default();
-        let client = RwLock::new(config.create_with_context(context.clone())?);
-        Ok(Self { topic: topic.to_owned(), current: Arc::new(Current { config, context, client }) })
+        let usual = Arc::new(Current::new(config, LogContext::default())?);
+        Ok(Self { topic: topic.to_owned(), usual, busy: None, under_way: Arc::default() })
+    }
+
+    /// As [`KafkaPublisher::new`], with a second producer that gathers records for a moment. A record goes at once while
+    /// there are few; those of a request of many, and all while there are many, are gathered.
+    ///
+    /// # Errors
+    /// When librdkafka refuses the settings.
+    pub fn adaptive(config: ClientConfig, topic: &str) -> KafkaResult<Self> {
+        let mut gathering = config.clone();
+        gathering.set("linger.ms", BUSY_LINGER_MS);
+        let mut publisher = Self::new(config, topic)?;
+        publisher.busy = Some(Arc::new(Current::new(gathering, publisher.usual.context.clone())?));
+        Ok(publisher)
+    }
+
+    fn producer(&self, company: Company) -> &Arc<Current> {
+        let many = company == Company::Many || self.under_way.load(Ordering::Relaxed) >= BUSY_FROM;
+        self.busy.as_ref().filter(|_| many).unwrap_or(&self.usual)
     }
 
     /// Hands over one record and waits for the acknowledgement.
-    pub fn send(&self, record: FutureRecord<'_, [u8], [u8]>) -> BoxFuture<'static, Result<Delivered, PublishError>> {
-        let client = self.current.get();
+    pub fn send(&self, record: FutureRecord<'_, [u8], [u8]>, company: Company) -> Published {
+        let current = self.producer(company);
+        let client = current.get();
         let delivery = match client.send_result(record) {
             Ok(delivery) => delivery,
             Err((error, _)) => {
-                self.current.replace_if_fatal(&client);
+                current.replace_if_fatal(&client);
                 return Box::pin(std::future::ready(Err(classify(&error, Stage::Enqueue))));
             }
         };
         if active(Mutation::ReplyBeforeAck) {
             return Box::pin(std::future::ready(Ok(Delivered { partition: -1, offset: -1 })));
         }
-        let current = Arc::clone(&self.current);
+        let (current, under_way) = (Arc::clone(current), UnderWay::begin(&self.under_way));
         Box::pin(async move {
+            let _under_way = under_way;
             match delivery.await {
                 Ok(Ok(at)) => Ok(Delivered { partition: at.partition, offset: at.offset }),
                 Ok(Err((error, _))) => {
@@ -123,6 +183,11 @@ impl KafkaPublisher {
 }
 
 impl Current {
+    fn new(config: ClientConfig, context: LogContext) -> KafkaResult<Self> {
+        let client = RwLock::new(config.create_with_context(context.clone())?);
+        Ok(Self { config, context, client })
+    }
+
     fn get(&self) -> Client {
         self.client.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -147,12 +212,12 @@ impl Current {
 }
 
 impl Publisher for KafkaPublisher {
-    fn publish(&self, event: &UserEvent<'_>, json: &[u8]) -> BoxFuture<'static, Result<Delivered, PublishError>> {
+    fn publish(&self, event: &UserEvent<'_>, json: &[u8], company: Company) -> Published {
         let headers = OwnedHeaders::new_with_capacity(2)
             .insert(Header { key: "event-id", value: Some(event.event_id.as_str()) })
             .insert(Header { key: "event-type", value: Some(event.event_type.as_str()) });
         let record = FutureRecord::to(&self.topic).key(event.user_id.as_str().as_bytes()).payload(json);
-        self.send(record.timestamp(event.timestamp.millis()).headers(headers))
+        self.send(record.timestamp(event.timestamp.millis()).headers(headers), company)
     }
 }
 
@@ -160,11 +225,11 @@ impl KafkaBackend for KafkaPublisher {
     fn watch<'a>(&'a self, check: &'a Check, period: Duration) -> BoxFuture<'a, String> {
         Box::pin(async move {
             loop {
-                let (client, topic) = (self.current.get(), self.topic.clone());
+                let (client, topic) = (self.usual.get(), self.topic.clone());
                 let asked = tokio::task::spawn_blocking(move || reachable(&client, &topic)).await;
                 match asked.unwrap_or_else(|e| Err(e.to_string())) {
                     Ok(()) => check.up("the brokers answer and the topic has leaders"),
-                    Err(why) => check.down(&format!("{why}{}", self.current.context.refusal.suffix())),
+                    Err(why) => check.down(&format!("{why}{}", self.usual.context.refusal.suffix())),
                 }
                 tokio::time::sleep(period).await;
             }
@@ -172,7 +237,12 @@ impl KafkaBackend for KafkaPublisher {
     }
 
     fn flush(&self, timeout: Duration) -> Result<(), Unflushed> {
-        self.current.get().flush(timeout).map_err(|e| Unflushed(e.to_string()))
+        let deadline = Instant::now() + timeout;
+        for producer in [Some(&self.usual), self.busy.as_ref()].into_iter().flatten() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            producer.get().flush(left).map_err(|e| Unflushed(e.to_string()))?;
+        }
+        Ok(())
     }
 }
 

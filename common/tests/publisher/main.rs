@@ -16,8 +16,8 @@ use common::config::{Checks, KafkaArgs, KafkaSettings};
 use common::event::Timestamp;
 use common::health::Check;
 use common::kafka::{
-    Delivered, KafkaBackend, KafkaPublisher, KafkaRustPublisher, PublishError, Publisher, TopicError, create_topics,
-    partition_of, producer_config,
+    Company, Delivered, KafkaBackend, KafkaPublisher, KafkaRustPublisher, PublishError, Publisher, TopicError,
+    create_topics, partition_of, producer_config,
 };
 use futures::future::{BoxFuture, join_all};
 use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication};
@@ -111,7 +111,7 @@ over_both!(
 );
 
 fn rdkafka_publisher(settings: &KafkaSettings) -> KafkaPublisher {
-    KafkaPublisher::new(producer_config(settings, CLIENT), &settings.topics.events).unwrap()
+    KafkaPublisher::adaptive(producer_config(settings, CLIENT), &settings.topics.events).unwrap()
 }
 
 /// Topics on the backend's shared Kafka, and a publisher to them.
@@ -128,7 +128,7 @@ type Outcome = Result<Delivered, PublishError>;
 fn publish(publisher: &dyn Publisher, user: &str, size: usize) -> BoxFuture<'static, Outcome> {
     let payload = format!(r#"{{"text":"{}"}}"#, "x".repeat(size));
     let json = event_json(&Uuid::now_v7().to_string(), user, Timestamp::now(), &payload);
-    publisher.publish(&event(&json), json.as_bytes())
+    publisher.publish(&event(&json), json.as_bytes(), Company::Many)
 }
 
 fn admin(settings: &KafkaSettings) -> AdminClient<DefaultClientContext> {
@@ -222,7 +222,7 @@ async fn a_record_carries_the_event_and_its_user(backend: Backend) {
     let (settings, publisher) = topics(backend, &[]).await;
     let at = Timestamp::parse("2026-02-17T10:00:00.123Z").unwrap();
     let json = event_json("the-id", "käte 1", at, "{ \"n\" : 1.0e+2 }");
-    let delivered = publisher.publish(&event(&json), json.as_bytes()).await.unwrap();
+    let delivered = publisher.publish(&event(&json), json.as_bytes(), Company::Alone).await.unwrap();
 
     let record = read(&settings, delivered).await;
     assert_eq!(record.key(), Some("käte 1".as_bytes()));
@@ -287,7 +287,7 @@ async fn a_record_that_finds_the_queue_full_is_not_accepted_at_once_and_flush_sa
     let settings = settings(NOWHERE, &["--kafka-queue-kbytes", "64"]);
     let publisher = backend.publisher(&settings);
     let json = event_json("e", "u", Timestamp::now(), &format!(r#"{{"text":"{}"}}"#, "x".repeat(10_000)));
-    let send = || publisher.publish(&event(&json), json.as_bytes());
+    let send = || publisher.publish(&event(&json), json.as_bytes(), Company::Alone);
     // Six of 10 kB fit, and wait.
     let waiting: Vec<_> = (0..6).map(|_| send()).collect();
     let start = Instant::now();

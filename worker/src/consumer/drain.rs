@@ -45,7 +45,7 @@ impl Consumer {
 
     async fn finish(&mut self) {
         loop {
-            if self.pending.due().is_some() && self.can_dispatch() {
+            if self.pending.due(true).is_some() && self.can_dispatch() {
                 self.dispatch();
             }
             tokio::select! {

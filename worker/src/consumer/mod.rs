@@ -156,6 +156,7 @@ impl Consumer {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.start_what_is_due();
+            let due = self.pending.due(self.writes.is_empty());
             // In this order: the end; changes of the assignment, which make records stale; answers, which free room;
             // time; and only then new records.
             tokio::select! {
@@ -168,7 +169,7 @@ impl Consumer {
                 beaten = finished(&mut self.beating) => self.on_beaten(beaten)?,
                 measured = finished(&mut self.measuring) => self.on_measured(measured),
                 _ = tick.tick() => self.on_tick(),
-                () = when(self.pending.due()), if self.can_dispatch() => self.dispatch(),
+                () = when(due), if self.can_dispatch() => self.dispatch(),
                 record = kafka.recv(), if !self.pending.is_full() => self.on_records(&kafka, record)?,
             }
         }

@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 use futures::future::BoxFuture;
 
 use self::link::{Link, LinkSettings};
-use self::queue::{Next, Outcome, Queue};
-use super::publisher::{KafkaBackend, Unflushed};
+use self::queue::{Next, Queue};
+use super::publisher::{Company, KafkaBackend, Published, Unflushed};
 use super::{Delivered, PublishError, Publisher};
 use crate::config::{KafkaSettings, Protocol};
 use crate::event::UserEvent;
@@ -129,7 +129,7 @@ impl Drop for KafkaRustPublisher {
 }
 
 impl Publisher for KafkaRustPublisher {
-    fn publish(&self, event: &UserEvent<'_>, json: &[u8]) -> BoxFuture<'static, Outcome> {
+    fn publish(&self, event: &UserEvent<'_>, json: &[u8], _: Company) -> Published {
         let key = event.user_id.as_str().as_bytes();
         if key.len() + json.len() > LARGEST_RECORD {
             let refused = PublishError::Refused(format!("larger than {LARGEST_RECORD} bytes"));
