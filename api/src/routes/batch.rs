@@ -212,6 +212,7 @@ impl Lines {
 /// The results of all items, in order, as the brokers acknowledge them.
 fn results(context: Context, items: BoxStream<'static, Item>) -> BoxStream<'static, ItemResult> {
     let context = Arc::new(context);
+    let (app, validate_only) = (Arc::clone(&context.app), context.validate_only);
     let mut ordinals = HashMap::new();
     let pending = items.enumerate().map(move |(index, item)| {
         let ordinal = match (&context.key, &item) {
@@ -221,7 +222,17 @@ fn results(context: Context, items: BoxStream<'static, Item>) -> BoxStream<'stat
         };
         handle(Arc::clone(&context), index, item, ordinal)
     });
-    pending.buffered(WINDOW).boxed()
+    let results = pending.buffered(WINDOW).boxed();
+    if validate_only { results } else { app.publish_all(results, was_published) }
+}
+
+/// Whether an item became a record; `None` for one that was never to be.
+fn was_published(result: &ItemResult) -> Option<bool> {
+    match result.status {
+        201 => (!result.duplicate).then_some(true),
+        // Only those that were handed over have one.
+        _ => result.outcome.map(|_| false),
+    }
 }
 
 fn count(ordinals: &mut HashMap<Bytes, usize>, json: &Bytes) -> usize {

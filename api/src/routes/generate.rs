@@ -66,7 +66,7 @@ async fn generate<B: Buf, E>(
         }
     }
     let json = event.to_json();
-    let published = timed(app.config.request_timeout, app.publisher.publish(&event, &json)).await;
+    let published = timed(app.config.request_timeout, app.publish(&event, &json)).await;
     published.map_err(|error| Problem::Publish { error, retry_after: app.publisher.retry_after() })?;
     let Some(wait) = preferred_wait(headers) else { return Ok(created(&event.event_id, &json, false, None)) };
     // Whatever keeps the store from saying so: the event is published.
