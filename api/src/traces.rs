@@ -122,8 +122,8 @@ struct Sending {
 impl Sending {
     /// `None` where there is no request that is traced.
     fn begin(app: &App, attributes: impl FnOnce() -> Vec<KeyValue>) -> Option<Self> {
-        let request = app.traces.as_ref().zip(Some(Context::current()).filter(Context::has_active_span));
-        let (traces, request) = request?;
+        let traces = app.traces.as_ref()?;
+        let request = Some(Context::current()).filter(Context::has_active_span)?;
         let topic = &app.config.kafka.topics.events;
         let mut attributes = attributes();
         attributes.extend([
