@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use common::config::{
-    Checks, ConfigErrors, KafkaArgs, KafkaSettings, ProcessArgs, RedisArgs, RedisSettings, bytes, duration, one_of,
-    range,
+    Checks, ConfigErrors, KafkaArgs, KafkaSettings, ProcessArgs, RedisArgs, RedisSettings, TraceArgs, TraceSettings,
+    bytes, duration, one_of, range,
 };
 use common::kafka::KafkaRustPublisher;
 use common::probe::HealthcheckArgs;
@@ -42,6 +42,8 @@ pub struct Cli {
     kafka_client: String,
     #[command(flatten)]
     redis: RedisArgs,
+    #[command(flatten)]
+    traces: TraceArgs,
     #[command(flatten)]
     process: ProcessArgs,
 }
@@ -148,6 +150,8 @@ pub struct Config {
     pub redis: RedisSettings,
     /// To finish what is in flight.
     pub shutdown_timeout: Duration,
+    /// Where spans go; `None`: nothing is traced.
+    pub traces: Option<TraceSettings>,
     /// How to log.
     pub log: LogSettings,
 }
@@ -198,6 +202,7 @@ impl Config {
             max_connections: checks.take("HTTP_MAX_CONNECTIONS", &http.http_max_connections, range(1..=1_000_000)),
             redis: cli.redis.check(&mut checks),
             shutdown_timeout: checks.take("SHUTDOWN_TIMEOUT", &cli.process.shutdown_timeout, duration),
+            traces: cli.traces.check(&mut checks),
             log: LogSettings::check(&cli.process, &mut checks),
             kafka,
             kafka_client,

@@ -8,8 +8,7 @@ use warp::http::header::{
 use warp::http::{HeaderMap, Method};
 
 const METHODS: &str = "GET, HEAD, POST";
-const REQUEST_HEADERS: &str =
-    "authorization, content-type, content-encoding, idempotency-key, last-event-id, prefer, traceparent, x-api-key";
+const REQUEST_HEADERS: &str = "authorization, content-type, content-encoding, idempotency-key, last-event-id, prefer, traceparent, tracestate, x-api-key";
 /// What scripts may read of a reply, besides what they always may.
 const REPLY_HEADERS: &str = "link, location, preference-applied, retry-after, www-authenticate";
 /// How long a browser need not ask again, in seconds.

@@ -8,7 +8,7 @@
 //! 6. `query`, `format`: which events a list is of, and the forms it comes in;
 //! 7. [`tail`]: what is processed now, for all readers of the stream;
 //! 8. [`problem`]: every reply that is not a success;
-//! 9. `metrics`: what is counted of all that;
+//! 9. `metrics`, `traces`: what is counted of all that, and how one request is followed;
 //! 10. [`openapi`]: the description of all this.
 
 mod body;
@@ -28,6 +28,7 @@ mod request_id;
 pub mod routes;
 pub mod server;
 pub mod tail;
+mod traces;
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,6 +44,7 @@ use common::kafka::{
 };
 use common::shutdown::Shutdown;
 use common::store::{LiveWorker, Origin, Store, StoreError};
+use common::traces::Traces;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use warp::http::HeaderValue;
@@ -76,6 +78,8 @@ pub struct App {
     /// The workers, as last heard; `None` when Redis did not say.
     workers: Mutex<Option<Vec<LiveWorker>>>,
     metrics: Metrics,
+    /// `None`: nothing is traced.
+    traces: Option<Traces>,
     /// Who may call; `None`: everybody.
     pub keys: Option<Arc<Keys>>,
     /// Limits and time-outs.
@@ -104,6 +108,7 @@ impl App {
             trimmed: Mutex::default(),
             workers: Mutex::default(),
             metrics,
+            traces: None,
             keys: config.api_keys.clone().map(|file| Arc::new(Keys::new(file))),
             config,
         }
@@ -189,7 +194,9 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> a
     log::info!("listening on http://{address}");
     let publisher = connect(&config)?;
     let store = Store::new(&config.redis)?;
-    let app = Arc::new(App::new(Arc::clone(&publisher) as Arc<dyn Publisher>, store, config, shutdown.clone()));
+    let traces = config.traces.as_ref().map(|settings| Traces::start(settings, NAME)).transpose()?;
+    let app = App::new(Arc::clone(&publisher) as Arc<dyn Publisher>, store, config, shutdown.clone());
+    let app = Arc::new(App { traces: traces.clone(), ..app });
     match &app.keys {
         Some(keys) => drop(tokio::spawn(Arc::clone(keys).follow(keys::LOOK))),
         None => {
@@ -215,6 +222,9 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> a
     watching_kafka.abort();
     // Every request waits for its own acknowledgement, so this waits only for those whose client has gone.
     let flushed = tokio::task::spawn_blocking(move || publisher.flush(Duration::from_secs(1))).await;
+    if let Some(traces) = traces {
+        traces.flush().await;
+    }
     anyhow::ensure!(left == 0, "drain ended by its deadline: {left} connections were cut");
     flushed?.context("drain ended with records that no broker has acknowledged; their clients were not told 201")?;
     log::info!("drained: every request was answered");

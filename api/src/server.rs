@@ -27,7 +27,8 @@ use warp::Reply;
 
 use crate::problem::Problem;
 use crate::rate_limit::{RateLimit, Standing};
-use crate::{App, cors, request_id, routes};
+use crate::traces::RequestSpan;
+use crate::{App, cors, request_id, routes, traces};
 
 /// Headers of one request in all, in bytes.
 const MAX_HEADERS: usize = 32 * 1024;
@@ -187,15 +188,17 @@ where
 {
     let id = request_id::of(request.headers());
     let counted = app.metrics.begin(request.method(), request.uri().path());
+    let span = app.traces.as_ref().and_then(|traces| RequestSpan::begin(traces, &request));
     let answered = request_id::scope(id.clone(), async {
         match admitted {
             Ok(standing) => service.call(request).await.map(|response| (response.map(Either::Left), standing)),
             Err(Refusal { problem, standing }) => Ok((reply(problem).map(Either::Right), standing)),
         }
     });
-    let (mut response, standing) = answered.await?;
+    let (mut response, standing) = traces::within(span.as_ref(), answered).await?;
     response.headers_mut().insert(request_id::HEADER, id);
     standing.into_iter().for_each(|standing| standing.tell(response.headers_mut()));
     counted.answered(response.status());
+    span.into_iter().for_each(|span| span.answered(response.status()));
     Ok(response)
 }

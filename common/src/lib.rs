@@ -3,7 +3,7 @@
 //! 1. [`event`]: bytes become a [`event::UserEvent`], or the list of what is wrong with them;
 //! 2. [`kafka`]: client settings, topics, the record format and the publisher;
 //! 3. [`store`]: the model in Redis: keys, the atomic write, positions, pages;
-//! 4. [`config`], [`telemetry`], [`metrics`], [`health`], [`probe`], [`shutdown`]: how a process is set up, watched and ended.
+//! 4. [`config`], [`telemetry`], [`metrics`], [`traces`], [`health`], [`probe`], [`shutdown`]: how a process is set up, watched and ended.
 //!
 //! Nothing in here knows a route or the consume loop.
 
@@ -18,3 +18,4 @@ pub mod shutdown;
 pub mod store;
 pub mod telemetry;
 pub mod testing;
+pub mod traces;

@@ -6,12 +6,13 @@ use std::io::Write;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use env_logger::{Builder, Logger, fmt::Formatter};
-use log::kv::{Key, Value, VisitSource};
+use log::kv::{Key, Source, Value, VisitSource};
 use log::{LevelFilter, Log, Metadata, Record};
 use serde_json::Map;
 
 use crate::config::{Checks, ProcessArgs, one_of};
 use crate::event::Timestamp;
+use crate::traces::current_trace_id;
 
 /// How log lines look and which are written.
 #[derive(Debug, Clone, Default)]
@@ -85,11 +86,30 @@ impl Log for Logs {
 
     fn log(&self, record: &Record<'_>) {
         if let Some((_, logger)) = self.read().as_ref() {
-            logger.log(record);
+            match current_trace_id() {
+                None => logger.log(record),
+                Some(id) => {
+                    let pairs = Traced { pairs: record.key_values(), id: &id };
+                    logger.log(&record.to_builder().key_values(&pairs).build());
+                }
+            }
         }
     }
 
     fn flush(&self) {}
+}
+
+/// The pairs of a line, and the trace of the request that it is about.
+struct Traced<'a> {
+    pairs: &'a dyn Source,
+    id: &'a str,
+}
+
+impl Source for Traced<'_> {
+    fn visit<'kvs>(&'kvs self, visitor: &mut dyn VisitSource<'kvs>) -> Result<(), log::kv::Error> {
+        self.pairs.visit(visitor)?;
+        visitor.visit_pair(Key::from_str("trace_id"), Value::from(self.id))
+    }
 }
 
 fn filter(raw: &str) -> Result<String, String> {

@@ -2,8 +2,12 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
+
 use crate::event::UserEvent;
 use crate::kafka::{Company, Delivered, PublishError, Published, Publisher};
+use crate::traces::Traces;
 
 /// The variables that a command reads but an example environment does not list with their defaults.
 #[must_use]
@@ -56,5 +60,32 @@ impl Publisher for FakePublisher {
             }
         };
         Box::pin(std::future::ready(result))
+    }
+}
+
+/// A collector that keeps the spans it is sent, each as soon as it ends.
+#[derive(Debug, Default, Clone)]
+pub struct KeptSpans(Arc<Mutex<Vec<SpanData>>>);
+
+impl KeptSpans {
+    /// What makes the spans, with the default sampler, and where they are kept.
+    #[must_use]
+    pub fn start() -> (Traces, Self) {
+        let kept = Self::default();
+        let provider = SdkTracerProvider::builder().with_simple_exporter(kept.clone()).build();
+        (Traces::of(provider, "test"), kept)
+    }
+
+    /// The spans so far, in the order in which they ended.
+    #[must_use]
+    pub fn all(&self) -> Vec<SpanData> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl SpanExporter for KeptSpans {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(batch);
+        Ok(())
     }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use common::config::{
-    Checks, ConfigErrors, KafkaArgs, KafkaSettings, ProcessArgs, RedisArgs, RedisSettings, duration, millis, one_of,
-    range, text,
+    Checks, ConfigErrors, KafkaArgs, KafkaSettings, ProcessArgs, RedisArgs, RedisSettings, TraceArgs, TraceSettings,
+    duration, millis, one_of, range, text,
 };
 use common::kafka::ConsumerSettings;
 use common::probe::HealthcheckArgs;
@@ -35,6 +35,8 @@ pub struct Cli {
     kafka: KafkaArgs,
     #[command(flatten)]
     redis: RedisArgs,
+    #[command(flatten)]
+    traces: TraceArgs,
     #[command(flatten)]
     process: ProcessArgs,
 }
@@ -131,6 +133,8 @@ pub struct Config {
     pub redis: RedisSettings,
     /// To finish what is in flight.
     pub shutdown_timeout: Duration,
+    /// Where spans go; `None`: nothing is traced.
+    pub traces: Option<TraceSettings>,
     /// How to log.
     pub log: LogSettings,
 }
@@ -163,6 +167,7 @@ impl Config {
             memory_guard: checks.take("REDIS_MEMORY_GUARD", &worker.redis_memory_guard, memory_guard),
             redis: cli.redis.check(&mut checks),
             shutdown_timeout: checks.take("SHUTDOWN_TIMEOUT", &cli.process.shutdown_timeout, duration),
+            traces: cli.traces.check(&mut checks),
             log: LogSettings::check(&cli.process, &mut checks),
             kafka: cli.kafka.check(&mut checks),
         };

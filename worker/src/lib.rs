@@ -8,7 +8,7 @@
 //! 6. [`recorder`]: a batch on its way to Redis;
 //! 7. [`commit`]: the ledger: what is stored, how far positions and commits may move.
 //!
-//! [`admin`], [`status`], [`metrics`] and [`lag`] say how it is, [`event_log`] what it did; [`desk`] is for operators.
+//! [`admin`], [`status`], [`metrics`] and [`lag`] say how it is, [`event_log`] and [`traces`] what it did; [`desk`] is for operators.
 
 pub mod admin;
 pub mod breaker;
@@ -25,6 +25,7 @@ pub mod metrics;
 pub mod placement;
 pub mod recorder;
 pub mod status;
+pub mod traces;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +33,7 @@ use std::time::Duration;
 use anyhow::Context;
 use common::kafka::{TopicError, create_topics, topic_retention};
 use common::shutdown::Shutdown;
+use common::traces::Traces;
 use tokio::net::TcpListener;
 
 pub use crate::config::{Cli, Command, Config};
@@ -67,13 +69,17 @@ pub async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
 pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
     log::info!("settings: {config:?}");
     log::info!("health at http://{}", listener.local_addr()?);
+    let traces = config.traces.as_ref().map(|settings| Traces::start(settings, NAME)).transpose()?;
     let status = Arc::new(Status::new(shutdown.clone()));
     let admin = tokio::spawn(admin::serve(listener, Arc::clone(&status)));
     let counted = Arc::clone(&status);
     let upkeep = tokio::spawn(async move { counted.metrics.upkeep().await });
-    let result = work(&config, &status, &shutdown).await;
+    let result = work(&config, &status, traces.clone(), &shutdown).await;
     admin.abort();
     upkeep.abort();
+    if let Some(traces) = traces {
+        traces.flush().await;
+    }
     result
 }
 
@@ -98,11 +104,16 @@ async fn topics(config: &Config, status: &Status) -> Result<(), TopicError> {
     Ok(())
 }
 
-async fn work(config: &Config, status: &Arc<Status>, shutdown: &Shutdown) -> anyhow::Result<()> {
+async fn work(
+    config: &Config,
+    status: &Arc<Status>,
+    traces: Option<Traces>,
+    shutdown: &Shutdown,
+) -> anyhow::Result<()> {
     // A member of a group whose topic does not exist would learn of it only with its next look at the metadata.
     tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
         created = topics(config, status) => created?,
     }
-    Consumer::new(config, Arc::clone(status))?.run(shutdown).await
+    Consumer::new(config, Arc::clone(status), traces)?.run(shutdown).await
 }

@@ -39,7 +39,8 @@ fn main() -> ExitCode {
 async fn work(config: Config) -> anyhow::Result<()> {
     let shutdown = shutdown::on_signal()?;
     let listener = worker::bind(&config).await?;
-    worker::run(config, listener, shutdown).await?;
+    // On the heap, because it holds the whole consumer.
+    Box::pin(worker::run(config, listener, shutdown)).await?;
     log::info!("drained: everything in flight was stored and committed");
     Ok(())
 }

@@ -223,6 +223,7 @@ struct Numbered {
 /// The results of all items, in order, as the brokers acknowledge them.
 fn results(context: Context, items: BoxStream<'static, Item>) -> BoxStream<'static, ItemResult> {
     let (context, mut ordinals) = (Arc::new(context), HashMap::new());
+    let (app, validate_only) = (Arc::clone(&context.app), context.validate_only);
     let has_key = context.key.is_some();
     let numbered = items.enumerate().map(move |(index, item)| {
         // Equal items of one request are different events.
@@ -230,7 +231,17 @@ fn results(context: Context, items: BoxStream<'static, Item>) -> BoxStream<'stat
         Numbered { index, item, ordinal }
     });
     let groups = numbered.ready_chunks(GROUP).map(move |items| handle(Arc::clone(&context), items));
-    groups.buffered(WINDOW / GROUP).flat_map(stream::iter).boxed()
+    let results = groups.buffered(WINDOW / GROUP).flat_map(stream::iter).boxed();
+    if validate_only { results } else { app.publish_all(results, was_published) }
+}
+
+/// Whether an item became a record; `None` for one that was never to be.
+fn was_published(result: &ItemResult) -> Option<bool> {
+    match result.status {
+        201 => (!result.duplicate).then_some(true),
+        // Only those that were handed over have one.
+        _ => result.outcome.map(|_| false),
+    }
 }
 
 fn count(ordinals: &mut HashMap<Bytes, usize>, json: &Bytes) -> usize {

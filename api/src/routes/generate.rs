@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use bytes::Buf;
 use common::event::{EventId, UserEvent, push_string};
-use common::kafka::Company;
 use futures::Stream;
 use serde::Serialize;
 use warp::http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
@@ -67,7 +66,7 @@ async fn generate<B: Buf, E>(
         }
     }
     let json = event.to_json();
-    let published = timed(app.config.request_timeout, app.publisher.publish(&event, &json, Company::Alone)).await;
+    let published = timed(app.config.request_timeout, app.publish(&event, &json)).await;
     published.map_err(|error| Problem::Publish { error, retry_after: app.publisher.retry_after() })?;
     let Some(wait) = preferred_wait(headers) else { return Ok(created(&event.event_id, &json, false, None)) };
     // Whatever keeps the store from saying so: the event is published.

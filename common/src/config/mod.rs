@@ -11,6 +11,7 @@
 mod kafka;
 mod kafka_security;
 mod redis;
+mod traces;
 mod values;
 
 use std::ffi::OsString;
@@ -23,6 +24,7 @@ pub use self::kafka::{KafkaArgs, KafkaSettings, Topics};
 pub use self::kafka_security::{ClientCertificate, KafkaSecurity, KafkaSecurityArgs, Protocol, Sasl};
 pub(crate) use self::redis::Servers;
 pub use self::redis::{RedisArgs, RedisSettings};
+pub use self::traces::{Sampling, TraceArgs, TraceSettings};
 pub use self::values::{Checks, ConfigErrors, Secret, bytes, duration, millis, one_of, range, text};
 
 /// The exit code for a configuration that can't be used: `EX_USAGE` of sysexits(3).
@@ -32,7 +34,7 @@ pub const EX_USAGE: u8 = 64;
 const ALIASES: [(&str, &str); 2] = [("KAFKA_BROKERS", "KAFKA_BROKER"), ("LOG_LEVEL", "RUST_LOG")];
 
 /// The variables that hold secrets, each of which may be given as `NAME_FILE`.
-const SECRETS: [&str; 3] = ["REDIS_URL", "KAFKA_SASL_PASSWORD", "KAFKA_SSL_KEY_PASSWORD"];
+const SECRETS: [&str; 4] = ["REDIS_URL", "KAFKA_SASL_PASSWORD", "KAFKA_SSL_KEY_PASSWORD", "OTEL_EXPORTER_OTLP_HEADERS"];
 
 /// Settings that both binaries have.
 #[derive(Debug, Clone, Args)]

@@ -17,6 +17,7 @@ use super::client::LogContext;
 use crate::event::UserEvent;
 use crate::health::Check;
 use crate::mutation::{Mutation, active};
+use crate::traces;
 
 /// Where a record ended up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -217,6 +218,7 @@ impl Publisher for KafkaPublisher {
             .insert(Header { key: "event-id", value: Some(event.event_id.as_str()) })
             .insert(Header { key: "event-type", value: Some(event.event_type.as_str()) });
         let record = FutureRecord::to(&self.topic).key(event.user_id.as_str().as_bytes()).payload(json);
+        let headers = traces::inject(headers);
         self.send(record.timestamp(event.timestamp.millis()).headers(headers), company)
     }
 }

@@ -27,4 +27,5 @@ mod redis_outage;
 mod shutdown;
 mod startup;
 mod stream;
+mod traces;
 mod validation;

@@ -12,6 +12,7 @@ use super::Consumer;
 use crate::commit::{Offset, Ticket};
 use crate::dead_letter::DeadLetter;
 use crate::recorder::Pending;
+use crate::traces::BatchSpan;
 
 /// Batches on their way to Redis at a time.
 const MOST_IN_FLIGHT: usize = 4;
@@ -104,8 +105,12 @@ impl Consumer {
         }
         let events = Batch { events: batch.events, ..Batch::default() };
         let touched = events.touches(self.config.redis.user_index);
+        let span = self.traces.as_mut().filter(|_| !events.events.is_empty()).map(|traces| {
+            let ends = batch.ends.iter().map(|(partition, (_, end))| (*partition, *end));
+            traces.begin(ends, events.events.len())
+        });
         let (ticket, moves) = self.ledger.dispatch(batch.ends.into_values(), touched);
-        self.send(ticket, Batch { moves, ..events });
+        self.send(ticket, Batch { moves, ..events }, span);
     }
 
     /// Brings the positions of buckets without events up to date.
@@ -113,12 +118,12 @@ impl Consumer {
         let lagging = self.ledger.settle();
         let found = lagging.is_some();
         if let Some((ticket, moves)) = lagging {
-            self.send(ticket, Batch { moves, ..Batch::default() });
+            self.send(ticket, Batch { moves, ..Batch::default() }, None);
         }
         found
     }
 
-    fn send(&mut self, ticket: Ticket, batch: Batch) {
+    fn send(&mut self, ticket: Ticket, batch: Batch, span: Option<BatchSpan>) {
         let (store, scope, user_index) = (Arc::clone(&self.store), self.scope.clone(), self.config.redis.user_index);
         let status = Arc::clone(&self.status);
         self.writes.push_back(Box::pin(async move {
@@ -129,6 +134,7 @@ impl Consumer {
             let since = Instant::now();
             let result = store.write(&scope, &batch, user_index).await;
             status.metrics.wrote(result.is_ok().then_some(batch.events.len()), since.elapsed());
+            span.into_iter().for_each(|span| span.ended(&result));
             (ticket, batch.events, result)
         }));
     }
@@ -206,7 +212,7 @@ mod tests {
         let nowhere = ["worker", "--kafka-brokers", "127.0.0.1:9", "--redis-url", "redis://127.0.0.1:9"];
         let cli: Cli = common::config::parse(nowhere, |_| None).unwrap();
         let status = Arc::new(Status::new(Shutdown::new()));
-        let mut consumer = Consumer::new(&Config::check(&cli).unwrap(), status).unwrap();
+        let mut consumer = Consumer::new(&Config::check(&cli).unwrap(), status, None).unwrap();
         consumer.ledger.assign(0);
         let slot: Slot = consumer.ledger.unplaced()[0].slot;
         assert!(consumer.ledger.place(slot, NextOffset(0), Some(NextOffset(0))));

@@ -25,6 +25,7 @@ use common::event::{EventTypes, Timestamp};
 use common::kafka::consumer_config;
 use common::shutdown::Shutdown;
 use common::store::{PositionScope, Store};
+use common::traces::Traces;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesOrdered, StreamExt};
@@ -48,6 +49,7 @@ use crate::group::{Change, Group, Look};
 use crate::lag::Lags;
 use crate::recorder::Pending;
 use crate::status::Status;
+use crate::traces::BatchTraces;
 use crate::{Config, NAME};
 
 /// Housekeeping: commits, the log's window, retries.
@@ -69,6 +71,8 @@ pub struct Consumer {
     /// What the client last said of the topic.
     look: Look,
     log: EventLog,
+    /// `None`: nothing is traced.
+    traces: Option<BatchTraces>,
     /// Read, not yet on its way.
     pending: Pending,
     /// Waiting for their dead letters, with the partitions they are of; nothing of these overtakes them.
@@ -96,7 +100,7 @@ impl Consumer {
     ///
     /// # Errors
     /// When the client settings are refused.
-    pub fn new(config: &Config, status: Arc<Status>) -> anyhow::Result<Self> {
+    pub fn new(config: &Config, status: Arc<Status>, traces: Option<Traces>) -> anyhow::Result<Self> {
         let (sender, changes) = unbounded_channel();
         let topic = &config.kafka.topics.events;
         let group = Group::new(topic, Arc::clone(&status), sender);
@@ -117,6 +121,7 @@ impl Consumer {
             lags: Lags::default(),
             look: Look::default(),
             log: EventLog::new(config.event_log, now),
+            traces: traces.map(|traces| BatchTraces::new(traces, topic, &config.consumer.group)),
             pending: Pending::default(),
             burying: None,
             in_burial: BTreeSet::new(),
@@ -223,6 +228,9 @@ impl Consumer {
                 }
                 self.lags.read(partition, offset, record.timestamp().to_millis());
                 let decoded = decode(record, &self.types, &self.config.name, now);
+                if let (Some(traces), Decoded::Event(_)) = (&mut self.traces, &decoded) {
+                    traces.read(record);
+                }
                 match self.breakers.observe(partition, matches!(decoded, Decoded::Poison(_)), clock) {
                     Reaction::Pass => self.pending.add(slot, offset.next(), decoded, clock),
                     Reaction::PassThenPause => {

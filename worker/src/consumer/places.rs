@@ -64,6 +64,7 @@ impl Consumer {
                     self.backoffs.remove(&partition);
                     self.letters.forget(partition, NextOffset(i64::MAX));
                     self.pending.forget(partition);
+                    self.traces.iter_mut().for_each(|traces| traces.forget(partition));
                 }
             }
             Change::Looked(look) => return self.on_look(look),
@@ -81,6 +82,7 @@ impl Consumer {
     pub(super) fn after_displacement(&mut self, partition: i32) {
         self.status.counters.replacements.add(1);
         self.pending.forget(partition);
+        self.traces.iter_mut().for_each(|traces| traces.forget(partition));
         self.breakers.rewind(partition);
         self.lags.displace(partition);
         self.pause(partition);
