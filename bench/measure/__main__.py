@@ -15,13 +15,13 @@ from types import FrameType
 from typing import Any
 
 from .bench import Bench, Options
-from .contestants import SERVICES, WORKERS, Commands, Paths, quiet_environment
-from .load import closed_loop
+from .contestants import CONTESTANTS, Commands, Paths, quiet_environment
 from .processes import Processes
 from .report import render
 from .results import Results
-from .scenarios import SCENARIOS
-from .servers import KAFKA_VERSION, PARTITIONS, Servers, cores
+from .sampler import NICE
+from .scenarios import SAMPLES_PER_SECOND, SCENARIOS
+from .servers import KAFKA_3_VERSION, KAFKA_VERSION, PARTITIONS, Servers, cores
 
 ABSENT = {
     "Redpanda Connect": "its Go module did not resolve where this bench was written; Benthos, its core, takes part instead, "
@@ -89,20 +89,22 @@ def facts(root: Path) -> dict[str, str]:
         "commit": first_line(*git, "rev-parse", "--short=12", "HEAD") + changed,
         "machine": machine(),
         "system": f"{platform.system()} {platform.release()}",
-        "Kafka": f"Apache Kafka {KAFKA_VERSION}, one broker, {PARTITIONS} partitions unless said otherwise",
+        "Kafka": f"Apache Kafka {KAFKA_VERSION}, one broker, {PARTITIONS} partitions unless said otherwise; "
+        f"{KAFKA_3_VERSION} for the comparison of the API's Kafka clients",
         "Java": first_line("java", "-version"),
         "Redis": first_line("redis-server", "--version") + "; appendonly, fsync every second",
         "Rust": first_line("rustc", "--version"),
         "Node.js": first_line("node", "--version"),
         "Python, Go": f"{first_line(sys.executable, '--version')}, {first_line('go', 'version')}",
         "load": f"{first_line('wrk', '--version').partition(' Copyright')[0]}; {first_line('oha', '--version')}",
+        "observer": f"of what is visible: one thread, {SAMPLES_PER_SECOND} events a second, nice {NICE} where that is permitted",
         "acknowledgement": "all in-sync replicas (acks=all), in every contestant that publishes",
     }  # fmt: skip
 
 
 def about(root: Path, chosen: Options) -> dict[str, Any]:
     """What a results file says of itself."""
-    named = {one.key: {"title": one.title, "settings": one.settings} for one in [*SERVICES, *WORKERS]}
+    named = {one.key: {"title": one.title, "settings": one.settings} for one in CONTESTANTS}
     named["producer-performance"] = {"title": "Kafka's ProducerPerformance", "settings": "acks=all, its defaults otherwise"}
     return {"facts": facts(root), "options": asdict(chosen), "contestants": named, "missing": dict(ABSENT)}
 
@@ -113,7 +115,7 @@ def measure(paths: Paths, chosen: argparse.Namespace) -> Path:
     output: Path = (chosen.output or paths.root / "bench" / "results") / "latest.json"
     results = Results(about(paths.root, options(chosen)))
     commands = Commands(paths, say)
-    for one in [*SERVICES, *WORKERS]:
+    for one in CONTESTANTS:
         commands.of(one)
     runs = paths.data / "runs"
     runs.mkdir(parents=True, exist_ok=True)
@@ -124,7 +126,7 @@ def measure(paths: Paths, chosen: argparse.Namespace) -> Path:
             bench = Bench(paths, servers, processes, commands, options(chosen), results, output, say)
             results.about["missing"] |= commands.missing
             servers.await_ready()
-            warm_broker(bench)
+            bench.warm_broker()
             for name in SCENARIOS:
                 if name in chosen.only:
                     SCENARIOS[name](bench)
@@ -140,13 +142,6 @@ def keep_logs(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         elif path.suffix != ".log":
             path.unlink()
-
-
-def warm_broker(bench: Bench) -> None:
-    """The broker compiles itself while it works: its first seconds say nothing of the later ones."""
-    say("warming up the broker")
-    with bench.servers.topic() as topic, bench.service(SERVICES[0], topic, warm=False) as service:
-        closed_loop(f"{service.url}/events/generate", 64, bench.options.broker_warm_up, bench.bodies())
 
 
 def interrupted(number: int, _: FrameType | None) -> None:

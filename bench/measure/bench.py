@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import redis
 from confluent_kafka import KafkaException
 
-from .contestants import Commands, Contestant, Paths, port_variable
+from .contestants import API, Commands, Contestant, Paths, port_variable
 from .events import USUAL_SIZE, compact, request, write_requests
 from .load import closed_loop
 from .processes import Failed, Process, Processes, free_port, wait_until
@@ -55,9 +55,23 @@ class Bench:
         self.commands, self.options, self.say = commands, options, say
         self._results, self._output = results, output
 
-    def rounds(self, contestants: Sequence[T]) -> Iterator[tuple[int, T]]:
-        """Each round has all contestants, each time beginning with another one."""
-        for nth in range(self.options.rounds):
+    @contextmanager
+    def beside(self, version: str) -> Iterator["Bench"]:
+        """The same run with servers of its own, Kafka in this version; the usual ones idle meanwhile."""
+        with Processes(self.processes.folder) as processes:
+            servers = Servers(processes, self.paths.root, version)
+            servers.await_ready()
+            yield Bench(self.paths, servers, processes, self.commands, self.options, self._results, self._output, self.say)
+
+    def warm_broker(self) -> None:
+        """The broker compiles itself while it works: its first seconds say nothing of the later ones."""
+        self.say("warming up the broker")
+        with self.servers.topic() as topic, self.service(API, topic, warm=False) as service:
+            closed_loop(f"{service.url}/events/generate", 64, self.options.broker_warm_up, self.bodies())
+
+    def rounds(self, contestants: Sequence[T], times: int = 1) -> Iterator[tuple[int, T]]:
+        """Each round has all contestants, each time beginning with another one; `times` as many rounds as usual."""
+        for nth in range(times * self.options.rounds):
             turn = nth % len(contestants)
             for one in [*contestants[turn:], *contestants[:turn]]:
                 yield nth + 1, one

@@ -144,6 +144,16 @@ BENTHOS = Contestant(
     go("benthos-franz"), reads=False,
 )
 
+KAFKA_RUST = Contestant(
+    "kafka-rust", "user-activity-api, kafka-rust", "KAFKA_CLIENT=kafka-rust: acks=all, not idempotent, a record is sent once",
+    ours("user-activity-api"), {"KAFKA_CLIENT": "kafka-rust"},
+)  # fmt: skip
+
+API_QUIET = Contestant(
+    "api-quiet", "user-activity-api, unobserved", "LOG_LEVEL=off, nobody asks for its metrics or its health",
+    ours("user-activity-api"), {"LOG_LEVEL": "off"},
+)
+
 WORKER = Contestant(
     "worker", "user-activity-worker", "defaults: transactions of up to 500 events, positions stored with the data",
     ours("user-activity-worker"), {"ADMIN_PORT": "0"},
@@ -161,6 +171,7 @@ CONFLUENT = Contestant(
 
 SERVICES = [API, CEILING, EXPRESS, EXPRESS_CLUSTER, FASTAPI, BENTHOS]
 WORKERS = [WORKER, KAFKAJS, CONFLUENT]
+CONTESTANTS = [*SERVICES, KAFKA_RUST, API_QUIET, *WORKERS]
 # The whole way, from the POST to the list: who accepts and who records.
 SYSTEMS = [(API, WORKER), (EXPRESS, KAFKAJS), (FASTAPI, CONFLUENT)]
 
@@ -187,7 +198,7 @@ class Commands:
 
 def port_variable(one: Contestant, port: int) -> dict[str, str]:
     """How a service is told its port; uvicorn has a name of its own for it."""
-    return {"PORT": str(port), "UVICORN_PORT": str(port), "BIND_ADDRESS": "127.0.0.1"} if one in SERVICES else {}
+    return {"PORT": str(port), "UVICORN_PORT": str(port), "BIND_ADDRESS": "127.0.0.1"} if one not in WORKERS else {}
 
 
 def quiet_environment() -> None:

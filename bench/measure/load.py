@@ -1,14 +1,17 @@
-"""Load by wrk (closed loop) and oha (open loop): what they were asked to do and what they say came of it."""
+"""Load by wrk (closed loop), oha (open loop) and slow clients: what they were asked to do, what they say came of it."""
 
 import json
 import re
+import sys
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .processes import Failed, run
 from .servers import cores
 
-SCRIPT = Path(__file__).resolve().parent.parent / "load" / "post.lua"
+FOLDER = Path(__file__).resolve().parent.parent / "load"
+SCRIPT = FOLDER / "post.lua"
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,11 @@ def closed_loop(url: str, connections: int, seconds: float, bodies: Path | None 
     )
 
 
-def open_loop(url: str, rate: float, connections: int, seconds: float, bodies: Path) -> Load:
-    """Requests start at a fixed rate whatever becomes of the earlier ones; latency counts from when each was due."""
+def open_loop(
+    url: str, rate: float, connections: int, seconds: float, bodies: Path, wanted: Collection[str] = ("200", "201")
+) -> Load:
+    """Requests start at a fixed rate whatever becomes of the earlier ones; latency counts from when each was due. Raises
+    Failed when a status is none of the wanted ones."""
     output = run(
         ["oha", "--no-tui", "--output-format", "json", "--latency-correction", "-w", "-m", "POST",
          "-T", "application/json", "-Z", str(bodies), "-q", str(max(1, round(rate))), "-c", str(connections),
@@ -56,9 +62,17 @@ def open_loop(url: str, rate: float, connections: int, seconds: float, bodies: P
     )  # fmt: skip
     result = json.loads(output)
     statuses = result["statusCodeDistribution"]
-    if set(statuses) - {"200", "201"} or not statuses:
-        raise Failed(f"not every request succeeded: {statuses}, {result['errorDistribution']}")
+    if set(statuses) - set(wanted) or not statuses:
+        raise Failed(f"not every reply was a {' or '.join(wanted)}: {statuses}, {result['errorDistribution']}")
     quantiles = result["latencyPercentiles"]
     return Load(
         result["summary"]["requestsPerSec"], *(quantiles[one] * 1000 for one in ("p50", "p99", "p99.9"))
     )
+
+
+def slow_clients(url: str, drip: bool, connections: int, seconds: float) -> dict[str, int]:
+    """Connections that read nothing, or (`drip`) also send a byte at a time; gives how many were held until the end, and
+    how many of these had been answered with success."""
+    held = ["drip" if drip else "unread", url, str(connections), str(seconds)]
+    replies: dict[str, int] = json.loads(run([sys.executable, str(FOLDER / "slow_clients.py"), *held], seconds=seconds + 60))
+    return {"held": replies.get("nothing yet", 0) + replies.get("200", 0), "answered": replies.get("200", 0)}

@@ -29,7 +29,9 @@ SETTLED = Figure("settled_per_second", "events/s, second half")
 PAGES = Figure("per_second", "pages/s")
 QUANTILES = (("50", "50"), ("99", "99"), ("999", "99.9"))
 P50, P99, P999 = (Figure(f"p{key}_ms", f"p{name} ms", 2, True) for key, name in QUANTILES)
-VISIBLE = tuple(Figure(f"visible_p{key}_ms", f"visible p{name} ms", 1, True) for key, name in QUANTILES)
+# Not the third quantile: there are too few samples.
+VISIBLE = tuple(Figure(f"visible_p{key}_ms", f"visible p{name} ms", 1, True) for key, name in QUANTILES[:2])
+LATE = tuple(Figure(f"late_p{key}_ms", f"observer late p{name} ms", 1, True) for key, name in QUANTILES[:2])
 TAKEN_UP = tuple(Figure(f"taken_up_p{key}_ms", f"taken up p{name} ms", 0, True) for key, name in QUANTILES)
 CPU = Figure("cpu_us", "CPU µs", 1, True)
 PEAK = Figure("peak_mib", "peak MiB", 1, True)
@@ -51,6 +53,8 @@ class Section:
     only: Callable[[Params], bool] = lambda _: True
     # What is compared beside the first figure.
     ratios: Sequence[Figure] = ()
+    # What is said besides where a figure was measured.
+    notes: Sequence[tuple[Figure, str]] = ()
 
 
 def values_label(*names: str) -> Callable[[Params], str]:
@@ -74,6 +78,12 @@ SECTIONS = [
         lambda params: params.get("connections") == 0,
     ),
     Section(
+        "backends", "The API's two Kafka clients",
+        "`POST /events/generate`, closed loop by wrk, on Apache Kafka 3.9.1: the crate that `KAFKA_CLIENT=kafka-rust` publishes "
+        "with can't talk to a newer one. Only the first of the two is idempotent.",
+        "api", values_label("connections"), (RATE, P50, P99, P999, CPU), ((RATE, False),), ratios=(P99, CPU),
+    ),
+    Section(
         "batch", "Batches",
         "`POST /events/batch`, 16 connections, closed loop by wrk. Latency is per request, CPU per event.",
         "api", lambda params: f"{params['events']:,} a batch", (EVENTS, P50, P99, P999, CPU), ((EVENTS, False),),
@@ -84,13 +94,16 @@ SECTIONS = [
         "API, Kafka, one worker and Redis on this machine. First the system's own maximum (64 connections, closed loop; *stored* "
         "counts until the worker has caught up), then half of the lower of the two as an open loop by oha, its latencies corrected "
         "for coordinated omission. *Visible* is what a client sees: from sending the POST to the first `GET /events/{id}` "
-        "that has it, asked every millisecond, 50 events a second beside the load. *Taken up* is over all events of the open "
-        "loop: `processedAt` minus `timestamp`, both stamped on this machine in whole milliseconds; parsing the request comes "
-        "before it, the write to Redis after it.",
+        "that has it, asked every millisecond, for a few events (*samples*) beside the load. *Taken up* is over all events of the "
+        "open loop: `processedAt` minus `timestamp`, both stamped on this machine in whole milliseconds; parsing the request "
+        "comes before it, the write to Redis after it.",
         "api", lambda params: str(params["load"]),
         (Figure("per_second", "POSTs/s"), Figure("stored_per_second", "stored/s"), P50, P99, P999,
-         *VISIBLE, Figure("visible_count", "samples"), *TAKEN_UP),
+         *VISIBLE, Figure("visible_count", "samples"), *LATE, *TAKEN_UP),
         ((VISIBLE[0], True), (VISIBLE[1], True)), ratios=VISIBLE,
+        notes=((LATE[0], "Who observes needs the cores as well: *observer late* is how long it was kept from going on when it "
+                "wanted to, which is part of what it saw. *Waiting read* needs no such asking: it is one "
+                "`GET /events/{id}?wait=2s`, which only ours has."),),
     ),
     Section(
         "drain", "Draining a backlog",
@@ -122,6 +135,31 @@ SECTIONS = [
         "memory", "Memory of the workers",
         "Resident memory of all processes of a contestant: with nothing to do, and the highest while a backlog is drained.",
         "worker", lambda _: "resident", (PEAK, IDLE), (), lambda params: params.get("of") == "worker", (IDLE,),
+    ),
+    Section(
+        "slow", "Memory with slow clients",
+        "Resident memory of the API, idle after its first POST and at its highest with 1,000 connections that are slow for 8 s at "
+        "most: bodies of which a byte comes each 0.1 s, and lists whose clients read nothing, of 100,000 events or the whole "
+        "backlog if that is less. No load generator does that, a small program of this bench does. *Held* connections were "
+        "neither refused nor cut off by the end; *answered* ones have had a `200`. With Kafka stopped, oha posts as fast as 1,000 "
+        "connections are answered, 2,000 a second at most; each reply is a `503`.",
+        "api", lambda params: str(params["clients"]),
+        (Figure("grown_mib", "peak minus idle MiB", 1, True), IDLE, PEAK, Figure("held", "held"), Figure("answered", "answered"),
+         Figure("per_second", "replies/s")),
+    ),
+    Section(
+        "metrics-cost", "The cost of being observed",
+        "Single POSTs, 64 connections, closed loop by wrk: with the defaults (logs at `info`), `/metrics` and `/health` read each "
+        "second, against logs off and neither read. Counting itself can't be turned off: it is in both. The difference is small, "
+        "so there are three times the rounds.",
+        "api", values_label("connections"), (RATE, P50, P99, CPU), (), lambda params: "connections" in params, (P99, CPU),
+    ),
+    Section(
+        "metrics-cost", "A scrape",
+        "`GET /metrics` of one worker that has all partitions of a topic, 50 times by one curl; nothing else happens.",
+        "worker", values_label("partitions"),
+        (Figure("p50_ms", "p50 ms", 2, True), Figure("max_ms", "max ms", 2, True), Figure("kib", "KiB")), (),
+        lambda params: "partitions" in params,
     ),
     Section(
         "growth-posts", "Growth: single POSTs", "64 connections; partitions of the topic, and bytes of the event in Kafka.",
@@ -188,9 +226,13 @@ def section_text(results: Results, section: Section, plots: Path) -> str | None:
     ]  # fmt: skip
     images = [image(results, section, variants, contestants, figure, log, plots) for figure, log in section.plots]
     figures = [one for one in section.figures if any(spreads(results, section, one, variants, contestants))]
-    compared = [figures[0], *(one for one in section.ratios if one in figures)]
+    compared = [
+        one for one in (figures[0], *section.ratios)
+        if one in figures and any(ratio_text(results, section, key, params, one) for key in contestants for params in variants)
+    ]  # fmt: skip
     rows = table(results, section, variants, contestants, figures, compared)
-    return "\n".join([f"## {section.title}\n", section.text + "\n", *images, rows])
+    words = " ".join([section.text, *(note for figure, note in section.notes if figure in figures)])
+    return "\n".join([f"## {section.title}\n", words + "\n", *images, rows])
 
 
 def measured(results: Results, section: Section, params: Params) -> bool:

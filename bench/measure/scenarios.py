@@ -1,28 +1,40 @@
 """What is measured. Each scenario is a function of the run; SCENARIOS lists them in the order of a whole run."""
 
+import http.client
 import json
 import os
 import re
+import statistics
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from .bench import Bench, Running, milliseconds, status_of
-from .contestants import API, CONFLUENT, EXPRESS, KAFKAJS, SERVICES, SYSTEMS, WORKER, WORKERS, Contestant
+from .contestants import (
+    API, API_QUIET, CONFLUENT, EXPRESS, KAFKA_RUST, KAFKAJS, SERVICES, SYSTEMS, WORKER, WORKERS, Contestant,
+)  # fmt: skip
 from .events import USUAL_SIZE, compact, origin_of, request
-from .load import Load, closed_loop, open_loop
-from .processes import Failed, Process, run, wait_until
+from .load import Load, closed_loop, open_loop, slow_clients
+from .processes import Failed, Process, free_port, run, wait_until
 from .results import quantile
-from .servers import KAFKA_VERSION, PARTITIONS, Servers
+from .servers import KAFKA_3_VERSION, KAFKA_VERSION, PARTITIONS, Servers
 
 CONNECTIONS = (1, 16, 64, 256)
 BATCHES = (100, 1000)
 # Events of the drains whose records are large: as many bytes as all of the usual ones would make.
 SIZES = (USUAL_SIZE, 1000, 8000)
-SAMPLES_PER_SECOND = 50
+SAMPLES_PER_SECOND = 20
 LOADED_CONNECTIONS = 1000
+# What a stopped Kafka is offered: more than so many connections can have answered after its time-out.
+AWAY_PER_SECOND = 2000
+MANY_PARTITIONS = 256
+SCRAPES = 50
 
 
 def with_cpu(processes: list[Process], load: Callable[..., Load], *arguments: object) -> dict[str, float]:
@@ -45,16 +57,29 @@ def single(bench: Bench) -> None:
         if one is None:
             bench.measure("single", "producer-performance", nth, {"connections": 0}, producer_performance, bench)
         else:
-            bench.attempt("single", one.key, nth, single_of, bench, one, nth)
+            bench.attempt("single", one.key, nth, single_of, bench, "single", one, nth, CONNECTIONS)
 
 
-def single_of(bench: Bench, one: Contestant, nth: int) -> None:
+def single_of(bench: Bench, scenario: str, one: Contestant, nth: int, variants: tuple[int, ...]) -> None:
     """One contestant's turn."""
     with bench.servers.topic() as topic, bench.service(one, topic) as service:
-        for connections in CONNECTIONS:
+        for connections in variants:
             bench.measure(
-                "single", one.key, nth, {"connections": connections}, posts_of, bench, service, connections
+                scenario, one.key, nth, {"connections": connections}, posts_of, bench, service, connections
             )
+
+
+def backends(bench: Bench) -> None:
+    """The API's two Kafka clients, on the last Kafka that both can talk to."""
+    bench.attempt("backends", KAFKA_RUST.key, 1, backends_beside, bench)
+
+
+def backends_beside(bench: Bench) -> None:
+    """All rounds, on a broker of their own."""
+    with bench.beside(KAFKA_3_VERSION) as other:
+        other.warm_broker()
+        for nth, one in other.rounds(other.present([API, KAFKA_RUST])):
+            other.attempt("backends", one.key, nth, single_of, other, "backends", one, nth, CONNECTIONS[-2:])
 
 
 def posts_of(bench: Bench, service: Running, connections: int, size: int = USUAL_SIZE) -> dict[str, float]:
@@ -133,12 +158,15 @@ def visible_of(bench: Bench, one: Contestant, worker: Contestant, nth: int) -> N
         if found:
             rate = min(found["per_second"], found["stored_per_second"]) / 2
             bench.measure("visible", one.key, nth, {"load": "half"}, half, bench, service, topic, rate)
+            if one is API:
+                waiting = {"load": "half, waiting read"}
+                bench.measure("visible", one.key, nth, waiting, half, bench, service, topic, rate, "wait=2s")
 
 
-def half(bench: Bench, service: Running, topic: str, rate: float) -> dict[str, float]:
+def half(bench: Bench, service: Running, topic: str, rate: float, query: str = "") -> dict[str, float]:
     """The open loop, with the sampler beside it."""
     seconds, begun = bench.options.seconds, milliseconds()
-    sampler = [sys.executable, "-m", "measure.sampler", service.url, str(seconds), str(SAMPLES_PER_SECOND)]
+    sampler = [sys.executable, "-m", "measure.sampler", service.url, str(seconds), str(SAMPLES_PER_SECOND), query]
     output = bench.processes.folder / "sampler.log"
     output.unlink(missing_ok=True)
     sampling = Process("sampler", sampler, dict(os.environ), output)
@@ -153,15 +181,16 @@ def half(bench: Bench, service: Running, topic: str, rate: float) -> dict[str, f
     return {
         "offered_per_second": rate,
         **load.figures(),
-        **quantiles("visible", samples),
+        **quantiles("visible", samples["visible"]),
+        **quantiles("late", samples["late"]),
         **quantiles("taken_up", taken_up),
     }
 
 
-def samples_of(output: Path) -> list[float]:
+def samples_of(output: Path) -> dict[str, list[float]]:
     """What the sampler printed."""
     try:
-        samples: list[float] = json.loads(output.read_text())
+        samples: dict[str, list[float]] = json.loads(output.read_text())
     except ValueError as error:
         raise Failed(f"the sampler: {output.read_text()[-300:]}") from error
     return samples
@@ -358,13 +387,131 @@ def bytes_of(bench: Bench, one: Contestant, topic: str, index: bool) -> dict[str
     return {"redis_bytes": drain_of(bench, one, topic, index=index)["redis_bytes"]}
 
 
+SLOW = {
+    "bodies that come a byte at a time": (True, "/events/generate"),
+    "pages of 1,000 that nobody reads": (False, "/events/processed?limit=1000"),
+    "full lists that nobody reads": (False, "/events/processed"),
+}
+# Less than HTTP_READ_TIMEOUT, which ends a body that is not complete.
+SLOW_SECONDS = 8
+LISTED = 100_000
+
+
+def slow(bench: Bench) -> None:
+    """Memory of the API with clients that are slow, and while Kafka is away."""
+    bench.attempt("slow", API.key, 1, slow_connections, bench)
+    for nth, one in bench.rounds(bench.present([API])):
+        params = {"clients": "posts of 8,000 bytes, Kafka stopped"}
+        bench.measure("slow", one.key, nth, params, posts_without_kafka, bench, one)
+
+
+def slow_connections(bench: Bench) -> None:
+    """A store with a long list, then clients of each kind."""
+    with bench.servers.topic() as topic:
+        bench.servers.fill(topic, min(bench.options.events, LISTED), USUAL_SIZE)
+        drain_of(bench, WORKER, topic)
+    for nth, (clients, (drip, path)) in bench.rounds(list(SLOW.items())):
+        bench.measure("slow", API.key, nth, {"clients": clients}, memory_of_slow, bench, drip, path)
+
+
+def memory_of_slow(bench: Bench, drip: bool, path: str) -> dict[str, float]:
+    """With as many of them as services are loaded with."""
+    seconds = min(bench.options.seconds, SLOW_SECONDS)
+    with bench.servers.topic() as topic, bench.service(API, topic, warm=False) as service:
+        return grown(bench, service, slow_clients, f"{service.url}{path}", drip, LOADED_CONNECTIONS, seconds)
+
+
+def posts_without_kafka(bench: Bench, one: Contestant) -> dict[str, float]:
+    """An open loop whose posts all fail in the end, on servers of its own."""
+    with bench.beside(KAFKA_VERSION) as other, other.service(one, "away", warm=False) as service:
+
+        def load() -> dict[str, float]:
+            other.servers.stop_kafka()
+            url, seconds, bodies = f"{service.url}/events/generate", bench.options.seconds, bench.bodies(SIZES[-1])
+            refused = open_loop(url, AWAY_PER_SECOND, LOADED_CONNECTIONS, seconds, bodies, wanted=["503"])
+            return {"per_second": refused.per_second}
+
+        return grown(bench, service, load)
+
+
+def grown(bench: Bench, service: Running, load: Callable[..., Mapping[str, float]], *arguments: object) -> dict[str, float]:
+    """Resident memory before a load and at its highest, and what the load says of itself."""
+    time.sleep(bench.options.warm_up)
+    idle = service.process.usage().resident_mib
+    figures = load(*arguments)
+    peak = service.process.usage().peak_mib
+    return {"grown_mib": peak - idle, "idle_mib": idle, "peak_mib": peak, **figures}
+
+
+def metrics_cost(bench: Bench) -> None:
+    """What it costs to be observed: posts with and without it, and a scrape of a worker that has much to say."""
+    for nth, one in bench.rounds(bench.present([API, API_QUIET]), 3):
+        bench.measure("metrics-cost", one.key, nth, {"connections": 64}, observed_posts, bench, one)
+    for nth, one in bench.rounds(bench.present([WORKER])):
+        bench.measure("metrics-cost", one.key, nth, {"partitions": MANY_PARTITIONS}, scrape_of, bench, one)
+
+
+def observed_posts(bench: Bench, one: Contestant) -> dict[str, float]:
+    """One contestant's turn."""
+    observer = nullcontext if one is API_QUIET else scraped
+    with bench.servers.topic() as topic, bench.service(one, topic) as service, observer(service.url):
+        return posts_of(bench, service, 64)
+
+
+@contextmanager
+def scraped(url: str) -> Iterator[None]:
+    """Somebody asks for the metrics and the health, now and each second; fails when a connection does."""
+    done = threading.Event()
+
+    def scrape() -> None:
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)
+        while True:
+            for path in ("/metrics", "/health"):
+                connection.request("GET", path)
+                connection.getresponse().read()
+            if done.wait(1):
+                return
+
+    with ThreadPoolExecutor(1) as pool:
+        scraping = pool.submit(scrape)
+        try:
+            yield
+        finally:
+            done.set()
+        scraping.result()
+
+
+def scrape_of(bench: Bench, one: Contestant) -> dict[str, float]:
+    """Scrapes of a worker that has all partitions and knows the lag of each, by one client that stays connected."""
+    port, servers = free_port(), bench.servers
+    url = f"http://127.0.0.1:{port}/metrics"
+    lag = "\nuser_activity_consumer_lag_messages{"
+    servers.empty_redis()
+    with servers.topic(MANY_PARTITIONS) as topic:
+        servers.fill(topic, 100 * MANY_PARTITIONS, USUAL_SIZE)
+        with bench.workers(replace(one, env={"ADMIN_PORT": str(port)}), topic, servers.group()) as processes:
+            await_stored(servers, processes, servers.records(topic))
+
+            def ready() -> bool:
+                return alive(processes) and run(["curl", "-sSf", url]).count(lag) == MANY_PARTITIONS
+
+            wait_until("the lag of all partitions", 60, ready)
+            scrapes = ["-o", "/dev/null", url] * SCRAPES
+            output = run(["curl", "-sSf", "-w", "%{time_total} %{size_download}\n", *scrapes])
+    times, sizes = zip(*(map(float, line.split()) for line in output.splitlines()), strict=True)
+    return {"p50_ms": statistics.median(times) * 1000, "max_ms": max(times) * 1000, "kib": sizes[0] / 1024}
+
+
 SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "single": single,
+    "backends": backends,
     "batch": batch,
     "visible": visible,
     "drain": drain,
     "lists": lists,
     "memory": memory,
+    "slow": slow,
+    "metrics-cost": metrics_cost,
     "growth-posts": growth_of_posts,
     "growth-drain": growth_of_drain,
     "bytes": redis_bytes,

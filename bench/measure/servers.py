@@ -15,23 +15,27 @@ from .events import record
 from .processes import Failed, Processes, free_port, wait_until
 
 KAFKA_VERSION = "4.3.1"
+# The last line that the crate `kafka` can talk to.
+KAFKA_3_VERSION = "3.9.1"
 PARTITIONS = 6
 
 
 class Servers:
     """Kafka and Redis, started by the scripts that start them everywhere else in this repository."""
 
-    def __init__(self, processes: Processes, root: Path) -> None:
+    def __init__(self, processes: Processes, root: Path, version: str = KAFKA_VERSION) -> None:
         kafka_port, redis_port = free_port(), free_port()
         while abs(kafka_port - redis_port) < 2:
             redis_port = free_port()
         scripts, data = root / "scripts" / "lib", processes.folder
         self.brokers = f"127.0.0.1:{kafka_port}"
         self.redis_url = f"redis://127.0.0.1:{redis_port}"
-        self._kafka = processes.start(
-            "kafka", [str(scripts / "kafka-broker"), KAFKA_VERSION, str(kafka_port), str(data / "kafka")], {}
-        )
-        self._redis = processes.start("redis", [str(scripts / "redis-server"), str(redis_port), str(data / "redis")], {})
+        # Servers of a scenario run beside those of the run: names with the port are distinct.
+        kafka, redis_name = f"kafka-{kafka_port}", f"redis-{redis_port}"
+        broker = [str(scripts / "kafka-broker"), version, str(kafka_port), str(data / kafka)]
+        self._kafka = processes.start(kafka, broker, {})
+        store = [str(scripts / "redis-server"), str(redis_port), str(data / redis_name)]
+        self._redis = processes.start(redis_name, store, {})
         self.redis = redis.Redis.from_url(self.redis_url)
         self.admin = AdminClient({"bootstrap.servers": self.brokers, "log_level": 0})
         self._names = itertools.count()
@@ -41,6 +45,10 @@ class Servers:
         """Until both answer; the first start of a machine fetches Kafka."""
         wait_until("Redis", 60, lambda: self._redis.must_live() and answers(self.redis.ping))
         wait_until("Kafka", 300, lambda: self._kafka.must_live() and answers(lambda: self.admin.list_topics(timeout=2)))
+
+    def stop_kafka(self) -> None:
+        """For good: only for servers that nobody else uses."""
+        self._kafka.stop()
 
     @contextmanager
     def topic(self, partitions: int = PARTITIONS) -> Iterator[str]:
