@@ -20,8 +20,8 @@ use crate::request_id::current;
 /// The parameters of a list.
 pub(super) const PARAMETERS: [&str; 7] = ["userId", "eventType", "from", "to", "order", "limit", "cursor"];
 /// Rows of a full list that are read before it has its turn: whoever waits for one holds them.
-const FIRST_STEP: usize = 100;
-/// Rows of one step of the full list; three steps are in memory at a time.
+const FIRST_STEP: usize = 50;
+/// Rows of one step of the full list; half a dozen steps are in memory at a time.
 const STEP: usize = 500;
 /// Bytes that a step is kept to, once bodies turn out to be large.
 const STEP_BYTES: usize = 2 * 1024 * 1024;

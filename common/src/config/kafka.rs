@@ -52,7 +52,8 @@ pub struct KafkaArgs {
     /// Wait before a retry, in milliseconds
     #[arg(long, env = "KAFKA_PRODUCER_RETRY_BACKOFF_MS", default_value = "100", value_name = "MS")]
     pub kafka_producer_retry_backoff_ms: String,
-    /// Wait for more records before sending, in milliseconds; above 0 it pays from some 500 connections on
+    /// Wait for more records before sending, in milliseconds; 0: not at all while there are few records, a fraction of a
+    /// millisecond while there are many
     #[arg(long, env = "KAFKA_LINGER_MS", default_value = "0", value_name = "MS")]
     pub kafka_linger_ms: String,
     /// Compression of produced records: none, gzip, snappy or lz4
@@ -98,7 +99,7 @@ pub struct KafkaSettings {
     pub retries: Option<u32>,
     /// Before a retry.
     pub retry_backoff: Duration,
-    /// Wait for more records, milliseconds.
+    /// Wait for more records, milliseconds; 0: as the load has it.
     pub linger_ms: u32,
     /// Codec name.
     pub compression: &'static str,

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::task::JoinHandle;
 
 use super::connection::Lane;
 use super::layout::StoredId;
@@ -18,6 +19,8 @@ use crate::event::Timestamp;
 const SCAN_BUDGET: usize = 10_000;
 /// Entries that are looked at in one step, at least, where a filter may drop most of them.
 const SCAN_STEP: usize = 500;
+/// Steps of a walk whose bodies are fetched at a time, so that Redis has work while those before are given out.
+const AHEAD: usize = 3;
 
 /// A page of a list.
 #[derive(Debug, Default)]
@@ -58,7 +61,12 @@ pub struct Walk {
     high: Option<i64>,
     /// The sixteen buckets' indexes, or that of one user.
     heads: Vec<Head>,
+    /// Bodies that are on their way, in order.
+    ahead: VecDeque<JoinHandle<Bodies>>,
 }
+
+/// The bodies of some rows.
+type Bodies = Result<Vec<Option<Bytes>>, StoreError>;
 
 impl Walk {
     /// A walk over what is asked for and the retention still shows, after `cursor`. `full` uses the connection for
@@ -81,6 +89,7 @@ impl Walk {
             low,
             high,
             heads: indexes.into_iter().map(head).collect(),
+            ahead: VecDeque::new(),
         }
     }
 
@@ -90,11 +99,16 @@ impl Walk {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn step(&mut self, limit: usize) -> Result<Option<Vec<Bytes>>, StoreError> {
-        let rows = self.next_rows(limit).await?;
-        if rows.is_empty() {
-            return Ok(None);
+        while self.ahead.len() < AHEAD {
+            let rows = self.next_rows(limit).await?;
+            if rows.is_empty() {
+                break;
+            }
+            let (store, full) = (Arc::clone(&self.store), self.full);
+            self.ahead.push_back(tokio::spawn(async move { store.bodies(store.lane(full), &rows).await }));
         }
-        let bodies = self.store.bodies(self.lane(), &rows).await?;
+        let Some(fetched) = self.ahead.pop_front() else { return Ok(None) };
+        let bodies = fetched.await.map_err(|error| StoreError::Corrupt(error.to_string()))??;
         Ok(Some(bodies.into_iter().flatten().filter(|json| self.admits(json)).collect()))
     }
 
@@ -106,16 +120,12 @@ impl Walk {
     /// Whether it is known without asking that nothing comes after what was given out.
     #[must_use]
     pub fn is_at_end(&self) -> bool {
-        self.heads.iter().all(|head| head.exhausted && head.buffered.is_empty())
+        self.ahead.is_empty() && self.heads.iter().all(|head| head.exhausted && head.buffered.is_empty())
     }
 
     /// Whether anything comes after what was given out. Moves on by one row.
     async fn has_more(&mut self) -> Result<bool, StoreError> {
         Ok(!self.next_rows(1).await?.is_empty())
-    }
-
-    fn lane(&self) -> &Lane {
-        if self.full { &self.store.export } else { &self.store.read }
     }
 
     async fn next_rows(&mut self, limit: usize) -> Result<Vec<Row>, StoreError> {
@@ -151,7 +161,7 @@ impl Walk {
             let short = |head: &Head| head.buffered.len() <= wanted / 2 && !head.exhausted;
             let asked: Vec<usize> = (0..self.heads.len()).filter(|head| short(&self.heads[*head])).collect();
             let ranges = asked.iter().map(|head| self.range(&self.heads[*head], wanted));
-            let answers: Vec<Vec<(Vec<u8>, f64)>> = self.lane().scatter(ranges).await?;
+            let answers: Vec<Vec<(Vec<u8>, f64)>> = self.store.lane(self.full).scatter(ranges).await?;
             for (head, answer) in asked.into_iter().zip(answers) {
                 self.heads[head].take(answer, wanted, self.query.order)?;
             }
@@ -283,8 +293,12 @@ impl Store {
         Ok(replies.chunks(2).map(found).collect())
     }
 
+    fn lane(&self, full: bool) -> &Lane {
+        if full { &self.export } else { &self.read }
+    }
+
     /// The JSON of each row, in order; `None` of one whose body has expired a moment before its entry is trimmed.
-    async fn bodies(&self, lane: &Lane, rows: &[Row]) -> Result<Vec<Option<Bytes>>, StoreError> {
+    async fn bodies(&self, lane: &Lane, rows: &[Row]) -> Bodies {
         let ids: Vec<&StoredId> = rows.iter().map(|row| &row.id).collect();
         let json = |mut body: Vec<u8>| {
             body.truncate(body.iter().position(|byte| *byte == 0).unwrap_or(body.len()));
