@@ -93,10 +93,11 @@ impl RedisCluster {
 
     /// Moves up to so many keys of `slot`; false when there are none left.
     pub async fn move_keys(&self, slot: usize, from: usize, to: usize, most: usize) -> bool {
-        let keys: Vec<String> = self.nodes[from].command_line(&format!("CLUSTER GETKEYSINSLOT {slot} {most}")).await;
+        let keys: Vec<Vec<u8>> = self.nodes[from].command_line(&format!("CLUSTER GETKEYSINSLOT {slot} {most}")).await;
         if !keys.is_empty() {
-            let (port, keys) = (self.nodes[to].port(), keys.join(" "));
-            self.nodes[from].command_line::<()>(&format!("MIGRATE 127.0.0.1 {port}  0 5000 KEYS {keys}")).await;
+            let mut migrate = redis::cmd("MIGRATE");
+            migrate.arg("127.0.0.1").arg(self.nodes[to].port()).arg("").arg(0).arg(5000).arg("KEYS").arg(&keys);
+            self.nodes[from].send::<()>(&migrate).await.expect("the keys can be moved");
         }
         !keys.is_empty()
     }

@@ -3,9 +3,10 @@
 use std::{fs, path::Path};
 
 use anyhow::Result;
-use redis::{Client, FromRedisValue, aio::MultiplexedConnection};
+use redis::{Client, Cmd, FromRedisValue, aio::MultiplexedConnection};
 use tempfile::TempDir;
 use tokio::process::Command;
+use uuid::Uuid;
 
 use crate::{
     eventually,
@@ -159,14 +160,49 @@ impl RedisServer {
     /// # Errors
     /// When the server does not answer it as expected.
     pub async fn try_command_line<T: FromRedisValue>(&self, words: &str) -> Result<T> {
-        let mut connection: MultiplexedConnection =
-            Client::open(self.url())?.get_multiplexed_async_connection().await?;
         let mut words = words.split(' ');
         let mut command = redis::cmd(words.next().unwrap_or_default());
         words.for_each(|word| {
             command.arg(word);
         });
+        self.send(&command).await
+    }
+
+    /// Sends one command, of any bytes.
+    ///
+    /// # Errors
+    /// When the server does not answer it as expected.
+    pub async fn send<T: FromRedisValue>(&self, command: &Cmd) -> Result<T> {
+        let mut connection: MultiplexedConnection =
+            Client::open(self.url())?.get_multiplexed_async_connection().await?;
         Ok(command.query_async(&mut connection).await?)
+    }
+
+    /// Deletes what is stored of an event, whose id is a UUID, but for its places in indexes.
+    ///
+    /// # Panics
+    /// When there is nothing.
+    pub async fn delete_body(&self, event_id: &str) {
+        // In a pattern any byte may be given with a backslash before it.
+        let name = stored(event_id).into_iter().flat_map(|byte| [b'\\', byte]);
+        let pattern: Vec<u8> = b"*ev:*".iter().copied().chain(name).collect();
+        let keys: Vec<Vec<u8>> = self.send(redis::cmd("KEYS").arg(pattern)).await.expect("Redis answers");
+        let deleted: usize = self.send(redis::cmd("DEL").arg(&keys)).await.expect("there is a body");
+        assert_eq!(deleted, 1, "the body of {event_id}");
+    }
+
+    /// Takes an event, whose id is a UUID, out of the index of all.
+    ///
+    /// # Panics
+    /// When it is not there.
+    pub async fn unlist(&self, event_id: &str) {
+        let mut removed = 0;
+        for index in self.command_line::<Vec<String>>("KEYS *ix:*").await {
+            let count: usize =
+                self.send(redis::cmd("ZREM").arg(index).arg(stored(event_id))).await.expect("Redis answers");
+            removed += count;
+        }
+        assert_eq!(removed, 1, "the entry of {event_id}");
     }
 
     /// Whether it was started and not killed.
@@ -190,6 +226,11 @@ impl RedisServer {
         }
         command
     }
+}
+
+/// A UUID as it is stored.
+fn stored(event_id: &str) -> Vec<u8> {
+    Uuid::parse_str(event_id).expect("a UUID").as_bytes().to_vec()
 }
 
 fn copy_folder(from: &Path, to: &Path) -> std::io::Result<()> {

@@ -58,12 +58,8 @@ async fn verify_says_whether_something_is_missing() {
     assert_eq!((&report["counts"]["records"], &report["counts"]["stored"]), (&30.into(), &30.into()), "{report}");
 
     // A body, and of another event only its place in the index.
-    let key: Vec<String> = redis.command_line(&format!("KEYS *{}", list[0].event_id)).await;
-    let _: i64 = redis.command_line(&format!("DEL {}", key[0])).await;
-    let indexes: Vec<String> = redis.command_line("KEYS *ix:*").await;
-    for index in indexes {
-        let _: i64 = redis.command_line(&format!("ZREM {index} {}", list[1].event_id)).await;
-    }
+    redis.delete_body(&list[0].event_id).await;
+    redis.unlist(&list[1].event_id).await;
     let broken = desk(&world, &["verify"]).await;
     assert_eq!(broken.status.code(), Some(1), "{}", said(&broken));
     for id in [&list[0].event_id, &list[1].event_id] {
