@@ -46,6 +46,10 @@ pub enum Problem {
     },
     /// The key may not do this: the scope that is missing.
     Forbidden(Scope),
+    /// The route is closed as long as nobody can be told from others: without API keys.
+    KeysNeeded,
+    /// The body is not a log level.
+    InvalidLevel(String),
     /// No such route.
     NotFound,
     /// No such event, or not yet, or not any more.
@@ -141,6 +145,9 @@ impl Problem {
             Self::UnsupportedCoding(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-content-encoding"),
             Self::Unauthorized { .. } => (StatusCode::UNAUTHORIZED, "unauthorized"),
             Self::Forbidden(_) => (StatusCode::FORBIDDEN, "forbidden"),
+            // Not 401: there is no key that would help.
+            Self::KeysNeeded => (StatusCode::FORBIDDEN, "keys-needed"),
+            Self::InvalidLevel(_) => (StatusCode::BAD_REQUEST, "invalid-level"),
             Self::NotAcceptable => (StatusCode::NOT_ACCEPTABLE, "not-acceptable"),
             Self::NotFound => (StatusCode::NOT_FOUND, "not-found"),
             Self::UnknownEvent => (StatusCode::NOT_FOUND, "unknown-event"),
@@ -204,6 +211,8 @@ impl Problem {
             }
             Self::Unauthorized { unknown: true } => "the API key is not known".into(),
             Self::Forbidden(scope) => format!("the API key has no scope {}", scope.name()).into(),
+            Self::KeysNeeded => "this route is closed while API keys are off; set API_KEYS_FILE, with a key that has the scope admin".into(),
+            Self::InvalidLevel(what) => format!("the log level {what}").into(),
             Self::NotAcceptable => "lists come as application/json, application/x-ndjson or text/csv".into(),
             Self::NotFound => "there is no such path; README.md lists the routes".into(),
             Self::UnknownEvent => {

@@ -1,6 +1,8 @@
 //! Each route: its parameters, and its replies but for the problems, which `problems` adds.
 
-use super::schemas::{Activities, BatchReply, Event, Health, Lag, Live, NewEvent, ProcessedEvent, Published, Ready};
+use super::schemas::{
+    Activities, BatchReply, Event, Health, Lag, Live, LogLevel, NewEvent, ProcessedEvent, Published, Ready,
+};
 
 /// Publish an event.
 ///
@@ -212,3 +214,12 @@ pub fn lag() {}
         example = "# TYPE http_requests_total counter\nhttp_requests_total{route=\"/events/generate\",status=\"201\"} 42\n")),
 )]
 pub fn metrics() {}
+
+/// Change which lines this process logs.
+///
+/// It holds until the next change or the end of the process. Only with API keys, and with one that has the scope `admin`.
+#[utoipa::path(put, path = "/log-level", operation_id = "setLogLevel", tag = "operation",
+    request_body(content = String, content_type = "text/plain", description = "What `LOG_LEVEL` takes: at most 1024 bytes of any `Content-Type`", example = "info,api=debug"),
+    responses((status = 200, description = "What is in force now", body = LogLevel, example = json!({"level": "info,api=debug"}))),
+)]
+pub fn set_log_level() {}

@@ -6,6 +6,7 @@ use std::time::Duration;
 use common::event::{EventTypes, Timestamp, UserEvent};
 use common::kafka::PublishError;
 use common::store::StoreError;
+use common::telemetry::LONGEST_LEVEL;
 use utoipa::Modify;
 use utoipa::openapi::example::ExampleBuilder;
 use utoipa::openapi::header::HeaderBuilder;
@@ -29,6 +30,9 @@ impl Modify for Problems {
             }
             if let Some(operation) = &mut item.post {
                 add(operation, of_publishing(path));
+            }
+            if let Some(operation) = &mut item.put {
+                add(operation, of_log_level());
             }
         }
     }
@@ -60,6 +64,24 @@ fn of_publishing(path: &str) -> Vec<Problem> {
         let errors = [PublishError::Refused, PublishError::NotAccepted, PublishError::Unknown].map(publish);
         errors.into_iter().chain([Problem::KeyReused]).collect()
     });
+    problems
+}
+
+fn of_log_level() -> Vec<Problem> {
+    let mut problems = vec![
+        Problem::InvalidLevel(
+            "must be a level (error, warn, info, debug, trace, off) or a list such as info,librdkafka=warn".into(),
+        ),
+        Problem::KeysNeeded,
+        Problem::BadCoding("gzip"),
+        Problem::BodyBroken,
+        Problem::BodyTooSlow(Duration::from_secs(10)),
+        Problem::BodyTooLarge(LONGEST_LEVEL),
+        Problem::UnsupportedCoding("the Content-Encoding is \"compress\"; send gzip, zstd, br or none".into()),
+        rate_limited(),
+        Problem::HeadersTooLarge(32 << 10),
+    ];
+    problems.extend(of_keys(Scope::Admin));
     problems
 }
 

@@ -252,6 +252,13 @@ pub struct Live {
     pub status: String,
 }
 
+/// Which lines are logged.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct LogLevel {
+    /// A level, or a list of them by module.
+    pub level: String,
+}
+
 /// How far the workers are behind, as they said last. What nobody knows is null.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
