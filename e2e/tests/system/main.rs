@@ -24,6 +24,7 @@ mod metrics;
 mod reads;
 mod redis_loss;
 mod redis_outage;
+mod rolling_restart;
 mod shutdown;
 mod startup;
 mod stream;
