@@ -15,7 +15,7 @@ use futures::{Stream, StreamExt};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
-use warp::http::header::{CONTENT_TYPE, HeaderValue};
+use warp::http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use warp::http::{HeaderMap, StatusCode};
 use warp::{Filter, Rejection, Reply};
 
@@ -48,6 +48,9 @@ struct ItemResult {
     errors: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     violations: Vec<Violation>,
+    /// What came behind it was not read.
+    #[serde(skip)]
+    broke_off: bool,
 }
 
 /// The whole reply.
@@ -265,7 +268,7 @@ enum Begun {
 }
 
 fn begin(context: &Context, index: usize, item: Item, ordinal: usize) -> Result<Begun, ItemResult> {
-    let json = item.map_err(|problem| refused(index, &problem))?;
+    let json = item.map_err(|problem| ItemResult { broke_off: true, ..refused(index, &problem) })?;
     let app = &context.app;
     if json.is_empty() || json.len() > app.config.max_body {
         return Err(refused(index, &Problem::BodyTooLarge(app.config.max_body)));
@@ -319,8 +322,14 @@ fn failed(index: usize, error: &PublishError) -> ItemResult {
 
 fn summary(results: Vec<ItemResult>) -> warp::reply::Response {
     let accepted = results.iter().filter(|result| result.status < 300).count();
+    let broke_off = results.last().is_some_and(|result| result.broke_off);
     let summary = Summary { accepted, rejected: results.len() - accepted, results };
-    warp::reply::json(&summary).into_response()
+    let mut response = warp::reply::json(&summary).into_response();
+    if broke_off {
+        // What the client is still sending would be taken for its next request.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 /// The results as NDJSON, while they come.

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
 mod bad_input;
+mod batch;
 mod cluster;
 mod configuration;
 mod dead_letters;
