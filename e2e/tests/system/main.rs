@@ -19,6 +19,7 @@ mod kafka_outage;
 mod kafka_rust;
 mod kafka_security;
 mod lists;
+mod log_table;
 mod logs;
 mod memory;
 mod metrics;
