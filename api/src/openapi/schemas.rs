@@ -216,6 +216,10 @@ pub struct Health {
     /// The workers that are alive; null when Redis does not say.
     #[serde(default)]
     pub workers: Option<Vec<Worker>>,
+    /// What these have dead-lettered since they were started, by reason (the `code` of a violation); null when Redis does
+    /// not say.
+    #[serde(default, rename = "deadLetters")]
+    pub dead_letters: Option<BTreeMap<String, u64>>,
 }
 
 /// A worker that is alive.
