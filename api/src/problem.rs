@@ -281,35 +281,8 @@ impl Problem {
         serde_json::to_value(self.body()).unwrap_or_default()
     }
 
-    fn body(&self) -> Body<'_> {
-        let (status, slug) = self.class();
-        let title = status.canonical_reason().unwrap_or("Error");
-        let violations: &[Violation] = if let Self::InvalidPayload(violations) = self { violations } else { &[] };
-        let detail = self.detail();
-        let message = match self {
-            Self::InvalidPayload(_) => "Invalid request payload".into(),
-            Self::Publish { .. } => PUBLISH_FAILED.into(),
-            _ => detail.clone(),
-        };
-        Body {
-            kind: format!("urn:user-activity:problem:{slug}"),
-            title,
-            status: status.as_u16(),
-            message,
-            detail,
-            success: false,
-            error: title,
-            outcome: self.outcome(),
-            state: self.state(),
-            errors: violations.iter().map(|v| &*v.detail).collect(),
-            violations,
-        }
-    }
-}
-
-impl Reply for Problem {
-    fn into_response(self) -> warp::reply::Response {
-        self.log();
+    /// The reply, about which nothing is logged: the description shows it, too.
+    pub(crate) fn reply(&self) -> warp::reply::Response {
         let status = self.status();
         // Strings, numbers and lists of them always serialise.
         let json = serde_json::to_vec(&self.body()).unwrap_or_default();
@@ -317,7 +290,7 @@ impl Reply for Problem {
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        match &self {
+        match self {
             Self::MethodNotAllowed(allowed) => drop(headers.insert(ALLOW, HeaderValue::from_static(allowed))),
             // RFC 6750, section 3: an error is named only to who has shown a key.
             Self::Unauthorized { unknown } => {
@@ -352,5 +325,37 @@ impl Reply for Problem {
             _ => {}
         }
         response
+    }
+
+    fn body(&self) -> Body<'_> {
+        let (status, slug) = self.class();
+        let title = status.canonical_reason().unwrap_or("Error");
+        let violations: &[Violation] = if let Self::InvalidPayload(violations) = self { violations } else { &[] };
+        let detail = self.detail();
+        let message = match self {
+            Self::InvalidPayload(_) => "Invalid request payload".into(),
+            Self::Publish { .. } => PUBLISH_FAILED.into(),
+            _ => detail.clone(),
+        };
+        Body {
+            kind: format!("urn:user-activity:problem:{slug}"),
+            title,
+            status: status.as_u16(),
+            message,
+            detail,
+            success: false,
+            error: title,
+            outcome: self.outcome(),
+            state: self.state(),
+            errors: violations.iter().map(|v| &*v.detail).collect(),
+            violations,
+        }
+    }
+}
+
+impl Reply for Problem {
+    fn into_response(self) -> warp::reply::Response {
+        self.log();
+        self.reply()
     }
 }

@@ -145,6 +145,7 @@ mod tests {
             "Health" => of::<schemas::Health>(json),
             "Lag" => of::<schemas::Lag>(json),
             "Live" => of::<schemas::Live>(json),
+            "LogFilter" => of::<schemas::LogFilter>(json),
             "LogLevel" => of::<schemas::LogLevel>(json),
             "NewEvent" => of::<schemas::NewEvent>(json),
             "ProcessedEvent" => of::<schemas::ProcessedEvent>(json),

@@ -220,7 +220,7 @@ pub fn metrics() {}
 ///
 /// It holds until the next change or the end of the process. Only with API keys, and with one that has the scope `admin`.
 #[utoipa::path(put, path = "/log-level", operation_id = "setLogLevel", tag = "operation",
-    request_body(content = String, content_type = "text/plain", description = "What `LOG_LEVEL` takes: at most 1024 bytes of any `Content-Type`", example = "info,api=debug"),
+    request_body(content = super::schemas::LogFilter, content_type = "text/plain", description = "Of any `Content-Type`", example = "info,api=debug"),
     responses((status = 200, description = "What is in force now", body = LogLevel, example = json!({"level": "info,api=debug"}))),
 )]
 pub fn set_log_level() {}

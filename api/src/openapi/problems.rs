@@ -13,7 +13,6 @@ use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::{ContentBuilder, OpenApi, Ref, ResponseBuilder};
-use warp::Reply;
 use warp::http::header::CONTENT_TYPE;
 
 use crate::keys::Scope;
@@ -137,11 +136,11 @@ fn add(operation: &mut Operation, problems: Vec<Problem>) {
         by_status.entry(problem.status().as_u16()).or_default().push(problem);
     }
     for (status, problems) in by_status {
-        operation.responses.responses.insert(status.to_string(), response(problems).into());
+        operation.responses.responses.insert(status.to_string(), response(&problems).into());
     }
 }
 
-fn response(problems: Vec<Problem>) -> utoipa::openapi::Response {
+fn response(problems: &[Problem]) -> utoipa::openapi::Response {
     let title = problems.first().and_then(|problem| problem.status().canonical_reason()).unwrap_or("Error");
     let examples = problems.iter().map(|problem| {
         let json = problem.json();
@@ -152,7 +151,7 @@ fn response(problems: Vec<Problem>) -> utoipa::openapi::Response {
     });
     let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).examples_from_iter(examples);
     let mut response = ResponseBuilder::new().description(title).content("application/problem+json", content.build());
-    let headers: BTreeMap<String, String> = problems.into_iter().flat_map(headers_of).collect();
+    let headers: BTreeMap<String, String> = problems.iter().flat_map(headers_of).collect();
     for (name, value) in headers {
         let text = ObjectBuilder::new().schema_type(SchemaType::Type(Type::String));
         let header = HeaderBuilder::new().schema(text).description(Some(format!("`{value}`")));
@@ -162,8 +161,8 @@ fn response(problems: Vec<Problem>) -> utoipa::openapi::Response {
 }
 
 /// The headers that come with it.
-fn headers_of(problem: Problem) -> Vec<(String, String)> {
-    let reply = problem.into_response();
+fn headers_of(problem: &Problem) -> Vec<(String, String)> {
+    let reply = problem.reply();
     let own = reply.headers().iter().filter(|(name, _)| *name != CONTENT_TYPE);
     own.filter_map(|(name, value)| Some((name.to_string(), value.to_str().ok()?.to_owned()))).collect()
 }

@@ -256,6 +256,13 @@ pub struct Live {
     pub status: String,
 }
 
+/// What `LOG_LEVEL` takes: a level, or a list of them by module.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[schema(
+    pattern = r"^([A-Za-z0-9_:]{1,64}=)?(error|warn|info|debug|trace|off)(,([A-Za-z0-9_:]{1,64}=)?(error|warn|info|debug|trace|off)){0,9}$"
+)]
+pub struct LogFilter(pub String);
+
 /// Which lines are logged.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct LogLevel {

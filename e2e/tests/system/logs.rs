@@ -104,6 +104,8 @@ async fn the_log_level_of_an_api_changes_while_it_runs_for_who_has_the_scope() {
         raw::exchange(api.port, b"not HTTP\r\n\r\n", PATIENCE).await;
         api.process.output().matches("connection ended").count()
     };
+    // It shows each problem, none of which has happened.
+    api.client.get("/openapi.json").await.unwrap().ok().unwrap();
     put("debug", "a-key-that-is-not-known").await.problem(401).unwrap();
     assert_eq!(told().await, 0);
     assert_eq!(api.process.output(), "", "nothing was changed, and nothing is an error");
