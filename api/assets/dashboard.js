@@ -359,14 +359,16 @@ function drawLag(lag) {
   }));
   const unknown = lag.unknownPartitions ?? [];
   byId("lag-note").textContent = unknown.length ? `Nobody says how far partition ${ranges(unknown)} is.` : "The last three minutes of each; records that are published and not yet processed.";
-  drawDead(lag.deadLetters);
 }
 
-/** No panel where the API does not count them. */
-function drawDead(count) {
-  if (typeof count !== "number") return;
-  byId("dead").hidden = false;
-  byId("dead-total").textContent = number.format(count);
+/** By reason, the most frequent first. No panel where nobody counts them. */
+function drawDead(reasons) {
+  byId("dead").hidden = !reasons;
+  if (!reasons) return;
+  const counts = Object.entries(reasons).sort(([, one], [, other]) => other - one);
+  byId("dead-total").textContent = number.format(counts.reduce((sum, [, count]) => sum + count, 0));
+  const listed = counts.map(([reason, count]) => `${reason} ${number.format(count)}`).join(", ");
+  byId("dead-note").textContent = listed ? `by reason: ${listed}` : "records that can't be events";
 }
 
 function noLag(why) {

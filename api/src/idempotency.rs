@@ -35,7 +35,9 @@ impl IdempotencyKey {
         if values.next().is_some() {
             return Err(wrong("must be given at most once".into()));
         }
-        let text = value.to_str().map_err(|_| wrong("must be of visible ASCII characters".into()))?.trim();
+        // `to_str` lets a tab through.
+        let text = value.to_str().ok().map(str::trim).filter(|text| !text.contains('\t'));
+        let text = text.ok_or_else(|| wrong("must be of visible ASCII characters".into()))?;
         let key = match text.strip_prefix('"') {
             Some(quoted) => {
                 let inner =
@@ -134,6 +136,7 @@ mod tests {
             (&[r#""a"b""#], "RFC 9651"),
             (&[r#""a\n""#], "RFC 9651"),
             (&["\u{e9}"], "visible ASCII"),
+            (&["a\tb"], "visible ASCII"),
         ] {
             assert!(key(values).unwrap_err().contains(reason), "{values:?}");
         }

@@ -55,6 +55,7 @@ impl Scope {
             ["" | "health" | "livez" | "readyz" | "metrics" | "openapi.json" | "favicon.ico"] if get => None,
             ["docs" | "assets", ..] if get => None,
             ["lag"] if get => Some(Self::Read),
+            ["log-level"] if *method == Method::PUT => Some(Self::Admin),
             ["events", _] | ["api", "activities"] if get => Some(Self::Read),
             ["events", _] | ["api", "activities"] if *method == Method::POST => Some(Self::Write),
             _ => Some(Self::Admin),

@@ -46,6 +46,10 @@ pub enum Problem {
     },
     /// The key may not do this: the scope that is missing.
     Forbidden(Scope),
+    /// The route is closed as long as nobody can be told from others: without API keys.
+    KeysNeeded,
+    /// The body is not a log level.
+    InvalidLevel(String),
     /// No such route.
     NotFound,
     /// No such event, or not yet, or not any more.
@@ -141,6 +145,9 @@ impl Problem {
             Self::UnsupportedCoding(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-content-encoding"),
             Self::Unauthorized { .. } => (StatusCode::UNAUTHORIZED, "unauthorized"),
             Self::Forbidden(_) => (StatusCode::FORBIDDEN, "forbidden"),
+            // Not 401: there is no key that would help.
+            Self::KeysNeeded => (StatusCode::FORBIDDEN, "keys-needed"),
+            Self::InvalidLevel(_) => (StatusCode::BAD_REQUEST, "invalid-level"),
             Self::NotAcceptable => (StatusCode::NOT_ACCEPTABLE, "not-acceptable"),
             Self::NotFound => (StatusCode::NOT_FOUND, "not-found"),
             Self::UnknownEvent => (StatusCode::NOT_FOUND, "unknown-event"),
@@ -204,6 +211,8 @@ impl Problem {
             }
             Self::Unauthorized { unknown: true } => "the API key is not known".into(),
             Self::Forbidden(scope) => format!("the API key has no scope {}", scope.name()).into(),
+            Self::KeysNeeded => "this route is closed while API keys are off; set API_KEYS_FILE, with a key that has the scope admin".into(),
+            Self::InvalidLevel(what) => format!("the log level {what}").into(),
             Self::NotAcceptable => "lists come as application/json, application/x-ndjson or text/csv".into(),
             Self::NotFound => "there is no such path; README.md lists the routes".into(),
             Self::UnknownEvent => {
@@ -272,35 +281,8 @@ impl Problem {
         serde_json::to_value(self.body()).unwrap_or_default()
     }
 
-    fn body(&self) -> Body<'_> {
-        let (status, slug) = self.class();
-        let title = status.canonical_reason().unwrap_or("Error");
-        let violations: &[Violation] = if let Self::InvalidPayload(violations) = self { violations } else { &[] };
-        let detail = self.detail();
-        let message = match self {
-            Self::InvalidPayload(_) => "Invalid request payload".into(),
-            Self::Publish { .. } => PUBLISH_FAILED.into(),
-            _ => detail.clone(),
-        };
-        Body {
-            kind: format!("urn:user-activity:problem:{slug}"),
-            title,
-            status: status.as_u16(),
-            message,
-            detail,
-            success: false,
-            error: title,
-            outcome: self.outcome(),
-            state: self.state(),
-            errors: violations.iter().map(|v| &*v.detail).collect(),
-            violations,
-        }
-    }
-}
-
-impl Reply for Problem {
-    fn into_response(self) -> warp::reply::Response {
-        self.log();
+    /// The reply, about which nothing is logged: the description shows it, too.
+    pub(crate) fn reply(&self) -> warp::reply::Response {
         let status = self.status();
         // Strings, numbers and lists of them always serialise.
         let json = serde_json::to_vec(&self.body()).unwrap_or_default();
@@ -308,7 +290,7 @@ impl Reply for Problem {
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        match &self {
+        match self {
             Self::MethodNotAllowed(allowed) => drop(headers.insert(ALLOW, HeaderValue::from_static(allowed))),
             // RFC 6750, section 3: an error is named only to who has shown a key.
             Self::Unauthorized { unknown } => {
@@ -343,5 +325,37 @@ impl Reply for Problem {
             _ => {}
         }
         response
+    }
+
+    fn body(&self) -> Body<'_> {
+        let (status, slug) = self.class();
+        let title = status.canonical_reason().unwrap_or("Error");
+        let violations: &[Violation] = if let Self::InvalidPayload(violations) = self { violations } else { &[] };
+        let detail = self.detail();
+        let message = match self {
+            Self::InvalidPayload(_) => "Invalid request payload".into(),
+            Self::Publish { .. } => PUBLISH_FAILED.into(),
+            _ => detail.clone(),
+        };
+        Body {
+            kind: format!("urn:user-activity:problem:{slug}"),
+            title,
+            status: status.as_u16(),
+            message,
+            detail,
+            success: false,
+            error: title,
+            outcome: self.outcome(),
+            state: self.state(),
+            errors: violations.iter().map(|v| &*v.detail).collect(),
+            violations,
+        }
+    }
+}
+
+impl Reply for Problem {
+    fn into_response(self) -> warp::reply::Response {
+        self.log();
+        self.reply()
     }
 }

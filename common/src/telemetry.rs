@@ -8,6 +8,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use env_logger::{Builder, Logger, fmt::Formatter};
 use log::kv::{Key, Source, Value, VisitSource};
 use log::{LevelFilter, Log, Metadata, Record};
+use serde::Serialize;
 use serde_json::Map;
 
 use crate::config::{Checks, ProcessArgs, one_of};
@@ -49,17 +50,26 @@ impl LogSettings {
     }
 }
 
-/// Changes which lines are written: a level, or a list such as `info,librdkafka=debug`.
+/// Bytes that a level may have which comes while the process runs, lists of modules included.
+pub const LONGEST_LEVEL: usize = 1024;
+
+/// Which lines are written: what `PUT /log-level` of both programs answers.
+#[derive(Debug, Serialize)]
+pub struct LogLevel {
+    level: String,
+}
+
+/// Changes which lines are written: a level, or a list such as `info,librdkafka=debug`, as text.
 ///
 /// # Errors
 /// What is wrong with it; nothing has changed then.
-pub fn set_level(level: &str) -> Result<(), String> {
-    let wanted = filter(level.trim())?;
+pub fn set_level(wanted: &[u8]) -> Result<LogLevel, String> {
+    let level = filter(String::from_utf8_lossy(wanted).trim())?;
     let json = LOGS.read().as_ref().is_some_and(|(settings, _)| settings.json);
-    LOGS.install(LogSettings { filter: wanted, json });
+    LOGS.install(LogSettings { filter: level.clone(), json });
     // Not below the level of which it is news: whoever finds the log changed should find why.
-    log::warn!(level = level.trim(); "the log level is now {}", level.trim());
-    Ok(())
+    log::warn!(level = level.as_str(); "the log level is now {level}");
+    Ok(LogLevel { level })
 }
 
 static LOGS: Logs = Logs(RwLock::new(None));
@@ -114,7 +124,8 @@ impl Source for Traced<'_> {
 
 fn filter(raw: &str) -> Result<String, String> {
     let level = |part: &str| part.rsplit('=').next().is_some_and(|l| l.trim().parse::<LevelFilter>().is_ok());
-    if raw.split(',').all(level) {
+    // What is said of it in the log must stay one line.
+    if raw.split(',').all(level) && !raw.contains(char::is_control) {
         return Ok(raw.to_owned());
     }
     Err("must be a level (error, warn, info, debug, trace, off) or a list such as info,librdkafka=warn".into())
@@ -149,6 +160,8 @@ mod tests {
     #[test]
     fn filters_are_checked_before_they_are_used() {
         assert!(filter("info").is_ok() && filter("warn,librdkafka=error").is_ok());
-        assert!(filter("loud").is_err() && filter("info=loud").is_err() && filter("").is_err());
+        for wrong in ["loud", "info=loud", "", "api\nERROR a=info"] {
+            assert!(filter(wrong).is_err(), "{wrong:?}");
+        }
     }
 }

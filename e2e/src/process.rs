@@ -81,6 +81,17 @@ impl Process {
         Pid::from_raw(id.try_into().expect("process ids fit an i32"))
     }
 
+    /// Peak of the memory that the process has had, in MiB (`VmHWM`, proc(5)).
+    ///
+    /// # Panics
+    /// When the process has ended.
+    #[must_use]
+    pub fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("a running process");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a line VmHWM");
+        peak.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1024
+    }
+
     /// Sends a signal.
     ///
     /// # Panics

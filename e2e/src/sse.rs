@@ -67,6 +67,27 @@ impl Sse {
         &self.last_id
     }
 
+    /// Waits for a comment, and gives it once its whole block is read: what a browser does not see, but a proxy in between
+    /// does.
+    ///
+    /// # Errors
+    /// When the stream breaks or ends, or has a message first.
+    pub async fn comment(&mut self) -> Result<String> {
+        let mut comment = None;
+        loop {
+            while let Some(line) = self.line() {
+                if let Some(said) = line.strip_prefix(':') {
+                    comment = Some(said.trim_start().to_owned());
+                }
+                ensure!(self.take(&line).is_none(), "a message before a comment");
+                if let Some(comment) = comment.take_if(|_| line.is_empty()) {
+                    return Ok(comment);
+                }
+            }
+            ensure!(self.more().await?, "the stream has ended");
+        }
+    }
+
     /// The header of the reply, empty when it is absent.
     #[must_use]
     pub fn header(&self, name: &str) -> &str {

@@ -31,6 +31,7 @@ HEALTH = {
     "status": "degraded", "producer": "connected", "store": "disconnected", "consumer": "connected", "version": "9.9.9",
     "checks": {"producer": CHECK, "store": DOWN, "consumer": CHECK},
     "workers": [{"name": "worker-7", "partitions": [0, 1, 2, 5], "stored": 4321, "lag": None, "seen": CHECK["since"]}],
+    "deadLetters": {"json": 1, "enum": 1203},
 }
 
 
@@ -175,6 +176,8 @@ def lag_and_workers_are_shown_where_the_api_says_them(browser: Browser, url: str
         expect(page.locator("#overall")).to_have_text("degraded")
         expect(page.locator("#parts")).to_contain_text("Redis does not answer")
         expect(page.locator("#workers tr")).to_contain_text("0–2, 5")
+        expect(page.locator("#dead-total")).to_have_text("1,204")
+        expect(page.locator("#dead-note")).to_have_text("by reason: enum 1,203, json 1")
         # The browser's own words about the 503.
         dashboard.errors.clear()
 
@@ -184,6 +187,13 @@ def an_api_without_lag_is_said_to_be_one(browser: Browser, url: str) -> None:
     dashboard.page.route("**/lag", lambda route: route.fulfill(status=404, content_type="application/problem+json", body="{}"))
     with dashboard as page:
         expect(page.locator("#lag-note")).to_have_text("this API has no /lag")
+
+
+def dead_letters_are_not_shown_where_nobody_counts_them(browser: Browser, url: str) -> None:
+    dashboard = Dashboard(browser, url)
+    dashboard.page.route("**/health", lambda route: route.fulfill(json={**HEALTH, "deadLetters": None}))
+    with dashboard as page:
+        expect(page.locator("#overall")).to_have_text("degraded")
         expect(page.locator("#dead")).to_be_hidden()
 
 
@@ -241,6 +251,7 @@ CHECKS = [
     a_key_goes_with_every_request_and_is_kept_for_the_tab,
     lag_and_workers_are_shown_where_the_api_says_them,
     an_api_without_lag_is_said_to_be_one,
+    dead_letters_are_not_shown_where_nobody_counts_them,
     the_keyboard_is_enough,
     every_field_has_a_name_and_every_text_its_contrast,
     nothing_is_wider_than_a_phone,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use common::health::Condition;
 use common::metrics::CONTENT_TYPE;
-use common::telemetry::set_level;
+use common::telemetry::{LONGEST_LEVEL, set_level};
 use serde::Serialize;
 use tokio::net::TcpListener;
 use warp::http::StatusCode;
@@ -16,9 +16,6 @@ use warp::hyper::body::Bytes;
 use warp::{Filter, Reply};
 
 use crate::status::Status;
-
-/// Bytes that a level may have, lists of modules included.
-const LONGEST_LEVEL: u64 = 1024;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -64,7 +61,7 @@ pub async fn serve(listener: TcpListener, status: Arc<Status>) {
     let ready = warp::path!("readyz").map(move || ready(&status));
     let level = warp::path!("log-level")
         .and(warp::put())
-        .and(warp::body::content_length_limit(LONGEST_LEVEL))
+        .and(warp::body::content_length_limit(LONGEST_LEVEL as u64))
         .and(warp::body::bytes())
         .map(|body: Bytes| log_level(&body));
     warp::serve(warp::get().or(warp::head()).unify().and(live.or(ready).or(metrics)).or(level))
@@ -75,12 +72,13 @@ pub async fn serve(listener: TcpListener, status: Arc<Status>) {
 
 /// `PUT /log-level`: the body is what `LOG_LEVEL` takes.
 fn log_level(body: &[u8]) -> impl Reply + use<> {
-    let level = String::from_utf8_lossy(body);
-    let (code, answer) = match set_level(&level) {
-        Ok(()) => (StatusCode::OK, serde_json::json!({"level": level.trim()})),
-        Err(error) => (StatusCode::BAD_REQUEST, serde_json::json!({"success": false, "message": error})),
-    };
-    warp::reply::with_status(warp::reply::json(&answer), code)
+    match set_level(body) {
+        Ok(level) => warp::reply::json(&level).into_response(),
+        Err(error) => {
+            let refusal = warp::reply::json(&serde_json::json!({"success": false, "message": error}));
+            warp::reply::with_status(refusal, StatusCode::BAD_REQUEST).into_response()
+        }
+    }
 }
 
 fn ready(status: &Status) -> impl Reply + use<> {

@@ -116,6 +116,12 @@ impl DeadLetter {
         Offset(self.offset)
     }
 
+    /// Why it is one, in a word.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        self.reason
+    }
+
     /// The eventId that the API gives every record in a header, and why the record is no event all the same.
     #[must_use]
     pub fn event_id_and_reason(&self) -> Option<(String, String)> {

@@ -1,5 +1,6 @@
 //! How the worker is, for its health routes and its heartbeats.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -47,7 +48,7 @@ pub struct Counters {
     /// Events that were stored before.
     pub duplicates: Counter,
     /// Records that went to the dead-letter topic.
-    pub dead_lettered: Counter,
+    pub dead_lettered: Tally,
     /// Offsets that were not there to be read.
     pub skipped_offsets: Counter,
     /// Times a partition had to be placed anew.
@@ -68,6 +69,30 @@ impl Counter {
     #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Numbers that only grow, by name.
+#[derive(Debug, Default)]
+pub struct Tally(Mutex<BTreeMap<&'static str, u64>>);
+
+impl Tally {
+    /// Counts one.
+    pub fn add_one(&self, name: &'static str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default() += 1;
+    }
+
+    /// All of them together.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
+    }
+
+    /// Each by itself.
+    #[must_use]
+    pub fn by_name(&self) -> BTreeMap<String, u64> {
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
     }
 }
 

@@ -43,7 +43,7 @@ pub(crate) static DOCUMENT: LazyLock<String> = LazyLock::new(|| {
     paths(
         paths::publish_event, paths::publish_events, paths::list_events, paths::show_event, paths::stream_events,
         paths::publish_activity, paths::list_activities,
-        paths::health, paths::live, paths::ready, paths::lag, paths::metrics,
+        paths::health, paths::live, paths::ready, paths::lag, paths::metrics, paths::set_log_level,
     ),
     components(schemas(schemas::Problem)),
     modifiers(&Problems, &Present, &Keys),
@@ -56,7 +56,7 @@ struct Present;
 impl Modify for Present {
     fn modify(&self, description: &mut utoipa::openapi::OpenApi) {
         let items = description.paths.paths.values_mut();
-        let operations = items.flat_map(|item| [&mut item.get, &mut item.post]).flatten();
+        let operations = items.flat_map(|item| [&mut item.get, &mut item.post, &mut item.put]).flatten();
         for parameter in operations.flat_map(|operation| &mut operation.parameters).flatten() {
             let kind = match &mut parameter.schema {
                 Some(RefOr::T(Schema::Object(object))) => &mut object.schema_type,
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
     use crate::routes::PATHS;
 
-    const METHODS: [&str; 2] = ["get", "post"];
+    const METHODS: [&str; 3] = ["get", "post", "put"];
 
     fn document() -> Value {
         serde_json::from_str(&DOCUMENT).unwrap()
@@ -145,6 +145,8 @@ mod tests {
             "Health" => of::<schemas::Health>(json),
             "Lag" => of::<schemas::Lag>(json),
             "Live" => of::<schemas::Live>(json),
+            "LogFilter" => of::<schemas::LogFilter>(json),
+            "LogLevel" => of::<schemas::LogLevel>(json),
             "NewEvent" => of::<schemas::NewEvent>(json),
             "ProcessedEvent" => of::<schemas::ProcessedEvent>(json),
             "Problem" => of::<schemas::Problem>(json),

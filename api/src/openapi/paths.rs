@@ -1,6 +1,8 @@
 //! Each route: its parameters, and its replies but for the problems, which `problems` adds.
 
-use super::schemas::{Activities, BatchReply, Event, Health, Lag, Live, NewEvent, ProcessedEvent, Published, Ready};
+use super::schemas::{
+    Activities, BatchReply, Event, Health, Lag, Live, LogLevel, NewEvent, ProcessedEvent, Published, Ready,
+};
 
 /// Publish an event.
 ///
@@ -169,7 +171,8 @@ pub fn stream_events() {}
                 "checks": {"producer": {"ok": true, "reason": "the brokers answer", "since": "2026-02-17T10:00:00.000Z"},
                     "store": {"ok": true, "reason": "Redis answers", "since": "2026-02-17T10:00:00.000Z"},
                     "consumer": {"ok": true, "reason": "1 workers are alive", "since": "2026-02-17T10:00:00.000Z"}},
-                "workers": [{"name": "worker-1", "partitions": [0, 1, 2, 3, 4, 5], "stored": 42, "lag": 0, "seen": "2026-02-17T10:00:05.000Z"}]})),
+                "workers": [{"name": "worker-1", "partitions": [0, 1, 2, 3, 4, 5], "stored": 42, "lag": 0, "seen": "2026-02-17T10:00:05.000Z"}],
+                "deadLetters": {"enum": 3, "json": 1}})),
         (status = 503, description = "One of them does not; `checks` says why", body = Health,
             example = json!({"status": "degraded", "producer": "connected", "store": "connected", "consumer": "disconnected", "version": "0.1.0",
                 "checks": {"producer": {"ok": true, "reason": "the brokers answer", "since": "2026-02-17T10:00:00.000Z"},
@@ -212,3 +215,12 @@ pub fn lag() {}
         example = "# TYPE http_requests_total counter\nhttp_requests_total{route=\"/events/generate\",status=\"201\"} 42\n")),
 )]
 pub fn metrics() {}
+
+/// Change which lines this process logs.
+///
+/// It holds until the next change or the end of the process. Only with API keys, and with one that has the scope `admin`.
+#[utoipa::path(put, path = "/log-level", operation_id = "setLogLevel", tag = "operation",
+    request_body(content = super::schemas::LogFilter, content_type = "text/plain", description = "Of any `Content-Type`", example = "info,api=debug"),
+    responses((status = 200, description = "What is in force now", body = LogLevel, example = json!({"level": "info,api=debug"}))),
+)]
+pub fn set_log_level() {}

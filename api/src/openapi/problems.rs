@@ -6,13 +6,13 @@ use std::time::Duration;
 use common::event::{EventTypes, Timestamp, UserEvent};
 use common::kafka::PublishError;
 use common::store::StoreError;
+use common::telemetry::LONGEST_LEVEL;
 use utoipa::Modify;
 use utoipa::openapi::example::ExampleBuilder;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::{ContentBuilder, OpenApi, Ref, ResponseBuilder};
-use warp::Reply;
 use warp::http::header::CONTENT_TYPE;
 
 use crate::keys::Scope;
@@ -29,6 +29,9 @@ impl Modify for Problems {
             }
             if let Some(operation) = &mut item.post {
                 add(operation, of_publishing(path));
+            }
+            if let Some(operation) = &mut item.put {
+                add(operation, of_log_level());
             }
         }
     }
@@ -60,6 +63,24 @@ fn of_publishing(path: &str) -> Vec<Problem> {
         let errors = [PublishError::Refused, PublishError::NotAccepted, PublishError::Unknown].map(publish);
         errors.into_iter().chain([Problem::KeyReused]).collect()
     });
+    problems
+}
+
+fn of_log_level() -> Vec<Problem> {
+    let mut problems = vec![
+        Problem::InvalidLevel(
+            "must be a level (error, warn, info, debug, trace, off) or a list such as info,librdkafka=warn".into(),
+        ),
+        Problem::KeysNeeded,
+        Problem::BadCoding("gzip"),
+        Problem::BodyBroken,
+        Problem::BodyTooSlow(Duration::from_secs(10)),
+        Problem::BodyTooLarge(LONGEST_LEVEL),
+        Problem::UnsupportedCoding("the Content-Encoding is \"compress\"; send gzip, zstd, br or none".into()),
+        rate_limited(),
+        Problem::HeadersTooLarge(32 << 10),
+    ];
+    problems.extend(of_keys(Scope::Admin));
     problems
 }
 
@@ -115,11 +136,11 @@ fn add(operation: &mut Operation, problems: Vec<Problem>) {
         by_status.entry(problem.status().as_u16()).or_default().push(problem);
     }
     for (status, problems) in by_status {
-        operation.responses.responses.insert(status.to_string(), response(problems).into());
+        operation.responses.responses.insert(status.to_string(), response(&problems).into());
     }
 }
 
-fn response(problems: Vec<Problem>) -> utoipa::openapi::Response {
+fn response(problems: &[Problem]) -> utoipa::openapi::Response {
     let title = problems.first().and_then(|problem| problem.status().canonical_reason()).unwrap_or("Error");
     let examples = problems.iter().map(|problem| {
         let json = problem.json();
@@ -130,7 +151,7 @@ fn response(problems: Vec<Problem>) -> utoipa::openapi::Response {
     });
     let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).examples_from_iter(examples);
     let mut response = ResponseBuilder::new().description(title).content("application/problem+json", content.build());
-    let headers: BTreeMap<String, String> = problems.into_iter().flat_map(headers_of).collect();
+    let headers: BTreeMap<String, String> = problems.iter().flat_map(headers_of).collect();
     for (name, value) in headers {
         let text = ObjectBuilder::new().schema_type(SchemaType::Type(Type::String));
         let header = HeaderBuilder::new().schema(text).description(Some(format!("`{value}`")));
@@ -140,8 +161,8 @@ fn response(problems: Vec<Problem>) -> utoipa::openapi::Response {
 }
 
 /// The headers that come with it.
-fn headers_of(problem: Problem) -> Vec<(String, String)> {
-    let reply = problem.into_response();
+fn headers_of(problem: &Problem) -> Vec<(String, String)> {
+    let reply = problem.reply();
     let own = reply.headers().iter().filter(|(name, _)| *name != CONTENT_TYPE);
     own.filter_map(|(name, value)| Some((name.to_string(), value.to_str().ok()?.to_owned()))).collect()
 }

@@ -216,6 +216,10 @@ pub struct Health {
     /// The workers that are alive; null when Redis does not say.
     #[serde(default)]
     pub workers: Option<Vec<Worker>>,
+    /// What these have dead-lettered since they were started, by reason (the `code` of a violation); null when Redis does
+    /// not say.
+    #[serde(default, rename = "deadLetters")]
+    pub dead_letters: Option<BTreeMap<String, u64>>,
 }
 
 /// A worker that is alive.
@@ -250,6 +254,20 @@ pub struct Ready {
 pub struct Live {
     /// Always `ok`.
     pub status: String,
+}
+
+/// What `LOG_LEVEL` takes: a level, or a list of them by module.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[schema(
+    pattern = r"^([A-Za-z0-9_:]{1,64}=)?(error|warn|info|debug|trace|off)(,([A-Za-z0-9_:]{1,64}=)?(error|warn|info|debug|trace|off)){0,9}$"
+)]
+pub struct LogFilter(pub String);
+
+/// Which lines are logged.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct LogLevel {
+    /// A level, or a list of them by module.
+    pub level: String,
 }
 
 /// How far the workers are behind, as they said last. What nobody knows is null.

@@ -17,7 +17,7 @@ use futures::{Stream, StreamExt};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
-use warp::http::header::{CONTENT_TYPE, HeaderValue};
+use warp::http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use warp::http::{HeaderMap, StatusCode};
 use warp::{Filter, Rejection, Reply};
 
@@ -52,6 +52,9 @@ struct ItemResult {
     errors: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     violations: Vec<Violation>,
+    /// What came behind it was not read.
+    #[serde(skip)]
+    broke_off: bool,
 }
 
 /// The whole reply.
@@ -299,7 +302,7 @@ async fn begin_new(context: &Context, items: &[Numbered]) -> Vec<Begun> {
 /// The result of one that is not to be published.
 fn check<'a>(context: &Context, numbered: &'a Numbered) -> Result<UserEvent<'a>, ItemResult> {
     let (index, app) = (numbered.index, &context.app);
-    let json = numbered.item.as_ref().map_err(|problem| refused(index, problem))?;
+    let json = numbered.item.as_ref().map_err(|problem| ItemResult { broke_off: true, ..refused(index, problem) })?;
     if json.is_empty() || json.len() > app.config.max_body {
         return Err(refused(index, &Problem::BodyTooLarge(app.config.max_body)));
     }
@@ -360,8 +363,14 @@ fn failed(index: usize, error: &PublishError) -> ItemResult {
 
 fn summary(results: Vec<ItemResult>) -> warp::reply::Response {
     let accepted = results.iter().filter(|result| result.status < 300).count();
+    let broke_off = results.last().is_some_and(|result| result.broke_off);
     let summary = Summary { accepted, rejected: results.len() - accepted, results };
-    warp::reply::json(&summary).into_response()
+    let mut response = warp::reply::json(&summary).into_response();
+    if broke_off {
+        // What the client is still sending would be taken for its next request.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 /// The results as NDJSON, while they come.
@@ -383,4 +392,102 @@ fn stream_results(results: BoxStream<'static, ItemResult>) -> warp::reply::Respo
     let mut response = warp::reply::stream(poll_fn(move |context| receiver.poll_recv(context))).into_response();
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMITS: Limits = Limits { size: 1 << 20, time: Duration::from_secs(10) };
+    /// Of a line, in bytes.
+    const LONGEST: usize = 12;
+
+    /// An item, or the status of what ended the batch.
+    type Read = Result<Vec<u8>, u16>;
+
+    fn read(items: BoxStream<'static, Item>) -> Vec<Read> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let items: Vec<Item> = runtime.block_on(items.collect());
+        items.into_iter().map(|item| item.map(|json| json.to_vec()).map_err(|p| p.status().as_u16())).collect()
+    }
+
+    /// A body in pieces that end at `cuts`; a broken one ends with a problem.
+    fn pieces(body: &[u8], cuts: &[prop::sample::Index], broken: bool) -> Pieces {
+        let mut ends: Vec<usize> = cuts.iter().map(|cut| cut.index(body.len() + 1)).collect();
+        ends.sort_unstable();
+        let starts = std::iter::once(0).chain(ends.iter().copied());
+        let ends = ends.iter().copied().chain(std::iter::once(body.len()));
+        let cut = starts.zip(ends).map(|(start, end)| Ok(Bytes::copy_from_slice(&body[start..end])));
+        let cut: Vec<Result<Bytes, Problem>> = cut.chain(broken.then_some(Err(Problem::BodyBroken))).collect();
+        stream::iter(cut).boxed()
+    }
+
+    /// What lines are said to be, for a body that is there at once.
+    fn expected(body: &[u8], broken: bool, most: usize) -> Vec<Read> {
+        let mut lines: Vec<&[u8]> = body.split(|byte| *byte == b'\n').collect();
+        if broken {
+            lines.pop();
+        }
+        let item = |line: &[u8]| match line.len() > LONGEST {
+            true => Some(Ok(Vec::new())),
+            false => (!line.iter().all(u8::is_ascii_whitespace)).then(|| Ok(line.to_vec())),
+        };
+        let mut items: Vec<Read> = lines.into_iter().filter_map(item).collect();
+        if items.len() > most {
+            items.truncate(most);
+            items.push(Err(413));
+        } else if broken {
+            items.push(Err(400));
+        }
+        items
+    }
+
+    /// Lines and what is nearly lines: fragments in any order.
+    fn nearly_lines() -> impl Strategy<Value = Vec<u8>> {
+        const FRAGMENTS: &[&[u8]] = &[b"\n", b"\n", b"\r\n", b" ", b"{}", b"\"a\\n\"", b"0123456789ab", b"\0", b"\xff"];
+        prop::collection::vec(prop::sample::select(FRAGMENTS), 0..40).prop_map(|parts| parts.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+        #[test]
+        fn lines_are_the_same_however_a_body_is_cut(
+            body in nearly_lines(), cuts: Vec<prop::sample::Index>, broken: bool, most in 1_usize..20,
+        ) {
+            let found = read(lines(pieces(&body, &cuts, broken), LIMITS, LONGEST, most));
+            prop_assert_eq!(found, expected(&body, broken, most));
+        }
+
+        #[test]
+        fn an_array_is_the_same_however_a_body_is_cut(
+            bodies in prop::collection::vec(prop::sample::select(&["7", "{\"a\" : [1, 2]}", "\",]\"", "null"][..]), 0..12),
+            blank in "[ \\n]{0,2}", cuts: Vec<prop::sample::Index>, most in 1_usize..12,
+        ) {
+            let body = format!("{blank}[{blank}{}{blank}]{blank}", bodies.join(&format!("{blank},{blank}")));
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            let whole = runtime.block_on(body::whole(pieces(body.as_bytes(), &cuts, false), LIMITS)).unwrap();
+            match array(&whole, most) {
+                Ok(items) => {
+                    let items: Vec<Read> = read(items);
+                    let given: Vec<Read> = bodies.iter().map(|item| Ok(item.as_bytes().to_vec())).collect();
+                    prop_assert!((1..=most).contains(&items.len()));
+                    prop_assert_eq!(items, given, "as they were written");
+                }
+                Err(Problem::EmptyBatch) => prop_assert!(bodies.is_empty()),
+                Err(problem) => prop_assert!(bodies.len() > most, "{problem:?}"),
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_the_reader_panic(body: Vec<u8>, cuts: Vec<prop::sample::Index>, broken: bool) {
+            let items = read(lines(pieces(&body, &cuts, broken), LIMITS, LONGEST, 20));
+            prop_assert!(items.iter().all(|item| item.as_ref().is_ok_and(|json| json.len() <= LONGEST) || item.is_err()));
+            drop(array(&body.into(), 20));
+        }
+    }
 }

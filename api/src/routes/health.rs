@@ -3,6 +3,7 @@
 //! Liveness depends on neither Kafka nor Redis: restarting the process would mend neither. Readiness is whether a post
 //! can succeed: Kafka, and not draining. The store and the workers are not part of it; posts are taken without them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use common::health::Condition;
@@ -24,6 +25,9 @@ struct Health {
     checks: Parts,
     /// `null` when Redis does not say.
     workers: Option<Vec<Worker>>,
+    /// What they have dead-lettered since they were started, by reason; `null` when Redis does not say.
+    #[serde(rename = "deadLetters")]
+    dead_letters: Option<BTreeMap<String, u64>>,
 }
 
 /// A worker whose heartbeat is alive.
@@ -75,6 +79,7 @@ fn health(app: &App) -> Response {
     };
     let word = |condition: &Condition| if condition.ok { "connected" } else { "disconnected" };
     let ok = checks.producer.ok && checks.store.ok && checks.consumer.ok;
+    let workers = app.workers();
     let health = Health {
         status: if ok { "ok" } else { "degraded" },
         producer: word(&checks.producer),
@@ -82,9 +87,19 @@ fn health(app: &App) -> Response {
         consumer: word(&checks.consumer),
         version: env!("CARGO_PKG_VERSION"),
         checks,
-        workers: app.workers().map(|workers| workers.into_iter().map(Worker::from).collect()),
+        dead_letters: workers.as_deref().map(dead_letters),
+        workers: workers.map(|workers| workers.into_iter().map(Worker::from).collect()),
     };
     with_status(ok, &health)
+}
+
+/// Added up over the workers.
+fn dead_letters(workers: &[LiveWorker]) -> BTreeMap<String, u64> {
+    let mut sums = BTreeMap::new();
+    for (reason, count) in workers.iter().flat_map(|worker| &worker.heartbeat.dead_letters) {
+        *sums.entry(reason.clone()).or_default() += count;
+    }
+    sums
 }
 
 fn ready(app: &App) -> Response {

@@ -6,6 +6,7 @@ mod event;
 mod generate;
 mod health;
 mod lag;
+mod log_level;
 mod metrics;
 mod pages;
 mod processed;
@@ -26,7 +27,7 @@ const GET: &str = "GET, HEAD";
 
 /// The pattern of each path and the methods that it takes. The first that fits is meant: a path that has a resource of
 /// its own is not an eventId. The metrics name requests by it.
-pub(crate) const PATHS: [(&str, &str); 11] = [
+pub(crate) const PATHS: [(&str, &str); 12] = [
     ("/events/generate", "POST"),
     ("/events/batch", "POST"),
     ("/events/processed", GET),
@@ -38,6 +39,7 @@ pub(crate) const PATHS: [(&str, &str); 11] = [
     ("/readyz", GET),
     ("/metrics", GET),
     ("/lag", GET),
+    ("/log-level", "PUT"),
 ];
 
 /// Which of [`PATHS`] a path is.
@@ -69,6 +71,7 @@ pub fn all(app: &Arc<App>) -> impl Filter<Extract = (Response,), Error = Infalli
         event::route(app).boxed(),
         health::routes(app).boxed(),
         lag::route(app).boxed(),
+        log_level::route(app).boxed(),
         metrics::route(app).boxed(),
         pages::routes().boxed(),
     ];
@@ -111,6 +114,7 @@ mod tests {
         assert_eq!(allowed_methods("/events/generate"), Some("POST"));
         assert_eq!(allowed_methods("/events/0197"), Some(GET));
         assert_eq!(allowed_methods("/api/activities"), Some("GET, HEAD, POST"));
+        assert_eq!(allowed_methods("/log-level"), Some("PUT"));
         assert_eq!(allowed_methods("/"), Some(GET));
         assert_eq!(path_index("/events/0197").map(|index| PATHS[index].0), Some("/events/{eventId}"));
         for path in ["/events", "//", "/events/", "/events/a/b", "/healthz", "//health/x"] {

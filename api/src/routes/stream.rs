@@ -176,7 +176,13 @@ impl Reader {
         }
         let mut seen = store.tail_seen(&self.position).await.map_err(End::Store)?;
         loop {
-            let entries = store.tail_after(&self.position).await.map_err(End::Store)?;
+            let mut entries = store.tail_after(&self.position).await.map_err(End::Store)?;
+            // A position stands inside one entry at most, so that one is finished before another is begun. It need not be
+            // the earliest: each bucket of a Cluster is read at its own pace.
+            let begun = |entry: &Entry| (1..entry.records.len()).contains(&self.position.passed(entry));
+            if let Some(begun) = entries.iter().position(begun) {
+                entries[..=begun].rotate_right(1);
+            }
             // What lies behind `now` comes as a frame, too; the position tells. It must not stand inside an entry then,
             // or frames of others would move it back to that entry's beginning.
             let last = entries.iter().all(|entry| now.passed(entry) == 0);

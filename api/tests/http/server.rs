@@ -296,13 +296,15 @@ async fn a_drain_ends_at_its_deadline_and_counts_what_was_left() {
 }
 
 const KEY: &str = "a-key-of-a-test";
-/// The SHA-256 of that, and of the same with 2 at its end.
+/// The SHA-256 of that, and of the same with 2 or 3 at its end.
 const FILE: &str = "\
 shop FIRST write
 desk SECOND write,read
+boss THIRD admin
 ";
 
-/// The API with two keys: [`KEY`] may write, the one with a 2 at its end may also read.
+/// The API with three keys: [`KEY`] may write, the one with a 2 at its end may also read, the one with a 3 may neither
+/// and change settings.
 fn guarded(publisher: &FakePublisher, flags: &[&str]) -> (Arc<App>, tempfile::NamedTempFile) {
     let sum = |key: &str| {
         let hash = ring::digest::digest(&ring::digest::SHA256, key.as_bytes());
@@ -310,6 +312,7 @@ fn guarded(publisher: &FakePublisher, flags: &[&str]) -> (Arc<App>, tempfile::Na
     };
     let file = tempfile::NamedTempFile::new().unwrap();
     let text = FILE.replace("FIRST", &sum(KEY)).replace("SECOND", &sum(&format!("{KEY}2")));
+    let text = text.replace("THIRD", &sum(&format!("{KEY}3")));
     std::fs::write(file.path(), text).unwrap();
     let keys = ["--api-keys-file", file.path().to_str().unwrap()];
     (app(publisher.clone(), &[&keys, flags].concat()), file)
@@ -345,6 +348,31 @@ async fn without_a_key_nothing_is_posted_or_read_and_a_key_does_what_its_scopes_
     // The store is away, so much about it is said to who may read.
     server.reply(&with(&get("/events/x"), &format!("X-Api-Key: {KEY}2"))).await.refusal(503);
     assert_eq!(server.reply(&get("/livez")).await.status(), 200);
+}
+
+fn put_level(level: &str) -> String {
+    format!("PUT /log-level HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{level}", level.len())
+}
+
+#[tokio::test]
+async fn the_log_level_is_changed_by_who_may_do_that_and_by_nobody_while_keys_are_off() {
+    let open = Server::start(app(FakePublisher::default(), &[])).await;
+    let closed = open.reply(&put_level("off")).await.refusal(403);
+    assert_eq!(closed["type"], "urn:user-activity:problem:keys-needed");
+    assert!(closed["detail"].as_str().unwrap().contains("API_KEYS_FILE"), "{closed}");
+
+    let (app, _file) = guarded(&FakePublisher::default(), &[]);
+    let server = Server::start(app).await;
+    server.reply(&put_level("off")).await.refusal(401);
+    let other = server.reply(&with(&put_level("off"), &format!("X-Api-Key: {KEY}2"))).await.refusal(403);
+    assert!(other["detail"].as_str().unwrap().contains("scope admin"), "{other}");
+
+    let put = async |level: &str| server.reply(&with(&put_level(level), &format!("X-Api-Key: {KEY}3"))).await;
+    let wrong = put("loud").await.refusal(400);
+    assert!(wrong["detail"].as_str().unwrap().contains("must be a level"), "{wrong}");
+    put(&format!("info,{}=off", "x".repeat(1024))).await.refusal(413);
+    let changed = put("off,api=error\n").await;
+    assert_eq!((changed.status(), &*changed.body), (200, &br#"{"level":"off,api=error"}"#[..]));
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Heartbeats of the workers: who is alive, and what each is doing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use futures::future::try_join;
@@ -21,6 +21,8 @@ pub struct Heartbeat {
     pub partitions: Vec<i32>,
     /// Events it has stored since its start.
     pub stored: u64,
+    /// Records that it has dead-lettered since its start, by reason.
+    pub dead_letters: BTreeMap<String, u64>,
     /// Its consumer group.
     pub group: String,
     /// The partitions that the topic has, where it knows.
@@ -70,7 +72,8 @@ impl Store {
         own.cmd("HSET").arg(&key).arg("partitions").arg(partitions.join(","));
         own.arg("stored").arg(heartbeat.stored).arg("seen").arg(now).arg("group").arg(&heartbeat.group);
         own.arg("topic_partitions").arg(heartbeat.topic_partitions.unwrap_or_default());
-        // Numbers and absences always have a form in JSON.
+        // Numbers, names and absences always have a form in JSON.
+        own.arg("dead_letters").arg(serde_json::to_string(&heartbeat.dead_letters).unwrap_or_default());
         own.arg("lags").arg(serde_json::to_string(&heartbeat.lags).unwrap_or_default()).ignore();
         own.cmd("PEXPIRE").arg(&key).arg(millis(HEARTBEAT_TTL)).ignore();
         let mut all = redis::pipe();
@@ -130,6 +133,7 @@ fn live_worker(member: String, fields: &HashMap<String, String>) -> Option<LiveW
         member,
         partitions: partitions.unwrap_or_default(),
         stored: number("stored").and_then(|stored| stored.try_into().ok()).unwrap_or_default(),
+        dead_letters: fields.get("dead_letters").and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default(),
         group: fields.get("group").cloned().unwrap_or_default(),
         topic_partitions: number("topic_partitions").filter(|n| *n > 0).and_then(|n| n.try_into().ok()),
         lags: fields.get("lags").and_then(|lags| serde_json::from_str(lags).ok()).unwrap_or_default(),

@@ -83,12 +83,19 @@ async fn a_worker_that_has_fallen_silent_is_not_alive_and_is_forgotten_in_time()
 }
 
 #[tokio::test]
-async fn what_a_worker_says_of_its_lag_is_read_as_it_was_said_and_absent_is_not_zero() {
+async fn what_a_worker_says_of_itself_is_read_as_it_was_said_and_absent_is_not_zero() {
     let world = World::new();
     let known =
         PartitionLag { partition: 0, messages: Some(12), seconds: Some(0.5), arrival: Some(3.0), drain: Some(0.0) };
     let unknown = PartitionLag { partition: 3, ..PartitionLag::default() };
-    let said = Heartbeat { group: "g".into(), topic_partitions: Some(6), lags: vec![known, unknown], ..heartbeat("a") };
+    let dead_letters = [("json".to_owned(), 2), ("enum".to_owned(), 1)].into();
+    let said = Heartbeat {
+        group: "g".into(),
+        topic_partitions: Some(6),
+        lags: vec![known, unknown],
+        dead_letters,
+        ..heartbeat("a")
+    };
     world.store.beat(&said).await.unwrap();
     world.store.beat(&heartbeat("b")).await.unwrap();
     let live = world.store.live_workers().await.unwrap();

@@ -239,3 +239,27 @@ async fn the_dead_letter_topic_keeps_everything_and_takes_larger_records() {
     let expected = (largest + 64 * 1024).to_string();
     assert_eq!(setting(&world.dead_letter_topic, "max.message.bytes").await, expected);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_counts_the_dead_letters_of_all_workers_by_reason() {
+    let world = World::shared();
+    let (api, _first) = world.start().await;
+    let _second = world.start_worker().await;
+    let kafka = world.kafka();
+    eventually("each worker has partitions", async || {
+        let shares = kafka.members(&world.group)?;
+        ensure!(shares.len() == 2 && shares.values().all(|share| share.len() == 3), "{shares:?}");
+        Ok(())
+    })
+    .await;
+    let enums = Record::of(event(&[("eventType", r#""SIGNUP""#)]));
+    for partition in 0..6 {
+        kafka.write(&world.topic, Some(partition), &[Record::of("poison"), enums.clone(), enums.clone()]).await;
+    }
+    eventually("they are counted", async || {
+        let health: serde_json::Value = api.client.get("/health").await?.parse()?;
+        ensure!(health["deadLetters"] == serde_json::json!({"json": 6, "enum": 12}), "{}", health["deadLetters"]);
+        Ok(())
+    })
+    .await;
+}

@@ -1,8 +1,11 @@
 //! Finding a request in the logs, and seeing more of them without a restart.
 
+use std::process::Stdio;
+
 use anyhow::{Result, ensure};
 use e2e::{
-    client::Reply, eventually, kafka::Record, redis_server::RedisServer, sample::event, service::Service, world::World,
+    PATIENCE, client::Reply, eventually, kafka::Record, raw, redis_server::RedisServer, sample::event,
+    service::Service, world::World,
 };
 use reqwest::Method;
 use serde_json::Value;
@@ -73,4 +76,54 @@ async fn the_log_level_of_a_worker_changes_while_it_runs() {
     let before = worker.process.output().matches("INFO").count();
     write(3).await;
     assert_eq!(worker.process.output().matches("INFO").count(), before);
+}
+
+/// A new key with this scope, and the line of it for the file.
+async fn new_key(world: &World, scopes: &str) -> (String, Vec<u8>) {
+    let mut command = world.api_command();
+    command.args(["hash-key", "--generate", "--scopes", scopes]).stdin(Stdio::null());
+    let made = command.output().await.unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let said = String::from_utf8(made.stderr).unwrap();
+    (said.split_whitespace().last().unwrap().to_owned(), made.stdout)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_level_of_an_api_changes_while_it_runs_for_who_has_the_scope() {
+    let world = World::shared().with("LOG_LEVEL", "error");
+    let (key, line) = new_key(&world, "admin,read").await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), line).unwrap();
+    let api = world.with("API_KEYS_FILE", file.path().to_str().unwrap()).start_api().await;
+    let put = async |level: &'static str, key: &str| {
+        let request = api.client.request(Method::PUT, "/log-level").header("x-api-key", key).body(level);
+        Reply::of(request).await.unwrap()
+    };
+    // A connection that breaks is told at debug.
+    let told = async || {
+        raw::exchange(api.port, b"not HTTP\r\n\r\n", PATIENCE).await;
+        api.process.output().matches("connection ended").count()
+    };
+    // It shows each problem, none of which has happened.
+    api.client.get("/openapi.json").await.unwrap().ok().unwrap();
+    put("debug", "a-key-that-is-not-known").await.problem(401).unwrap();
+    assert_eq!(told().await, 0);
+    assert_eq!(api.process.output(), "", "nothing was changed, and nothing is an error");
+    put("info,api=debug", &key).await.ok().unwrap();
+    eventually("what happens is written", async || {
+        ensure!(told().await > 0);
+        Ok(())
+    })
+    .await;
+    put("error", &key).await.ok().unwrap();
+    let before = api.process.output().len();
+    told().await;
+    put("warn", &key).await.ok().unwrap();
+    eventually("the next change is written", async || {
+        ensure!(api.process.output().len() > before);
+        Ok(())
+    })
+    .await;
+    let later = api.process.output()[before..].to_owned();
+    assert!(later.contains("the log level is now warn") && !later.contains("connection ended"), "{later}");
 }

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
 mod bad_input;
+mod batch;
 mod cluster;
 mod configuration;
 mod dead_letters;
@@ -18,12 +19,14 @@ mod kafka_outage;
 mod kafka_rust;
 mod kafka_security;
 mod lists;
+mod log_table;
 mod logs;
 mod memory;
 mod metrics;
 mod reads;
 mod redis_loss;
 mod redis_outage;
+mod rolling_restart;
 mod shutdown;
 mod startup;
 mod stream;

@@ -9,15 +9,20 @@ use anyhow::ensure;
 use chrono::{DateTime, TimeDelta, Utc};
 use e2e::{
     client::{Client, Event, Reply},
-    eventually,
+    eventually, eventually_within,
     kafka::Record,
     oracle::Journal,
     sample::{event, rfc3339, text},
+    service::Service,
     world::World,
 };
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpSocket,
+};
 
 /// A payload that a line-based form must take care of.
 const ODD: &str = "{ \"quote\" : \"say \\\"hi\\\", \\n twice\",\r\n\t\"a\":1.0e+2,\n \"b\" : [ \"x,y\", \"\u{e9}\" ] }";
@@ -410,22 +415,28 @@ async fn a_waiting_request_does_not_hold_a_stop_up() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_third_full_list_at_a_time_is_told_to_come_back_and_gets_its_turn_then() {
-    const EVENTS: usize = 1_500;
+/// A system that has stored so many events with 20,000 bytes of payload each.
+async fn with_large_events(count: usize) -> (Service, Service) {
     let world = World::shared();
-    let (api, _worker) = world.start().await;
+    let (api, worker) = world.start().await;
     let payload = format!(r#"{{"blob":{}}}"#, text(20_000));
-    let records: Vec<Record> = (0..EVENTS).map(|_| Record::of(event(&[("payload", &payload)]))).collect();
+    let records: Vec<Record> = (0..count).map(|_| Record::of(event(&[("payload", &payload)]))).collect();
     world.kafka().write(&world.topic, None, &records).await;
     eventually("all are stored", async || {
         let page = api.client.get("/events/processed?limit=1&order=desc").await?.ok()?;
         ensure!(page.parse::<Vec<Event>>()?.len() == 1);
         let all = api.client.pages(1_000).await?.concat();
-        ensure!(all.len() == EVENTS, "{}", all.len());
+        ensure!(all.len() == count, "{}", all.len());
         Ok(())
     })
     .await;
+    (api, worker)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_third_full_list_at_a_time_is_told_to_come_back_and_gets_its_turn_then() {
+    const EVENTS: usize = 1_500;
+    let (api, _worker) = with_large_events(EVENTS).await;
     // Neither reads on: more than the buffers in between hold is left.
     let whole = async || api.client.request(Method::GET, "/events/processed").send().await.unwrap();
     let (first, second) = (whole().await, whole().await);
@@ -440,4 +451,35 @@ async fn a_third_full_list_at_a_time_is_told_to_come_back_and_gets_its_turn_then
     assert_eq!(rows.len(), EVENTS);
     let late: Vec<Event> = serde_json::from_slice(&second.bytes().await.unwrap()).unwrap();
     assert!(late == rows, "who was slow has it all as well");
+}
+
+/// A reply of this much is larger than all buffers between the two programs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_takes_nothing_of_a_large_reply_is_cut_off_in_time_and_held_in_no_memory() {
+    const EVENTS: usize = 4_000;
+    let (api, _worker) = with_large_events(EVENTS).await;
+    let whole = api.client.get("/events/processed").await.unwrap().ok().unwrap().body.len();
+    let before = api.process.peak_memory();
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(32 * 1024).unwrap();
+    let mut stalled = socket.connect(([127, 0, 0, 1], api.port).into()).await.unwrap();
+    stalled.write_all(b"GET /events/processed HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut begun = [0; 1024];
+    stalled.read_exact(&mut begun).await.unwrap();
+    assert!(begun.starts_with(b"HTTP/1.1 200 "));
+
+    let start = Instant::now();
+    eventually_within(Duration::from_secs(25), "its turn is given back", async || {
+        let metrics = api.client.get("/metrics").await?.ok()?.text();
+        ensure!(metrics.contains("user_activity_exports_in_flight 0\n"));
+        Ok(())
+    })
+    .await;
+    let after = start.elapsed();
+    assert!(after > Duration::from_secs(10), "who reads slowly is not cut: after {after:?}");
+    let grown = api.process.peak_memory() - before;
+    assert!(grown < 20, "{grown} MiB more for a list of {} MiB", whole / 1024 / 1024);
+    let mut rest = Vec::new();
+    stalled.read_to_end(&mut rest).await.ok();
+    assert!(rest.len() < whole / 2 && !rest.ends_with(b"0\r\n\r\n"), "{} of {whole} bytes came", rest.len());
 }

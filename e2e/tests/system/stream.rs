@@ -1,6 +1,9 @@
 //! `GET /events/stream`: what is processed, as it is processed; nothing left out and nothing twice.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use anyhow::ensure;
 use chrono::{TimeDelta, Utc};
@@ -10,7 +13,7 @@ use e2e::{
     kafka::Record,
     load::Load,
     oracle::Journal,
-    process::Process,
+    redis_cluster::RedisCluster,
     redis_server::RedisServer,
     sample::{event, rfc3339, text},
     service::Service,
@@ -79,13 +82,6 @@ fn record(user: &str, changes: &[(&str, &str)]) -> Record {
     Record { key: Some(user.into()), ..Record::of(value) }
 }
 
-/// Peak of the memory that a process has had, in MiB.
-fn peak_memory(process: &Process) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_processed_arrives_once_at_every_reader_with_its_payload_intact() {
     let world = World::shared();
@@ -130,6 +126,26 @@ async fn an_event_is_seen_within_a_moment_and_frames_are_never_compressed() {
         plain += std::str::from_utf8(&response.chunk().await.unwrap().unwrap()).unwrap();
     }
     assert!(plain.starts_with("retry: "), "{plain}");
+}
+
+/// Proxies close a connection on which nothing is said.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quiet_stream_says_every_fifteen_seconds_that_it_lives_and_where_to_go_on() {
+    let world = World::shared();
+    let (api, _worker) = world.start().await;
+    let mut all = open(&api.client).await;
+    let mut quiet = Sse::open(&api.client, "?userId=nobody", None).await.unwrap();
+    let (began, opened) = (quiet.last_id().to_owned(), Instant::now());
+    is_silent(&api.client, &mut all).await;
+
+    let comment = tokio::time::timeout(Duration::from_secs(20), quiet.comment()).await.expect("a heartbeat in time");
+    assert_eq!(comment.unwrap(), "heartbeat");
+    let after = opened.elapsed();
+    assert!(after > Duration::from_secs(10), "no more often than it must: after {after:?}");
+    // Its reader, to whom nothing was shown, is past what it was not shown.
+    assert_ne!(quiet.last_id(), began);
+    let mut resumed = Sse::open(&api.client, "", Some(quiet.last_id())).await.unwrap();
+    is_silent(&api.client, &mut resumed).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -446,7 +462,7 @@ async fn a_reader_that_reads_nothing_is_dropped_and_memory_stays_bounded() {
     let mut stalled = stalled(api.port).await;
     let (_told, total) = watch::channel(Some(EVENTS));
     let reader = restless([&api.client; 2], &total, STEADY).await;
-    let before = peak_memory(&api.process);
+    let before = api.process.peak_memory();
     let payload = format!(r#"{{"blob":{}}}"#, text(200_000));
     for _ in 0..EVENTS / 50 {
         let records: Vec<Record> = (0..50).map(|n| record(&format!("user-{n}"), &[("payload", &payload)])).collect();
@@ -455,7 +471,7 @@ async fn a_reader_that_reads_nothing_is_dropped_and_memory_stays_bounded() {
     let seen = tokio::time::timeout(e2e::PATIENCE, reader).await.expect("the others get everything").unwrap();
     let unique: HashSet<&str> = ids(&seen).into_iter().collect();
     assert_eq!((seen.len(), unique.len()), (EVENTS, EVENTS));
-    let grown = peak_memory(&api.process) - before;
+    let grown = api.process.peak_memory() - before;
     assert!(grown < 120, "{grown} MiB more for {} MiB of events", EVENTS * 200_000 / 1024 / 1024);
     let mut rest = Vec::new();
     let ended = tokio::time::timeout(Duration::from_secs(30), stalled.read_to_end(&mut rest)).await;
@@ -482,11 +498,36 @@ async fn a_reader_that_has_missed_many_large_events_gets_them_within_bounded_mem
         Ok(())
     })
     .await;
-    let before = peak_memory(&own.api.process);
+    let before = own.api.process.peak_memory();
     let mut resumed = Sse::open(client, "", Some(&last_id)).await.unwrap();
     let seen = take(&mut resumed, EVENTS).await;
     let unique: HashSet<&str> = ids(&seen).into_iter().collect();
     assert_eq!(unique.len(), EVENTS);
-    let grown = peak_memory(&own.api.process) - before;
+    let grown = own.api.process.peak_memory() - before;
     assert!(grown < 120, "{grown} MiB more for {} MiB of events", EVENTS * 200_000 / 1024 / 1024);
+}
+
+/// Each bucket is on one of three nodes, and is waited for by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_cluster_readers_see_everything_once_wherever_they_come_back() {
+    let cluster = RedisCluster::start().await;
+    let world = World::on_redis(&cluster.url());
+    let (api, _worker) = world.start().await;
+    let replica = world.start_api().await;
+    let (told, total) = watch::channel(None);
+    let mut readers = Vec::new();
+    for longest in [5, 40, STEADY] {
+        readers.push(restless([&api.client, &replica.client], &total, longest).await);
+    }
+    let journal = Journal::default();
+    let load = Load::start(&[&api.client, &replica.client], &journal);
+    journal.grows_by(500).await;
+    load.stop().await;
+    journal.holds(&api.client).await;
+    let list = api.client.list().await.unwrap();
+    told.send_replace(Some(list.len()));
+    for reader in readers {
+        let seen = tokio::time::timeout(e2e::PATIENCE, reader).await.expect("all are seen").unwrap();
+        equals(seen, &list);
+    }
 }

@@ -79,7 +79,8 @@ impl Consumer {
         let is_done = |letter: &&DeadLetter| {
             failures.get(&letter.partition()).is_none_or(|(first_failed, _)| letter.offset() < *first_failed)
         };
-        self.status.counters.dead_lettered.add(batch.letters.iter().filter(is_done).count());
+        let counted = &self.status.counters.dead_lettered;
+        batch.letters.iter().filter(is_done).for_each(|letter| counted.add_one(letter.reason()));
         let slots: Vec<_> = failures.keys().filter_map(|partition| Some(batch.ends.get(partition)?.0)).collect();
         for (partition, (offset, error)) in &failures {
             log::error!(partition, offset = offset.0;

@@ -88,6 +88,7 @@ impl Consumer {
             member: self.config.name.clone(),
             partitions: self.ledger.assigned(),
             stored: self.status.counters.new.get(),
+            dead_letters: self.status.counters.dead_lettered.by_name(),
             group: self.config.consumer.group.clone(),
             topic_partitions: Some(self.look.partitions).filter(|known| *known > 0),
             lags: self.lags.report(now, Timestamp::now().millis()),

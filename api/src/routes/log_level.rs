@@ -1,0 +1,41 @@
+//! `PUT /log-level`: which lines this process logs from now on; the body is what `LOG_LEVEL` takes.
+//!
+//! The port is open to clients, and debug lines cost time and may say more than clients should cause: without keys there
+//! is nobody who could be told from them, so the route is closed. With keys the server has asked for the scope `admin`.
+
+use std::sync::Arc;
+
+use bytes::Buf;
+use common::telemetry::{LONGEST_LEVEL, set_level};
+use futures::Stream;
+use warp::http::HeaderMap;
+use warp::reply::Response;
+use warp::{Filter, Rejection, Reply};
+
+use crate::App;
+use crate::body::{self, Limits};
+use crate::problem::Problem;
+
+pub(super) fn route(app: &Arc<App>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + use<> {
+    warp::path!("log-level")
+        .and(warp::put())
+        .and(super::with(app))
+        .and(warp::header::headers_cloned())
+        .and(warp::body::stream())
+        .then(async |app: Arc<App>, headers, body| {
+            log_level(&app, &headers, body).await.unwrap_or_else(Reply::into_response)
+        })
+}
+
+async fn log_level<B: Buf, E>(
+    app: &App,
+    headers: &HeaderMap,
+    body: impl Stream<Item = Result<B, E>> + Send + 'static,
+) -> Result<Response, Problem> {
+    if app.keys.is_none() {
+        return Err(Problem::KeysNeeded);
+    }
+    let limits = Limits { size: LONGEST_LEVEL, time: app.config.read_timeout };
+    let level = body::whole(body::pieces(headers, body, limits)?, limits).await?;
+    set_level(&level).map(|level| warp::reply::json(&level).into_response()).map_err(Problem::InvalidLevel)
+}

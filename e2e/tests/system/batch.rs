@@ -1,0 +1,167 @@
+//! `POST /events/batch` with what breaks off, is too large, or comes twice: what is defined of each, in the real programs.
+
+use std::{collections::BTreeMap, io::Write};
+
+use anyhow::ensure;
+use e2e::{
+    client::{Client, Event, Reply},
+    eventually,
+    sample::text,
+    service::Service,
+    world::World,
+};
+use flate2::{Compression, write::GzEncoder};
+use reqwest::{Body, Method, RequestBuilder};
+use serde_json::Value;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
+
+const MIB: usize = 1024 * 1024;
+
+fn item(user: &str) -> String {
+    format!(r#"{{"userId":"{user}","eventType":"LOGIN"}}"#)
+}
+
+fn lines(users: impl Iterator<Item = String>) -> String {
+    users.map(|user| item(&user) + "\n").collect()
+}
+
+fn batch(client: &Client, kind: &str, body: impl Into<Body>) -> RequestBuilder {
+    client.request(Method::POST, "/events/batch").header("content-type", kind).body(body)
+}
+
+fn ndjson(client: &Client, body: impl Into<Body>) -> RequestBuilder {
+    batch(client, "application/x-ndjson", body)
+}
+
+async fn results(request: RequestBuilder) -> Vec<Value> {
+    let reply: Value = Reply::of(request).await.unwrap().ok().unwrap().parse().unwrap();
+    reply["results"].as_array().unwrap().clone()
+}
+
+fn statuses(results: &[Value]) -> Vec<u64> {
+    results.iter().map(|result| result["status"].as_u64().unwrap()).collect()
+}
+
+/// How many records the topic has.
+fn published(world: &World) -> i64 {
+    world.kafka().end_offsets(&world.topic).unwrap().values().sum()
+}
+
+/// Waits until the list has so many rows.
+async fn listed(client: &Client, count: usize) -> Vec<Event> {
+    eventually("all are listed", async || {
+        let list = client.list().await?;
+        ensure!(list.len() == count, "{} of {count}", list.len());
+        Ok(list)
+    })
+    .await
+}
+
+/// A body that does not say its length.
+fn unannounced(text: String) -> Body {
+    let pieces: Vec<_> = text.into_bytes().chunks(64 * 1024).map(|piece| anyhow::Ok(piece.to_vec())).collect();
+    Body::wrap_stream(futures::stream::iter(pieces))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_in_the_middle_has_published_what_was_read_and_may_send_all_again() {
+    const ALL: usize = 2_000;
+    const SENT: usize = 1_200;
+    let world = World::shared();
+    let (api, _worker) = world.start().await;
+    let body = lines((0..ALL).map(|number| format!("user-{number}")));
+    let sent: usize = body.split_inclusive('\n').take(SENT).map(str::len).sum();
+    let mut leaving = TcpStream::connect(("127.0.0.1", api.port)).await.unwrap();
+    let head = format!(
+        "POST /events/batch HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\nIdempotency-Key: import\r\n\
+        Content-Length: {}\r\n\r\n",
+        body.len()
+    );
+    // And half of the next line, which must not become an event.
+    leaving.write_all(format!("{head}{}", &body[..sent + 12]).as_bytes()).await.unwrap();
+    drop(leaving);
+    listed(&api.client, SENT).await;
+    assert_eq!(published(&world), SENT as i64);
+
+    let again = results(ndjson(&api.client, body).header("idempotency-key", "import")).await;
+    assert_eq!(statuses(&again), vec![201; ALL]);
+    let known = again.iter().filter(|result| result["duplicate"] == true).count();
+    assert_eq!(known, SENT, "what was processed is told from what is new");
+    let list = listed(&api.client, ALL).await;
+    let by_user: BTreeMap<&str, &str> = list.iter().map(|event| (&*event.user_id, &*event.event_id)).collect();
+    assert_eq!(by_user.len(), ALL, "each once");
+    for (number, result) in again.iter().enumerate() {
+        assert_eq!(by_user.get(&*format!("user-{number}")), Some(&result["eventId"].as_str().unwrap()), "{result}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_array_that_breaks_off_is_refused_and_none_of_it_is_published() {
+    let world = World::shared();
+    let mut api = world.start_api().await;
+    let all = format!("[{}]", vec![item("u"); 10_000].join(","));
+    let half = 1 + 5_000 * (item("u").len() + 1);
+    let problem = Reply::of(batch(&api.client, "application/json", all[..half].to_owned())).await.unwrap();
+    let problem = problem.problem(400).unwrap();
+    assert!(problem["detail"].as_str().unwrap().contains("EOF"), "{problem}");
+    assert_eq!(published(&world), 0);
+    survived(&mut api).await;
+    assert_eq!(statuses(&results(batch(&api.client, "application/json", all)).await), vec![201; 10_000]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_of_nine_megabytes_is_refused_alone_where_it_fits_and_ends_the_batch_where_it_does_not() {
+    let with_line = |length: usize| {
+        let line = format!(r#"{{"userId":"long","eventType":"LOGIN","payload":{{"a":{}}}}}"#, text(length));
+        format!("{}\n{line}\n{}", item("before"), item("behind"))
+    };
+    let body = with_line(9_000_000);
+    let world = World::shared();
+    let mut api = world.start_api().await;
+    // Who says how much will come is told at once.
+    let problem = Reply::of(ndjson(&api.client, body.clone())).await.unwrap().problem(413).unwrap();
+    assert!(problem["detail"].as_str().unwrap().contains("8388608 bytes"), "{problem}");
+    assert_eq!(published(&world), 0);
+    let ended = results(ndjson(&api.client, unannounced(body.clone()))).await;
+    assert_eq!(statuses(&ended), [201, 413], "what came before is published, the limit is the last result");
+    assert!(ended[1]["errors"][0].as_str().unwrap().contains("8388608 bytes"), "{ended:?}");
+    survived(&mut api).await;
+
+    let mut api = world.with("HTTP_MAX_BATCH_BODY", "100MiB").start_api().await;
+    let before = api.process.peak_memory();
+    // The second one, so large that it would be seen if it were kept.
+    for body in [body, with_line(60_000_000)] {
+        let alone = results(ndjson(&api.client, unannounced(body))).await;
+        assert_eq!(statuses(&alone), [201, 413, 201], "an item's own limit");
+        assert!(alone[1]["errors"][0].as_str().unwrap().contains("262144 bytes"), "{alone:?}");
+    }
+    let grown = api.process.peak_memory() - before;
+    assert!(grown < 32, "{grown} MiB more for a line of 60 MB");
+    survived(&mut api).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bomb_is_refused_before_it_fills_the_memory() {
+    let mut api = World::shared().start_api().await;
+    let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
+    for _ in 0..256 {
+        packed.write_all(&vec![b'\n'; MIB]).unwrap();
+    }
+    let bomb = packed.finish().unwrap();
+    assert!(bomb.len() < 2 * MIB);
+    let before = api.process.peak_memory();
+    let send = |kind| batch(&api.client, kind, bomb.clone()).header("content-encoding", "gzip");
+    Reply::of(send("application/json")).await.unwrap().problem(413).unwrap();
+    assert_eq!(statuses(&results(send("application/x-ndjson")).await), [413]);
+    let grown = api.process.peak_memory() - before;
+    assert!(grown < 32, "{grown} MiB more for 256 MiB");
+    survived(&mut api).await;
+}
+
+/// The process runs, and takes events.
+async fn survived(api: &mut Service) {
+    api.process.still_runs().unwrap();
+    api.client.publish(item("u")).await.unwrap().with_status(201).unwrap();
+    let said = api.process.output();
+    assert!(!said.contains("panicked"), "{said}");
+}
