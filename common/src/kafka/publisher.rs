@@ -137,7 +137,8 @@ impl KafkaPublisher {
     }
 
     /// As [`KafkaPublisher::new`], with a second producer that gathers records for a moment. A record goes at once while
-    /// there are few; those of a request of many, and all while there are many, are gathered.
+    /// there are few; those of a request of many, and all while there are many, are gathered. So of two records alone the
+    /// second may come first, unless the first was acknowledged before.
     ///
     /// # Errors
     /// When librdkafka refuses the settings.

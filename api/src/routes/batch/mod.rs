@@ -3,25 +3,27 @@
 //! A JSON array is read whole before anything is published; NDJSON is published as it arrives. With
 //! `Accept: application/x-ndjson` the results go back while the request is still being read.
 
-use std::collections::{HashMap, VecDeque};
+mod items;
+
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use common::event::{UserEvent, Violation};
 use common::kafka::{Company, PublishError, Published};
 use futures::stream::{self, BoxStream, poll_fn};
 use futures::{Stream, StreamExt};
 use serde::Serialize;
-use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use warp::http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use warp::http::{HeaderMap, StatusCode};
 use warp::{Filter, Rejection, Reply};
 
-use crate::body::{self, Kind, Limits, Pieces};
+use self::items::{Item, array, lines};
+use crate::body::{self, Kind, Limits};
 use crate::format::Format;
 use crate::idempotency::IdempotencyKey;
 use crate::keys::Caller;
@@ -64,9 +66,6 @@ struct Summary {
     rejected: usize,
     results: Vec<ItemResult>,
 }
-
-/// An item, or why there is none and none after it.
-type Item = Result<Bytes, Problem>;
 
 /// What all items of a request have in common.
 struct Context {
@@ -112,108 +111,6 @@ async fn batch<B: Buf, E>(
         return Err(Problem::EmptyBatch);
     }
     Ok(if streamed { stream_results(results.boxed()) } else { summary(results.collect().await) })
-}
-
-/// The items of an array.
-///
-/// # Errors
-/// When it is none, or has none or too many.
-fn array(body: &Bytes, most: usize) -> Result<BoxStream<'static, Item>, Problem> {
-    let invalid = |detail| Problem::InvalidPayload(vec![Violation::document(detail)]);
-    let items: Vec<&RawValue> = serde_json::from_slice(body)
-        .map_err(|error| invalid(format!("Request body must be a JSON array of events: {error}")))?;
-    match items.len() {
-        0 => Err(Problem::EmptyBatch),
-        count if count > most => Err(Problem::TooManyItems(most)),
-        _ => {
-            let items: Vec<Item> = items.iter().map(|item| Ok(body.slice_ref(item.get().as_bytes()))).collect();
-            Ok(stream::iter(items).boxed())
-        }
-    }
-}
-
-/// The lines of NDJSON as they arrive; blank ones are left away. A line that is too long is an item without a body. What
-/// ends the request before its end, a limit or a broken connection, is the last item.
-fn lines(pieces: Pieces, limits: Limits, longest: usize, most: usize) -> BoxStream<'static, Item> {
-    let lines = Lines { pieces, rest: BytesMut::new(), ready: VecDeque::new(), overlong: false, ended: false, longest };
-    let numbered = stream::unfold((lines, 0_usize), move |(mut lines, count)| async move {
-        let item = match tokio::time::timeout(limits.time, lines.next()).await {
-            Ok(None) => return None,
-            Ok(Some(Ok(_))) if count == most => Err(Problem::TooManyItems(most)),
-            Ok(Some(item)) => item,
-            Err(_) => Err(Problem::BodyTooSlow(limits.time)),
-        };
-        if item.is_err() {
-            lines.end();
-        }
-        Some((item, (lines, count + 1)))
-    });
-    numbered.boxed()
-}
-
-/// Cuts what arrives into lines.
-struct Lines {
-    pieces: Pieces,
-    rest: BytesMut,
-    ready: VecDeque<Bytes>,
-    /// The present line is longer than an item may be; the rest of it is skipped.
-    overlong: bool,
-    ended: bool,
-    longest: usize,
-}
-
-impl Lines {
-    async fn next(&mut self) -> Option<Item> {
-        loop {
-            if let Some(line) = self.ready.pop_front() {
-                return Some(Ok(line));
-            }
-            if self.ended {
-                return None;
-            }
-            match self.pieces.next().await {
-                Some(Ok(piece)) => self.take(&piece),
-                Some(Err(problem)) => return Some(Err(problem)),
-                None => {
-                    self.ended = true;
-                    self.finish_line();
-                }
-            }
-        }
-    }
-
-    fn take(&mut self, piece: &[u8]) {
-        let mut parts = piece.split(|byte| *byte == b'\n');
-        self.extend(parts.next().unwrap_or_default());
-        for part in parts {
-            self.finish_line();
-            self.extend(part);
-        }
-    }
-
-    fn extend(&mut self, part: &[u8]) {
-        self.overlong |= self.rest.len() + part.len() > self.longest;
-        if !self.overlong {
-            self.rest.extend_from_slice(part);
-        }
-    }
-
-    fn finish_line(&mut self) {
-        let line = self.rest.split().freeze();
-        // An empty line says that there was one that is too long.
-        match std::mem::take(&mut self.overlong) {
-            true => self.ready.push_back(Bytes::new()),
-            false if line.iter().all(u8::is_ascii_whitespace) => {}
-            false => self.ready.push_back(line),
-        }
-    }
-
-    /// Nothing more is read.
-    fn end(&mut self) {
-        self.ended = true;
-        self.ready.clear();
-        self.pieces = stream::empty().boxed();
-    }
 }
 
 /// An item with its number, and how many equal ones came before it.
@@ -392,102 +289,4 @@ fn stream_results(results: BoxStream<'static, ItemResult>) -> warp::reply::Respo
     let mut response = warp::reply::stream(poll_fn(move |context| receiver.poll_recv(context))).into_response();
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     response
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const LIMITS: Limits = Limits { size: 1 << 20, time: Duration::from_secs(10) };
-    /// Of a line, in bytes.
-    const LONGEST: usize = 12;
-
-    /// An item, or the status of what ended the batch.
-    type Read = Result<Vec<u8>, u16>;
-
-    fn read(items: BoxStream<'static, Item>) -> Vec<Read> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let items: Vec<Item> = runtime.block_on(items.collect());
-        items.into_iter().map(|item| item.map(|json| json.to_vec()).map_err(|p| p.status().as_u16())).collect()
-    }
-
-    /// A body in pieces that end at `cuts`; a broken one ends with a problem.
-    fn pieces(body: &[u8], cuts: &[prop::sample::Index], broken: bool) -> Pieces {
-        let mut ends: Vec<usize> = cuts.iter().map(|cut| cut.index(body.len() + 1)).collect();
-        ends.sort_unstable();
-        let starts = std::iter::once(0).chain(ends.iter().copied());
-        let ends = ends.iter().copied().chain(std::iter::once(body.len()));
-        let cut = starts.zip(ends).map(|(start, end)| Ok(Bytes::copy_from_slice(&body[start..end])));
-        let cut: Vec<Result<Bytes, Problem>> = cut.chain(broken.then_some(Err(Problem::BodyBroken))).collect();
-        stream::iter(cut).boxed()
-    }
-
-    /// What lines are said to be, for a body that is there at once.
-    fn expected(body: &[u8], broken: bool, most: usize) -> Vec<Read> {
-        let mut lines: Vec<&[u8]> = body.split(|byte| *byte == b'\n').collect();
-        if broken {
-            lines.pop();
-        }
-        let item = |line: &[u8]| match line.len() > LONGEST {
-            true => Some(Ok(Vec::new())),
-            false => (!line.iter().all(u8::is_ascii_whitespace)).then(|| Ok(line.to_vec())),
-        };
-        let mut items: Vec<Read> = lines.into_iter().filter_map(item).collect();
-        if items.len() > most {
-            items.truncate(most);
-            items.push(Err(413));
-        } else if broken {
-            items.push(Err(400));
-        }
-        items
-    }
-
-    /// Lines and what is nearly lines: fragments in any order.
-    fn nearly_lines() -> impl Strategy<Value = Vec<u8>> {
-        const FRAGMENTS: &[&[u8]] = &[b"\n", b"\n", b"\r\n", b" ", b"{}", b"\"a\\n\"", b"0123456789ab", b"\0", b"\xff"];
-        prop::collection::vec(prop::sample::select(FRAGMENTS), 0..40).prop_map(|parts| parts.concat())
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
-
-        #[test]
-        fn lines_are_the_same_however_a_body_is_cut(
-            body in nearly_lines(), cuts: Vec<prop::sample::Index>, broken: bool, most in 1_usize..20,
-        ) {
-            let found = read(lines(pieces(&body, &cuts, broken), LIMITS, LONGEST, most));
-            prop_assert_eq!(found, expected(&body, broken, most));
-        }
-
-        #[test]
-        fn an_array_is_the_same_however_a_body_is_cut(
-            bodies in prop::collection::vec(prop::sample::select(&["7", "{\"a\" : [1, 2]}", "\",]\"", "null"][..]), 0..12),
-            blank in "[ \\n]{0,2}", cuts: Vec<prop::sample::Index>, most in 1_usize..12,
-        ) {
-            let body = format!("{blank}[{blank}{}{blank}]{blank}", bodies.join(&format!("{blank},{blank}")));
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-            let whole = runtime.block_on(body::whole(pieces(body.as_bytes(), &cuts, false), LIMITS)).unwrap();
-            match array(&whole, most) {
-                Ok(items) => {
-                    let items: Vec<Read> = read(items);
-                    let given: Vec<Read> = bodies.iter().map(|item| Ok(item.as_bytes().to_vec())).collect();
-                    prop_assert!((1..=most).contains(&items.len()));
-                    prop_assert_eq!(items, given, "as they were written");
-                }
-                Err(Problem::EmptyBatch) => prop_assert!(bodies.is_empty()),
-                Err(problem) => prop_assert!(bodies.len() > most, "{problem:?}"),
-            }
-        }
-
-        #[test]
-        fn no_bytes_make_the_reader_panic(body: Vec<u8>, cuts: Vec<prop::sample::Index>, broken: bool) {
-            let items = read(lines(pieces(&body, &cuts, broken), LIMITS, LONGEST, 20));
-            prop_assert!(items.iter().all(|item| item.as_ref().is_ok_and(|json| json.len() <= LONGEST) || item.is_err()));
-            drop(array(&body.into(), 20));
-        }
-    }
 }
