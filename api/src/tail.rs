@@ -253,13 +253,20 @@ impl Tail {
         patience: Duration,
     ) -> Result<Option<(Bytes, Origin)>, StoreError> {
         let deadline = Instant::now() + patience;
+        // Before the look, so that nothing is stored unseen between the two.
+        let mut waiter = self.wait_for(event_id);
         if let Some(found) = self.store.event(event_id).await? {
             return Ok(Some(found));
         }
-        let mut waiter = self.wait_for(event_id);
         self.wake.notify_one();
+        if !*self.running.borrow() {
+            // The tail begins behind what is stored until then. Without it there are still the looks below.
+            drop(tokio::time::timeout(patience, self.begin()).await);
+            if let Some(found) = self.store.event(event_id).await? {
+                return Ok(Some(found));
+            }
+        }
         loop {
-            // Also at first: it may have been stored before the tail was read.
             let left = deadline.saturating_duration_since(Instant::now());
             let said = tokio::time::timeout(LOOK.min(left), &mut waiter.said).await;
             if let Some(found) = self.store.event(event_id).await? {
