@@ -16,10 +16,6 @@ use warp::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 
 use crate::problem::Problem;
 
-/// What is read of a body that is refused: about as many pieces of up to 64 KiB, for no longer than this.
-const DISCARDED_PIECES: usize = 1024;
-const DISCARD_TIME: Duration = Duration::from_secs(2);
-
 /// How much larger than what was sent a body may be once it is unpacked; a bomb is a thousand times larger.
 const MAX_RATIO: usize = 100;
 /// Below this many unpacked bytes the ratio does not matter.
@@ -90,10 +86,7 @@ pub(crate) fn pieces<B: Buf, E>(
     body: impl Stream<Item = Result<B, E>> + Send + 'static,
     limits: Limits,
 ) -> Result<Pieces, Problem> {
-    if let Err(problem) = check_length(headers, limits.size) {
-        discard(body);
-        return Err(problem);
-    }
+    check_length(headers, limits.size)?;
     let packed = body.map(|piece| piece.map(|mut piece| piece.copy_to_bytes(piece.remaining())).map_err(|_| ()));
     let coding = headers.get(CONTENT_ENCODING).map(|coding| coding.to_str().unwrap_or("?").trim().to_ascii_lowercase());
     Ok(match coding.as_deref() {
@@ -165,19 +158,5 @@ pub(crate) async fn whole(mut pieces: Pieces, limits: Limits) -> Result<Bytes, P
         }
         Ok(all.freeze())
     };
-    let whole = tokio::time::timeout(limits.time, whole).await.unwrap_or(Err(Problem::BodyTooSlow(limits.time)));
-    if whole.is_err() {
-        discard(pieces);
-    }
-    whole
-}
-
-/// Reads on for a moment behind a body that is refused. A connection that is closed while its client still sends is reset,
-/// and the client may never see the reply.
-pub(crate) fn discard(body: impl Stream + Send + 'static) {
-    tokio::spawn(async move {
-        let rest = body.take(DISCARDED_PIECES).for_each(|_| std::future::ready(()));
-        // What is still to come then is too much.
-        drop(tokio::time::timeout(DISCARD_TIME, rest).await);
-    });
+    tokio::time::timeout(limits.time, whole).await.unwrap_or(Err(Problem::BodyTooSlow(limits.time)))
 }

@@ -3,7 +3,7 @@
 //! 1. [`server`]: connections, their limits and their end; [`rate_limit`]: how often a client may come;
 //! 2. [`keys`], `cors`: who may call, and the pages that may; `request_id`: what a request is called;
 //! 3. [`routes`]: one file a resource;
-//! 4. `body`: a request's body, within its limits; [`budget`]: what may wait for the brokers;
+//! 4. `body`: a request's body, within its limits; `unread`: what nobody read of it; [`budget`]: what may wait for the brokers;
 //! 5. `idempotency`: what makes a repeated request the same event;
 //! 6. `query`, `format`: which events a list is of, and the forms it comes in;
 //! 7. [`tail`]: what is processed now, for all readers of the stream;
@@ -29,6 +29,7 @@ pub mod routes;
 pub mod server;
 pub mod tail;
 mod traces;
+mod unread;
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -28,6 +28,7 @@ use warp::Reply;
 use crate::problem::Problem;
 use crate::rate_limit::{RateLimit, Standing};
 use crate::traces::RequestSpan;
+use crate::unread::{Guarded, Unread};
 use crate::{App, cors, request_id, routes, traces};
 
 /// Headers of one request in all, in bytes.
@@ -76,7 +77,7 @@ pub async fn serve(app: Arc<App>, listener: TcpListener, shutdown: Shutdown) -> 
         let (app, service, rate_limit) = (Arc::clone(&app), service.clone(), Arc::clone(&rate_limit));
         let guarded = service_fn(move |mut request| {
             let admitted = admit(&app, rate_limit.as_ref().as_ref(), &mut request, peer);
-            guard(Arc::clone(&app), service.clone(), request, admitted, Reply::into_response)
+            guard(Arc::clone(&app), service.clone(), Unread::guard(request), admitted, Reply::into_response)
         });
         let connection = graceful.watch(http.serve_connection(TokioIo::new(Box::pin(stream)), guarded));
         tokio::spawn(async move {
@@ -153,12 +154,12 @@ struct Refusal {
 async fn guard<S, B, P>(
     app: Arc<App>,
     service: S,
-    request: Request<Incoming>,
+    request: Request<Guarded>,
     admitted: Result<Option<Standing>, Refusal>,
     reply: impl FnOnce(Problem) -> Response<P>,
 ) -> Result<Response<Either<B, P>>, Infallible>
 where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+    S: Service<Request<Guarded>, Response = Response<B>, Error = Infallible>,
     P: Default,
 {
     let Some(cors) = app.config.cors.as_ref() else { return answer(&app, service, request, admitted, reply).await };
@@ -179,12 +180,12 @@ where
 async fn answer<S, B, P>(
     app: &App,
     service: S,
-    request: Request<Incoming>,
+    request: Request<Guarded>,
     admitted: Result<Option<Standing>, Refusal>,
     reply: impl FnOnce(Problem) -> Response<P>,
 ) -> Result<Response<Either<B, P>>, Infallible>
 where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+    S: Service<Request<Guarded>, Response = Response<B>, Error = Infallible>,
 {
     let id = request_id::of(request.headers());
     let counted = app.metrics.begin(request.method(), request.uri().path());

@@ -210,6 +210,46 @@ async fn a_body_that_is_too_large_is_told_the_limit_however_it_is_sent() {
     assert_eq!(server.reply(&fits).await.status(), 201);
 }
 
+/// More than the buffers of a connection hold.
+const LARGE: usize = 12 << 20;
+
+#[tokio::test]
+async fn who_sends_all_of_a_body_that_is_refused_unread_still_gets_the_reply() {
+    let server = Server::start(app(FakePublisher::default(), &[])).await;
+    let head = |path: &str, length| format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n");
+    for (request, status, closes) in [
+        (head("/events/generate", LARGE), 413, true),
+        (head("/events/generate", LARGE) + "Content-Type: text/plain\r\n", 415, false),
+        (head("/nowhere", LARGE), 404, false),
+    ] {
+        let mut connection = server.connect().await;
+        connection.send(&format!("{request}\r\n")).await;
+        connection.send(&" ".repeat(LARGE)).await;
+        connection.reply().await.refusal(status);
+        if closes {
+            assert_eq!(connection.rest().await, "", "{status}");
+        } else {
+            connection.send(&get("/livez")).await;
+            assert_eq!(connection.reply().await.status(), 200, "the connection takes the next request after {status}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_goes_on_sending_behind_a_refusal_is_cut_off_and_who_asked_first_is_not_told_to_send() {
+    let server = Server::start(app(FakePublisher::default(), &[])).await;
+    let head = format!("POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n", LARGE * 100);
+    let mut endless = server.connect().await;
+    endless.send(&format!("{head}\r\n")).await;
+    let cut = async { while endless.0.write_all(&[b' '; 64 * 1024]).await.is_ok() {} };
+    timeout(PATIENCE, cut).await.unwrap();
+
+    let mut asking = server.connect().await;
+    asking.send(&format!("{head}Expect: 100-continue\r\n\r\n")).await;
+    asking.reply().await.refusal(404);
+    assert_eq!(asking.rest().await, "", "the connection is closed");
+}
+
 #[tokio::test]
 async fn headers_that_are_too_large_are_told_the_limit() {
     let server = Server::start(app(FakePublisher::default(), &[])).await;

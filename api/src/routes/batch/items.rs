@@ -8,7 +8,7 @@ use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use serde_json::value::RawValue;
 
-use crate::body::{Limits, Pieces, discard};
+use crate::body::{Limits, Pieces};
 use crate::problem::Problem;
 
 /// An item, or why there is none and none after it.
@@ -112,7 +112,7 @@ impl Lines {
     fn end(&mut self) {
         self.ended = true;
         self.ready.clear();
-        discard(std::mem::replace(&mut self.pieces, stream::empty().boxed()));
+        self.pieces = stream::empty().boxed();
     }
 }
 
