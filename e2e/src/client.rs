@@ -7,6 +7,8 @@ use reqwest::{Body, Method, RequestBuilder, Url, header::HeaderMap};
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::{Value, value::RawValue};
 
+use crate::eventually;
+
 /// Longer than any time-out of the service: a request that meets this one was forgotten.
 const TIMEOUT: Duration = Duration::from_secs(40);
 
@@ -69,6 +71,19 @@ impl Client {
     /// When the reply is not a complete 200 of rows with exactly the five fields.
     pub async fn list(&self) -> Result<Vec<Event>> {
         self.get("/events/processed").await?.ok()?.parse()
+    }
+
+    /// Waits until the whole list has `count` rows.
+    ///
+    /// # Panics
+    /// When it does not get there.
+    pub async fn listed(&self, count: usize) -> Vec<Event> {
+        eventually(&format!("{count} events are listed"), async || {
+            let list = self.list().await?;
+            ensure!(list.len() == count, "{} of {count}", list.len());
+            Ok(list)
+        })
+        .await
     }
 
     /// The list page by page, following `Link: rel="next"` from the first page to the last.

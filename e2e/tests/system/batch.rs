@@ -2,10 +2,8 @@
 
 use std::{collections::BTreeMap, io::Write};
 
-use anyhow::ensure;
 use e2e::{
-    client::{Client, Event, Reply},
-    eventually,
+    client::{Client, Reply},
     sample::text,
     service::Service,
     world::World,
@@ -47,16 +45,6 @@ fn published(world: &World) -> i64 {
     world.kafka().end_offsets(&world.topic).unwrap().values().sum()
 }
 
-/// Waits until the list has so many rows.
-async fn listed(client: &Client, count: usize) -> Vec<Event> {
-    eventually("all are listed", async || {
-        let list = client.list().await?;
-        ensure!(list.len() == count, "{} of {count}", list.len());
-        Ok(list)
-    })
-    .await
-}
-
 /// A body that does not say its length.
 fn unannounced(text: String) -> Body {
     let pieces: Vec<_> = text.into_bytes().chunks(64 * 1024).map(|piece| anyhow::Ok(piece.to_vec())).collect();
@@ -80,14 +68,14 @@ async fn a_client_that_leaves_in_the_middle_has_published_what_was_read_and_may_
     // And half of the next line, which must not become an event.
     leaving.write_all(format!("{head}{}", &body[..sent + 12]).as_bytes()).await.unwrap();
     drop(leaving);
-    listed(&api.client, SENT).await;
+    api.client.listed(SENT).await;
     assert_eq!(published(&world), SENT as i64);
 
     let again = results(ndjson(&api.client, body).header("idempotency-key", "import")).await;
     assert_eq!(statuses(&again), vec![201; ALL]);
     let known = again.iter().filter(|result| result["duplicate"] == true).count();
     assert_eq!(known, SENT, "what was processed is told from what is new");
-    let list = listed(&api.client, ALL).await;
+    let list = api.client.listed(ALL).await;
     let by_user: BTreeMap<&str, &str> = list.iter().map(|event| (&*event.user_id, &*event.event_id)).collect();
     assert_eq!(by_user.len(), ALL, "each once");
     for (number, result) in again.iter().enumerate() {

@@ -86,12 +86,8 @@ async fn each_kind_of_poison_is_dead_lettered_byte_for_byte_and_its_neighbours_a
     let written = kafka.write(&world.topic, Some(2), &records).await;
     let (poison, good): (Vec<_>, Vec<_>) = written.iter().partition(|place| !place.record.headers.is_empty());
 
-    eventually("the neighbours are processed", async || {
-        let listed = api.client.list().await?.len();
-        ensure!(listed == good.len(), "{listed} of {}", good.len());
-        Ok(())
-    })
-    .await;
+    // The neighbours are processed.
+    api.client.listed(good.len()).await;
     let letters = eventually("the dead letters are there", async || {
         let letters = kafka.read(&world.dead_letter_topic)?;
         ensure!(letters.len() == poison.len(), "{} of {}", letters.len(), poison.len());
@@ -207,17 +203,9 @@ async fn a_flood_of_poison_is_held_back_and_then_goes_on_slowly() {
     assert!(letters < 100, "{letters} of 100 were dead-lettered before anybody was asked");
 
     kafka.write(&world.topic, Some(1), &[Record::of(event(&[]))]).await;
-    let listed = async |count: usize| {
-        eventually(&format!("{count} events are listed"), async || {
-            let listed = api.client.list().await?.len();
-            ensure!(listed == count, "{listed} of {count}");
-            Ok(())
-        })
-        .await;
-    };
-    listed(1).await;
+    api.client.listed(1).await;
     // After the longest hold.
-    listed(2).await;
+    api.client.listed(2).await;
     let mut letters: Vec<_> =
         kafka.read(&world.dead_letter_topic).unwrap().iter().map(|l| l.record.value.clone()).collect();
     letters.sort();

@@ -22,26 +22,27 @@ fn said(output: &Output) -> String {
 }
 
 /// Posts events of many users and waits until they are listed.
-async fn posted(client: &Client, count: u64) -> Vec<Event> {
+async fn posted(client: &Client, count: usize) -> Vec<Event> {
     let journal = Journal::default();
-    for sequence in 0..count {
+    for sequence in (0..).take(count) {
         journal.must_post(client, &format!("user-{sequence}"), sequence).await.unwrap();
     }
-    listed(client, count).await
-}
-
-async fn listed(client: &Client, count: u64) -> Vec<Event> {
-    eventually("all events are listed", async || {
-        let list = client.list().await?;
-        ensure!(list.len() as u64 == count, "{} of {count}", list.len());
-        Ok(list)
-    })
-    .await
+    client.listed(count).await
 }
 
 async fn counter(worker: &mut Service, name: &str) -> u64 {
     let reply: Value = worker.answers("/readyz", 200).await.parse().unwrap();
     reply[name].as_u64().unwrap()
+}
+
+/// Waits until the worker has met all `count` records of the topic that were stored before.
+async fn read_again(worker: &mut Service, count: u64) {
+    eventually("all of it is read again", async || {
+        let again = counter(worker, "duplicates").await;
+        ensure!(again == count, "{again} of {count}");
+        Ok(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,13 +87,9 @@ async fn positions_are_shown_and_moved_only_while_no_worker_runs() {
     assert_eq!(desk(&world, &["positions", "set", "--to", "beginning"]).await.status.code(), Some(0));
     assert_eq!(to_read().await, 30);
     let mut worker = world.start_worker().await;
-    eventually("all of it is read again", async || {
-        let again = counter(&mut worker, "duplicates").await;
-        ensure!(again == 30, "{again} of 30");
-        Ok(())
-    })
-    .await;
-    assert_eq!(listed(&api.client, 30).await.len(), 30, "and stored once");
+    read_again(&mut worker, 30).await;
+    // And stored once.
+    api.client.listed(30).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -109,7 +106,7 @@ async fn records_that_the_retention_took_are_counted_and_the_rest_is_processed()
     let (partition, end) = kafka.end_offsets(&world.topic).unwrap().into_iter().max_by_key(|(_, end)| *end).unwrap();
     kafka.delete_records(&world.topic, partition, end - 5).await.unwrap();
     let mut worker = world.start_worker().await;
-    listed(&api.client, 25).await;
+    api.client.listed(25).await;
     assert_eq!(counter(&mut worker, "skippedOffsets").await, 15);
 }
 
@@ -128,16 +125,15 @@ async fn partitions_that_are_added_are_read() {
     .await;
     let record = e2e::kafka::Record::of(e2e::sample::event(&[]));
     kafka.write(&world.topic, Some(7), &[record]).await;
-    listed(&api.client, 11).await;
+    api.client.listed(11).await;
 }
 
 /// Posts events of one user, which are all in one partition, and waits until so many are listed.
-async fn posted_by_one_user(client: &Client, journal: &Journal, count: u64, in_all: u64) {
-    let before = journal.acknowledged() as u64;
-    for sequence in before..before + count {
+async fn posted_by_one_user(client: &Client, journal: &Journal, count: usize, in_all: usize) {
+    for sequence in (journal.acknowledged() as u64..).take(count) {
         journal.must_post(client, "one-user", sequence).await.unwrap();
     }
-    listed(client, in_all).await;
+    client.listed(in_all).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -150,12 +146,7 @@ async fn a_group_whose_commits_are_gone_loses_and_doubles_nothing() {
     world.kafka().delete_group(&world.group).await.unwrap();
     let mut worker = world.start_worker().await;
     // A commit that is missing counts as the beginning, whatever Redis knows.
-    eventually("all of it is read again", async || {
-        let again = counter(&mut worker, "duplicates").await;
-        ensure!(again == 30, "{again} of 30");
-        Ok(())
-    })
-    .await;
+    read_again(&mut worker, 30).await;
     posted_by_one_user(&api.client, &journal, 5, 35).await;
     journal.holds(&api.client).await;
 }

@@ -1,10 +1,8 @@
 //! `GET /events/processed`: whole, and page by page.
 
-use anyhow::ensure;
 use chrono::Utc;
 use e2e::{
     client::{Client, Event},
-    eventually,
     kafka::Record,
     oracle::Journal,
     redis_server::RedisServer,
@@ -55,28 +53,18 @@ async fn a_body_that_is_gone_does_not_cut_the_whole_list_short() {
         Record::of(event(&[("eventId", &id), ("timestamp", &time)]))
     });
     world.kafka().write(&world.topic, None, &records).await;
-    let list = listed(&api.client, 700).await;
+    let list = api.client.listed(700).await;
     // As the expiry of an old event does it, a moment before its entry is trimmed.
     let id = &list[3].event_id;
     redis.delete_body(id).await;
-    let left = listed(&api.client, 699).await;
+    let left = api.client.listed(699).await;
     assert!(left.iter().all(|event| event.event_id != *id));
     assert_eq!(api.client.pages(1000).await.unwrap().concat(), left);
 }
 
-/// Waits until the whole list has `count` rows.
-async fn listed(client: &Client, count: usize) -> Vec<Event> {
-    eventually("all events are listed", async || {
-        let list = client.list().await?;
-        ensure!(list.len() == count, "{} of {count}", list.len());
-        Ok(list)
-    })
-    .await
-}
-
 /// Waits for `count` rows and compares pages of several sizes with the whole list.
 async fn pages_equal_the_list(client: &Client, count: usize) -> Vec<Event> {
-    let list = listed(client, count).await;
+    let list = client.listed(count).await;
     assert!(list.is_sorted_by_key(|event| &event.timestamp));
     for limit in [1, 7, 25, 1000] {
         let pages = client.pages(limit).await.unwrap();

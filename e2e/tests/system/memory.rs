@@ -42,11 +42,7 @@ async fn what_the_guard_has_trimmed_is_called_trimmed_by_lists_single_reads_and_
         let reply = api.client.publish(body.clone()).await.unwrap().with_status(201).unwrap();
         ids.push(reply.parse::<serde_json::Value>().unwrap()["eventId"].as_str().unwrap().to_owned());
     }
-    eventually("all are stored", async || {
-        ensure!(api.client.list().await?.len() == ids.len());
-        Ok(())
-    })
-    .await;
+    api.client.listed(ids.len()).await;
     // What is used now is too much from now on.
     let memory: String = redis.command_line("INFO memory").await;
     let used =

@@ -31,16 +31,6 @@ fn begin() -> DateTime<Utc> {
     Utc::now() - TimeDelta::minutes(30)
 }
 
-/// Waits until the whole list has `count` rows.
-async fn listed(client: &Client, count: usize) -> Vec<Event> {
-    eventually("all events are listed", async || {
-        let list = client.list().await?;
-        ensure!(list.len() == count, "{} of {count}", list.len());
-        Ok(list)
-    })
-    .await
-}
-
 /// `count` records of three users and three types; twelve at a time share a timestamp, one second after those before.
 fn mixture(count: usize, begin: DateTime<Utc>) -> Vec<Record> {
     let record = |n: usize| {
@@ -70,7 +60,7 @@ async fn links_lead_through_the_pages_of_a_filtered_list_to_its_end_and_back_to_
     let replica = world.start_api().await;
     let begin = begin();
     world.kafka().write(&world.topic, None, &mixture(120, begin)).await;
-    let list = listed(&api.client, 120).await;
+    let list = api.client.listed(120).await;
     let at = |seconds| rfc3339(begin + TimeDelta::seconds(seconds));
     let (from, to) = (at(2), at(7));
     let between = |event: &Event| from <= event.timestamp && event.timestamp < to;
@@ -120,7 +110,7 @@ async fn a_cursor_of_another_list_or_of_none_is_refused_and_says_so() {
     let world = World::shared();
     let (api, _worker) = world.start().await;
     world.kafka().write(&world.topic, None, &mixture(30, begin())).await;
-    listed(&api.client, 30).await;
+    api.client.listed(30).await;
     let page = api.client.get("/events/processed?limit=3&userId=user+1").await.unwrap().ok().unwrap();
     let next = link(&page, "next").unwrap();
     let cursor = next.split_once("cursor=").unwrap().1.to_owned();
@@ -219,7 +209,7 @@ async fn every_form_of_a_list_holds_the_same_rows_whole_and_in_pages() {
     let world = World::shared();
     let (api, _worker) = world.start().await;
     world.kafka().write(&world.topic, None, &mixture(EVENTS, begin())).await;
-    let list = listed(&api.client, EVENTS).await;
+    let list = api.client.listed(EVENTS).await;
     assert!(list.iter().all(|event| event.payload == ODD), "verbatim");
     for query in ["", "?limit=1000", "?limit=7&order=desc", "?userId=user+1&eventType=LOGOUT"] {
         let path = format!("/events/processed{query}");
@@ -303,7 +293,7 @@ async fn activities_are_posted_and_listed_in_an_envelope_whose_cursor_leads_to_t
     let posted: Value = posted.parse().unwrap();
     assert_eq!((&posted["success"], &posted["event"]["userId"]), (&json!(true), &json!("u")));
     world.kafka().write(&world.topic, None, &mixture(120, begin())).await;
-    let list = listed(&api.client, 121).await;
+    let list = api.client.listed(121).await;
     assert!(list.iter().any(|event| posted["eventId"] == *event.event_id));
 
     for (query, limit, pages) in [("", 100, 2), ("limit=50", 50, 3), ("limit=121", 121, 1), ("limit=1000", 1000, 1)] {

@@ -95,12 +95,7 @@ async fn a_redis_restored_from_files_of_the_fullest_flight_is_refilled() {
     redis.kill().await;
     redis.restore_files(&older);
     redis.up().await;
-    eventually("every event is listed again", async || {
-        let listed = api.client.list().await?.len();
-        ensure!(listed == EVENTS, "{listed} of {EVENTS}");
-        Ok(())
-    })
-    .await;
+    api.client.listed(EVENTS).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

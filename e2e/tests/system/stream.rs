@@ -170,12 +170,7 @@ async fn a_filter_lets_through_what_it_names_and_nothing_else() {
         }
     }
     world.kafka().write(&world.topic, None, &records).await;
-    let list = eventually("all are listed", async || {
-        let list = api.client.list().await?;
-        ensure!(list.len() == records.len());
-        Ok(list)
-    })
-    .await;
+    let list = api.client.listed(records.len()).await;
     for (query, reader) in queries.iter().zip(&mut readers) {
         let expected: Vec<Event> = api.client.get(&format!("/events/processed{query}")).await.unwrap().parse().unwrap();
         assert!(!expected.is_empty() && expected.len() < list.len(), "{query}");
@@ -224,19 +219,19 @@ async fn restless(
     })
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn readers_that_come_back_over_another_replica_miss_nothing_and_see_nothing_twice() {
-    let world = World::shared();
+/// Posts `count` events, and more, over two replicas. Readers that come and go between these, one for each of the
+/// `longest` stays, see all of them and none twice.
+async fn restless_readers_miss_nothing(world: &World, count: usize, longest: &[usize]) {
     let (api, _worker) = world.start().await;
     let replica = world.start_api().await;
     let (told, total) = watch::channel(None);
     let mut readers = Vec::new();
-    for longest in [3, 10, 40, STEADY] {
-        readers.push(restless([&api.client, &replica.client], &total, longest).await);
+    for longest in longest {
+        readers.push(restless([&api.client, &replica.client], &total, *longest).await);
     }
     let journal = Journal::default();
     let load = Load::start(&[&api.client, &replica.client], &journal);
-    journal.grows_by(1_500).await;
+    journal.grows_by(count).await;
     load.stop().await;
     journal.holds(&api.client).await;
     let list = api.client.list().await.unwrap();
@@ -245,6 +240,11 @@ async fn readers_that_come_back_over_another_replica_miss_nothing_and_see_nothin
         let seen = tokio::time::timeout(e2e::PATIENCE, reader).await.expect("all are seen").unwrap();
         equals(seen, &list);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_that_come_back_over_another_replica_miss_nothing_and_see_nothing_twice() {
+    restless_readers_miss_nothing(&World::shared(), 1_500, &[3, 10, 40, STEADY]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -347,12 +347,7 @@ async fn a_redis_that_is_emptied_and_refilled_says_nothing_again() {
     let live = take(&mut stream, 51).await;
     for _ in 0..2 {
         own.flush().await;
-        eventually("Redis is refilled", async || {
-            let listed = client.list().await?.len();
-            ensure!(listed == own.journal.acknowledged(), "{listed}");
-            Ok(())
-        })
-        .await;
+        client.listed(own.journal.acknowledged()).await;
     }
     is_silent(client, &mut stream).await;
     let unique: HashSet<&str> = ids(&live).into_iter().collect();
@@ -514,23 +509,5 @@ async fn a_reader_that_has_missed_many_large_events_gets_them_within_bounded_mem
 #[tokio::test(flavor = "multi_thread")]
 async fn on_a_cluster_readers_see_everything_once_wherever_they_come_back() {
     let cluster = RedisCluster::start().await;
-    let world = World::on_redis(&cluster.url());
-    let (api, _worker) = world.start().await;
-    let replica = world.start_api().await;
-    let (told, total) = watch::channel(None);
-    let mut readers = Vec::new();
-    for longest in [5, 40, STEADY] {
-        readers.push(restless([&api.client, &replica.client], &total, longest).await);
-    }
-    let journal = Journal::default();
-    let load = Load::start(&[&api.client, &replica.client], &journal);
-    journal.grows_by(500).await;
-    load.stop().await;
-    journal.holds(&api.client).await;
-    let list = api.client.list().await.unwrap();
-    told.send_replace(Some(list.len()));
-    for reader in readers {
-        let seen = tokio::time::timeout(e2e::PATIENCE, reader).await.expect("all are seen").unwrap();
-        equals(seen, &list);
-    }
+    restless_readers_miss_nothing(&World::on_redis(&cluster.url()), 500, &[5, 40, STEADY]).await;
 }
