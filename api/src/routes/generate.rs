@@ -32,16 +32,11 @@ pub(super) fn route(
     app: &Arc<App>,
 ) -> impl Filter<Extract = (warp::reply::Response,), Error = Rejection> + Clone + use<> {
     let paths = warp::path!("events" / "generate").or(warp::path!("api" / "activities")).unify();
-    paths
-        .and(warp::post())
-        .and(super::query())
-        .and(super::with(app))
-        .and(super::caller())
-        .and(warp::header::headers_cloned())
-        .and(warp::body::stream())
-        .then(async |query: String, app: Arc<App>, caller, headers, body| {
+    paths.and(super::posted(app)).and(warp::body::stream()).then(
+        async |query: String, app: Arc<App>, caller, headers, body| {
             generate(&app, &query, &caller, &headers, body).await.unwrap_or_else(Reply::into_response)
-        })
+        },
+    )
 }
 
 async fn generate<B: Buf, E>(

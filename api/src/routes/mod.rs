@@ -15,6 +15,7 @@ mod stream;
 use std::convert::Infallible;
 use std::sync::Arc;
 
+use warp::http::HeaderMap;
 use warp::path::FullPath;
 use warp::reply::Response;
 use warp::{Filter, Rejection, Reply};
@@ -98,6 +99,13 @@ fn caller() -> impl Filter<Extract = (Caller,), Error = Infallible> + Copy {
 /// The query string, as it came.
 fn query() -> impl Filter<Extract = (String,), Error = Infallible> + Copy {
     warp::query::raw().or(warp::any().map(String::new)).unify()
+}
+
+/// A POST of events, but for its body: its query, who sent it, and its headers.
+fn posted(
+    app: &Arc<App>,
+) -> impl Filter<Extract = (String, Arc<App>, Caller, HeaderMap), Error = Rejection> + Clone + use<> {
+    warp::post().and(query()).and(with(app)).and(caller()).and(warp::header::headers_cloned())
 }
 
 /// GET, and HEAD, for which hyper leaves the body away (RFC 9110, section 9.3.2).

@@ -78,16 +78,11 @@ struct Context {
 pub(super) fn route(
     app: &Arc<App>,
 ) -> impl Filter<Extract = (warp::reply::Response,), Error = Rejection> + Clone + use<> {
-    warp::path!("events" / "batch")
-        .and(warp::post())
-        .and(super::query())
-        .and(super::with(app))
-        .and(super::caller())
-        .and(warp::header::headers_cloned())
-        .and(warp::body::stream())
-        .then(async |query: String, app: Arc<App>, caller, headers, body| {
+    warp::path!("events" / "batch").and(super::posted(app)).and(warp::body::stream()).then(
+        async |query: String, app: Arc<App>, caller, headers, body| {
             batch(app, &query, caller, &headers, body).await.unwrap_or_else(Reply::into_response)
-        })
+        },
+    )
 }
 
 async fn batch<B: Buf, E>(
