@@ -89,10 +89,7 @@ pub fn publish_events() {}
 /// timestamps, equal ones in one fixed order. A list that breaks off is never closed: one that looks complete is.
 #[utoipa::path(get, path = "/events/processed", operation_id = "listEvents", tag = "events",
     params(
-        ("userId" = inline(Option<String>), Query, min_length = 1, max_length = 256, pattern = r"\S", description = "Of this user only."),
-        ("eventType" = inline(Option<Vec<super::schemas::EventType>>), Query, style = Form, explode, description = "Of these types only."),
-        ("from" = inline(Option<String>), Query, format = DateTime, description = "From this time on, RFC 3339, 1970 or later; a `+` is written `%2B`.", example = "2026-02-17T10:00:00Z"),
-        ("to" = inline(Option<String>), Query, format = DateTime, description = "Before this time.", example = "2026-02-18T10:00:00Z"),
+        super::schemas::Filter,
         ("order" = inline(Option<super::schemas::Order>), Query, description = "Oldest first, unless it is `desc`."),
         ("limit" = inline(Option<u32>), Query, minimum = 1, maximum = 1000, description = "Most events of a page; 100 where there is a `cursor` only."),
         ("cursor" = inline(Option<String>), Query, description = "Where the page begins: as it is in `Link`, for the same filters."),
@@ -115,10 +112,7 @@ pub fn list_events() {}
 /// A page of what has been processed, in an envelope.
 #[utoipa::path(get, path = "/api/activities", operation_id = "listActivities", tag = "activities",
     params(
-        ("userId" = inline(Option<String>), Query, min_length = 1, max_length = 256, pattern = r"\S", description = "Of this user only."),
-        ("eventType" = inline(Option<Vec<super::schemas::EventType>>), Query, style = Form, explode, description = "Of these types only."),
-        ("from" = inline(Option<String>), Query, format = DateTime, description = "From this time on.", example = "2026-02-17T10:00:00Z"),
-        ("to" = inline(Option<String>), Query, format = DateTime, description = "Before this time.", example = "2026-02-18T10:00:00Z"),
+        super::schemas::Filter,
         ("order" = inline(Option<super::schemas::Order>), Query, description = "Oldest first, unless it is `desc`."),
         ("limit" = inline(Option<u32>), Query, minimum = 1, maximum = 1000, description = "Most events of the page, 100 unless said."),
         ("cursor" = inline(Option<String>), Query, description = "The `nextCursor` of the page before, for the same filters."),
@@ -151,10 +145,7 @@ pub fn show_event() {}
 /// same, `event: end` why the stream ends; a comment comes at least every 15 s.
 #[utoipa::path(get, path = "/events/stream", operation_id = "streamEvents", tag = "events",
     params(
-        ("userId" = inline(Option<String>), Query, min_length = 1, max_length = 256, pattern = r"\S", description = "Of this user only."),
-        ("eventType" = inline(Option<Vec<super::schemas::EventType>>), Query, style = Form, explode, description = "Of these types only."),
-        ("from" = inline(Option<String>), Query, format = DateTime, description = "With timestamps from this time on.", example = "2026-02-17T10:00:00Z"),
-        ("to" = inline(Option<String>), Query, format = DateTime, description = "With timestamps before this time.", example = "2026-02-18T10:00:00Z"),
+        super::schemas::Filter,
         ("Last-Event-ID" = inline(Option<String>), Header, description = "Where to go on. Without it the stream begins now."),
     ),
     responses((status = 200, description = "The stream", content_type = "text/event-stream", body = String,

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use common::event::EventTypes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use utoipa::ToSchema;
 use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::{RefOr, Schema};
+use utoipa::{IntoParams, ToSchema};
 
 /// What the user did.
 #[derive(Debug, Serialize, Deserialize)]
@@ -356,6 +356,24 @@ pub struct Violation {
     pub code: String,
     /// A sentence for people.
     pub detail: String,
+}
+
+/// Which events: the parameters that the lists and the stream have in common.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Query, rename_all = "camelCase")]
+pub struct Filter {
+    /// Of this user only.
+    #[param(inline, min_length = 1, max_length = 256, pattern = r"\S")]
+    pub user_id: Option<String>,
+    /// Of these types only.
+    #[param(inline, style = Form, explode)]
+    pub event_type: Option<Vec<EventType>>,
+    /// With timestamps from this time on, RFC 3339, 1970 or later; a `+` is written `%2B`.
+    #[param(inline, format = DateTime, example = "2026-02-17T10:00:00Z")]
+    pub from: Option<String>,
+    /// With timestamps before this time.
+    #[param(inline, format = DateTime, example = "2026-02-18T10:00:00Z")]
+    pub to: Option<String>,
 }
 
 /// Which way a list goes.
