@@ -1,0 +1,207 @@
+//! The live tail: one stream per bucket with the ids of what was stored last. A batch's ids are added by the transaction
+//! that stores them, so an entry is never seen before its events can be read.
+//!
+//! An entry says what a transaction wrote, not what was new: a record that is delivered again is announced again, with
+//! the same partition and offset. Who reads tells by [`Seen`].
+
+mod entry;
+mod position;
+mod seen;
+mod varint;
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+pub use self::entry::{Announced, Entry, EntryId};
+pub(super) use self::entry::{RECORDS, push_record};
+use self::entry::{Raw, entries};
+pub use self::position::TailPosition;
+pub use self::seen::Seen;
+use super::layout::StoredId;
+use super::positions::partition_of;
+use super::{BUCKETS, Origin, Store, StoreError};
+
+/// About how many entries a stream holds, each of up to a batch's share of records.
+pub(super) const MAX_ENTRIES: usize = 500;
+/// Entries of one bucket that are read at a time.
+const READ: usize = 100;
+/// Entries of one bucket that tell what was announced before.
+const LOOK_BACK: usize = 64;
+
+/// Keys of streams with their entries.
+type Streams = Vec<(String, Raw)>;
+
+impl Store {
+    /// Where the streams end, and what was announced last.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis has no good answer.
+    pub async fn tail_end(&self) -> Result<(TailPosition, Seen), StoreError> {
+        // Before the end is read: everything before a position was announced by then.
+        let stored = self.announced_by_positions().await?;
+        let (end, mut seen) = self.tail_before(None).await?;
+        for (place, offset) in stored {
+            seen.raise(place, offset);
+        }
+        Ok((end, seen))
+    }
+
+    /// The last offset of each bucket and partition before its position. Positions know of a partition that has been
+    /// quiet for long, too.
+    async fn announced_by_positions(&self) -> Result<HashMap<(usize, i32), i64>, StoreError> {
+        let asked = (0..BUCKETS).map(|bucket| {
+            let mut all = redis::cmd("HGETALL");
+            all.arg(self.layout.positions(bucket));
+            all
+        });
+        let buckets: Vec<HashMap<String, i64>> = self.read.scatter(asked).await?;
+        let mut last = HashMap::new();
+        for (bucket, positions) in buckets.into_iter().enumerate() {
+            for (field, next) in positions {
+                if let Some(partition) = partition_of(&field) {
+                    let offset = last.entry((bucket, partition)).or_insert(-1);
+                    *offset = (next - 1).max(*offset);
+                }
+            }
+        }
+        Ok(last)
+    }
+
+    /// What was announced last before a position: how a reader that goes on there tells what is new.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis has no good answer.
+    pub async fn tail_seen(&self, position: &TailPosition) -> Result<Seen, StoreError> {
+        self.tail_before(Some(position)).await.map(|(_, seen)| seen)
+    }
+
+    async fn tail_before(&self, position: Option<&TailPosition>) -> Result<(TailPosition, Seen), StoreError> {
+        let ranges = (0..BUCKETS).map(|bucket| {
+            let last = position.map_or_else(|| "+".into(), |position| position.entries[bucket].to_string());
+            let mut range = redis::cmd("XREVRANGE");
+            range.arg(self.layout.tail(bucket)).arg(last).arg("-").arg("COUNT").arg(LOOK_BACK);
+            range
+        });
+        let streams: Vec<Raw> = self.read.scatter(ranges).await?;
+        let (mut end, mut seen) = (TailPosition::default(), Seen::default());
+        for (bucket, raw) in streams.into_iter().enumerate() {
+            let entries = entries(bucket, raw)?;
+            entries.first().into_iter().for_each(|last| end.pass_all(last));
+            seen.note(&entries);
+        }
+        seen.close_below();
+        Ok((end, seen))
+    }
+
+    /// Whether the streams still hold everything behind a position.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis has no good answer.
+    pub async fn tail_holds(&self, position: &TailPosition) -> Result<bool, StoreError> {
+        let ranges = (0..BUCKETS).map(|bucket| {
+            let mut range = redis::cmd("XRANGE");
+            range.arg(self.layout.tail(bucket)).arg("-").arg("+").arg("COUNT").arg(1);
+            range
+        });
+        let firsts: Vec<Raw> = self.read.scatter(ranges).await?;
+        let mut cut = Vec::new();
+        for (bucket, raw) in firsts.into_iter().enumerate() {
+            let (first, at) = (entries(bucket, raw)?.pop(), position.entries[bucket]);
+            match first {
+                Some(first) if at >= first.id => {}
+                // Nothing had been stored in this bucket then: fine, if the first entry ever is still there.
+                Some(_) if at == EntryId::default() => cut.push(bucket),
+                None if at == EntryId::default() => {}
+                _ => return Ok(false),
+            }
+        }
+        self.never_trimmed(&cut).await
+    }
+
+    async fn never_trimmed(&self, buckets: &[usize]) -> Result<bool, StoreError> {
+        if buckets.is_empty() {
+            return Ok(true);
+        }
+        let asked = buckets.iter().map(|bucket| {
+            let mut info = redis::cmd("XINFO");
+            info.arg("STREAM").arg(self.layout.tail(*bucket));
+            info
+        });
+        let infos: Vec<HashMap<String, redis::Value>> = self.read.scatter(asked).await?;
+        Ok(infos.iter().all(|info| info.get("entries-added") == info.get("length")))
+    }
+
+    /// The groups of buckets whose streams can be waited for together: all of one server, each by itself on a Cluster.
+    #[must_use]
+    pub fn tail_readers(&self) -> Vec<Range<usize>> {
+        let size = BUCKETS / self.tail.len();
+        (0..BUCKETS).step_by(size).map(|first| first..first + size).collect()
+    }
+
+    /// What the streams of one of [`Store::tail_readers`] hold behind a position, up to a hundred entries of each, in the
+    /// order in which they were stored. Waits until there is something, at most for `wait`.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis has no good answer.
+    pub async fn tail_next(
+        &self,
+        buckets: Range<usize>,
+        position: &TailPosition,
+        wait: Duration,
+    ) -> Result<Vec<Entry>, StoreError> {
+        let lane = &self.tail[buckets.start * self.tail.len() / BUCKETS];
+        let streams: Option<Streams> = lane.command(&self.tail_command(buckets, position, Some(wait))).await?;
+        self.entries_of(streams.into_iter().flatten())
+    }
+
+    /// What all streams hold behind a position, up to a hundred entries of each, in the order in which they were stored.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis has no good answer.
+    pub async fn tail_after(&self, position: &TailPosition) -> Result<Vec<Entry>, StoreError> {
+        let commands = self.tail_readers().into_iter().map(|buckets| self.tail_command(buckets, position, None));
+        let streams: Vec<Option<Streams>> = self.read.scatter(commands).await?;
+        self.entries_of(streams.into_iter().flatten().flatten())
+    }
+
+    fn tail_command(&self, buckets: Range<usize>, position: &TailPosition, wait: Option<Duration>) -> redis::Cmd {
+        let mut command = redis::cmd("XREAD");
+        command.arg("COUNT").arg(READ);
+        if let Some(wait) = wait {
+            command.arg("BLOCK").arg(super::millis(wait));
+        }
+        command.arg("STREAMS");
+        for bucket in buckets.clone() {
+            command.arg(self.layout.tail(bucket));
+        }
+        for bucket in buckets {
+            command.arg(position.entries[bucket].to_string());
+        }
+        command
+    }
+
+    fn entries_of(&self, streams: impl Iterator<Item = (String, Raw)>) -> Result<Vec<Entry>, StoreError> {
+        let mut found = Vec::new();
+        for (key, raw) in streams {
+            if let Some(bucket) = (0..BUCKETS).find(|bucket| self.layout.tail(*bucket) == key) {
+                found.extend(entries(bucket, raw)?);
+            }
+        }
+        found.sort_by_key(|entry| entry.id);
+        Ok(found)
+    }
+
+    /// The JSON of these events and where each came from, in order; `None` of one that is not stored any more.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis has no good answer.
+    pub async fn announced(&self, records: &[&Announced]) -> Result<Vec<Option<(Bytes, Origin)>>, StoreError> {
+        let ids: Vec<StoredId> = records.iter().map(|record| StoredId::of(&record.event_id)).collect();
+        let ids: Vec<&StoredId> = ids.iter().collect();
+        let bodies = if ids.is_empty() { Vec::new() } else { self.whole_bodies(&self.read, &ids).await? };
+        Ok(bodies.into_iter().map(|body| Origin::split(body?)).collect())
+    }
+}
