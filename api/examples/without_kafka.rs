@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use api::{App, Cli, Config};
 use common::event::UserEvent;
-use common::kafka::{Company, Delivered, Published, Publisher};
+use common::kafka::{Delivered, Published, Publisher};
 use common::store::Store;
 use common::{config, shutdown};
 
@@ -17,7 +17,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 struct Nowhere;
 
 impl Publisher for Nowhere {
-    fn publish(&self, _: &UserEvent<'_>, _: &[u8], _: Company) -> Published {
+    fn publish(&self, _: &UserEvent<'_>, _: &[u8]) -> Published {
         Box::pin(std::future::ready(Ok(Delivered { partition: 0, offset: 0 })))
     }
 }

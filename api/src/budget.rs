@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::event::UserEvent;
-use common::kafka::{Company, Delivered, PublishError, Published, Publisher};
+use common::kafka::{Delivered, PublishError, Published, Publisher};
 
 use crate::metrics::Publishing;
 
@@ -85,7 +85,7 @@ impl Budget {
     }
 
     /// Hands over one event, unless the budget is used up.
-    pub fn publish(&self, event: &UserEvent<'_>, json: &[u8], company: Company) -> Published {
+    pub fn publish(&self, event: &UserEvent<'_>, json: &[u8]) -> Published {
         let (flight, before) = Flight::begin(&self.flow, json.len());
         if before + json.len() > self.limit {
             let reason = format!("KAFKA_QUEUE_KBYTES: {before} bytes wait for the brokers already");
@@ -93,7 +93,7 @@ impl Budget {
             flight.end(&refused);
             return Box::pin(std::future::ready(refused));
         }
-        let published = self.publisher.publish(event, json, company);
+        let published = self.publisher.publish(event, json);
         Box::pin(async move {
             let result = published.await;
             flight.end(&result);
@@ -151,14 +151,14 @@ mod tests {
     struct Silent;
 
     impl Publisher for Silent {
-        fn publish(&self, _: &UserEvent<'_>, _: &[u8], _: Company) -> Published {
+        fn publish(&self, _: &UserEvent<'_>, _: &[u8]) -> Published {
             Box::pin(pending())
         }
     }
 
     fn publish(budget: &Budget, size: usize) -> Published {
         let event = UserEvent::from_request(br#"{"userId":"u","eventType":"LOGIN"}"#, &EventTypes::default()).unwrap();
-        budget.publish(&event, &vec![b' '; size], Company::Alone)
+        budget.publish(&event, &vec![b' '; size])
     }
 
     #[test]

@@ -238,7 +238,7 @@ fn connect(config: &Config) -> anyhow::Result<Arc<dyn KafkaBackend>> {
         KafkaClient::Rdkafka => {
             let (producer, topic) = (producer_config(&config.kafka, NAME), &config.kafka.topics.events);
             match config.kafka.linger_ms {
-                0 => Arc::new(KafkaPublisher::adaptive(producer, topic)?),
+                0 => Arc::new(KafkaPublisher::by_group(producer, topic)?),
                 _ => Arc::new(KafkaPublisher::new(producer, topic)?),
             }
         }

@@ -5,7 +5,7 @@
 //! have none.
 
 use common::event::UserEvent;
-use common::kafka::{Company, Delivered, PublishError, Published};
+use common::kafka::{Delivered, PublishError, Published};
 use common::traces::{Traces, remote};
 use futures::StreamExt;
 use futures::future::Either;
@@ -87,11 +87,11 @@ impl App {
     pub(crate) fn publish(&self, event: &UserEvent<'_>, json: &[u8]) -> Published {
         let id = || vec![KeyValue::new("messaging.message.id", event.event_id.as_str().to_owned())];
         let Some(sending) = Sending::begin(self, id) else {
-            return self.publisher.publish(event, json, Company::Alone);
+            return self.publisher.publish(event, json);
         };
         let published = {
             let _current = sending.context.clone().attach();
-            self.publisher.publish(event, json, Company::Alone)
+            self.publisher.publish(event, json)
         };
         Box::pin(async move {
             let result = published.await;
@@ -214,12 +214,9 @@ mod tests {
     }
 
     impl common::kafka::Publisher for Noting {
-        fn publish(&self, event: &UserEvent<'_>, json: &[u8], company: Company) -> Published {
+        fn publish(&self, event: &UserEvent<'_>, json: &[u8]) -> Published {
             self.seen.lock().unwrap().push(Context::current().span().span_context().clone());
-            self.failure
-                .clone()
-                .map_or_else(FakePublisher::default, FakePublisher::failing)
-                .publish(event, json, company)
+            self.failure.clone().map_or_else(FakePublisher::default, FakePublisher::failing).publish(event, json)
         }
     }
 
@@ -313,7 +310,7 @@ mod tests {
         let results = stream::iter([Some(true), None, Some(false)]).inspect(move |_| {
             let json = br#"{"userId":"u","eventType":"LOGIN"}"#;
             let event = UserEvent::from_request(json, &EventTypes::default()).unwrap();
-            drop(sending.publisher.publish(&event, json, Company::Alone));
+            drop(sending.publisher.publish(&event, json));
         });
         let results = within(Some(&span), async { app.publish_all(results.boxed(), |result| *result) }).await;
         span.answered(StatusCode::OK);

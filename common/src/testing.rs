@@ -6,7 +6,7 @@ use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
 
 use crate::event::UserEvent;
-use crate::kafka::{Company, Delivered, PublishError, Published, Publisher};
+use crate::kafka::{Delivered, PublishError, Published, Publisher};
 use crate::traces::Traces;
 
 /// The variables that a command reads but an example environment does not list with their defaults.
@@ -50,7 +50,7 @@ impl FakePublisher {
 }
 
 impl Publisher for FakePublisher {
-    fn publish(&self, _: &UserEvent<'_>, json: &[u8], _: Company) -> Published {
+    fn publish(&self, _: &UserEvent<'_>, json: &[u8]) -> Published {
         let result = match &self.failure {
             Some(error) => Err(error.clone()),
             None => {

@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use common::config::KafkaSettings;
 use common::event::{EventId, Violation};
-use common::kafka::{Company, KafkaPublisher, PublishError, dead_letter_producer_config};
+use common::kafka::{KafkaPublisher, PublishError, dead_letter_producer_config};
 use futures::future::join_all;
 use rdkafka::Message;
 use rdkafka::Timestamp;
@@ -258,7 +258,7 @@ impl DeadLetters {
             timestamp,
             headers: Some(letter.headers(&self.group, &self.worker)),
         };
-        self.publisher.send(record, Company::Many).await.map(drop)
+        self.publisher.send(record).await.map(drop)
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use api::App;
 use bytes::Bytes;
 use common::event::UserEvent;
-use common::kafka::{Company, PublishError, Published, Publisher};
+use common::kafka::{PublishError, Published, Publisher};
 use common::testing::FakePublisher;
 use futures::future::pending;
 use serde_json::{Value, json};
@@ -193,7 +193,7 @@ async fn a_record_without_acknowledgement_is_a_503_that_says_where_it_may_be() {
 struct Silent;
 
 impl Publisher for Silent {
-    fn publish(&self, _: &UserEvent<'_>, _: &[u8], _: Company) -> Published {
+    fn publish(&self, _: &UserEvent<'_>, _: &[u8]) -> Published {
         Box::pin(pending())
     }
 }

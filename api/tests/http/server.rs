@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use api::App;
 use common::event::UserEvent;
-use common::kafka::{Company, Delivered, Published, Publisher};
+use common::kafka::{Delivered, Published, Publisher};
 use common::shutdown::Shutdown;
 use common::testing::FakePublisher;
 use serde_json::Value;
@@ -136,7 +136,7 @@ impl Held {
 }
 
 impl Publisher for Held {
-    fn publish(&self, _: &UserEvent<'_>, _: &[u8], _: Company) -> Published {
+    fn publish(&self, _: &UserEvent<'_>, _: &[u8]) -> Published {
         self.taken.add_permits(1);
         let allowed = Arc::clone(&self.allowed);
         Box::pin(async move {

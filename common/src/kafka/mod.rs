@@ -2,6 +2,7 @@
 
 mod client;
 mod kafka_rust;
+mod librdkafka;
 mod murmur2;
 mod publisher;
 mod topics;
@@ -10,8 +11,7 @@ pub use self::client::{
     ConsumerSettings, LogContext, Refusal, consumer_config, dead_letter_producer_config, log_line, producer_config,
 };
 pub use self::kafka_rust::KafkaRustPublisher;
+pub use self::librdkafka::KafkaPublisher;
 pub use self::murmur2::partition_of;
-pub use self::publisher::{
-    Company, Delivered, KafkaBackend, KafkaPublisher, PublishError, Published, Publisher, Unflushed,
-};
+pub use self::publisher::{Delivered, KafkaBackend, PublishError, Published, Publisher, Unflushed};
 pub use self::topics::{TopicError, create_topics, topic_retention};

@@ -16,8 +16,8 @@ use common::config::{Checks, KafkaArgs, KafkaSettings};
 use common::event::Timestamp;
 use common::health::Check;
 use common::kafka::{
-    Company, Delivered, KafkaBackend, KafkaPublisher, KafkaRustPublisher, PublishError, Publisher, TopicError,
-    create_topics, partition_of, producer_config,
+    Delivered, KafkaBackend, KafkaPublisher, KafkaRustPublisher, PublishError, Publisher, TopicError, create_topics,
+    partition_of, producer_config,
 };
 use futures::future::{BoxFuture, join_all};
 use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication};
@@ -111,7 +111,7 @@ over_both!(
 );
 
 fn rdkafka_publisher(settings: &KafkaSettings) -> KafkaPublisher {
-    KafkaPublisher::adaptive(producer_config(settings, CLIENT), &settings.topics.events).unwrap()
+    KafkaPublisher::by_group(producer_config(settings, CLIENT), &settings.topics.events).unwrap()
 }
 
 /// Topics on the backend's shared Kafka, and a publisher to them.
@@ -128,7 +128,7 @@ type Outcome = Result<Delivered, PublishError>;
 fn publish(publisher: &dyn Publisher, user: &str, size: usize) -> BoxFuture<'static, Outcome> {
     let payload = format!(r#"{{"text":"{}"}}"#, "x".repeat(size));
     let json = event_json(&Uuid::now_v7().to_string(), user, Timestamp::now(), &payload);
-    publisher.publish(&event(&json), json.as_bytes(), Company::Many)
+    publisher.publish(&event(&json), json.as_bytes())
 }
 
 fn admin(settings: &KafkaSettings) -> AdminClient<DefaultClientContext> {
@@ -222,7 +222,7 @@ async fn a_record_carries_the_event_and_its_user(backend: Backend) {
     let (settings, publisher) = topics(backend, &[]).await;
     let at = Timestamp::parse("2026-02-17T10:00:00.123Z").unwrap();
     let json = event_json("the-id", "käte 1", at, "{ \"n\" : 1.0e+2 }");
-    let delivered = publisher.publish(&event(&json), json.as_bytes(), Company::Alone).await.unwrap();
+    let delivered = publisher.publish(&event(&json), json.as_bytes()).await.unwrap();
 
     let record = read(&settings, delivered).await;
     assert_eq!(record.key(), Some("käte 1".as_bytes()));
@@ -287,7 +287,7 @@ async fn a_record_that_finds_the_queue_full_is_not_accepted_at_once_and_flush_sa
     let settings = settings(NOWHERE, &["--kafka-queue-kbytes", "64"]);
     let publisher = backend.publisher(&settings);
     let json = event_json("e", "u", Timestamp::now(), &format!(r#"{{"text":"{}"}}"#, "x".repeat(10_000)));
-    let send = || publisher.publish(&event(&json), json.as_bytes(), Company::Alone);
+    let send = || publisher.publish(&event(&json), json.as_bytes());
     // Six of 10 kB fit, and wait.
     let waiting: Vec<_> = (0..6).map(|_| send()).collect();
     let start = Instant::now();
@@ -327,6 +327,36 @@ async fn a_fatal_producer_error_is_followed_by_publishes_that_succeed() {
         for outcome in join_all((0..20).map(|_| publish(&publisher, "u", 1))).await {
             outcome.unwrap();
         }
+    }
+}
+
+#[tokio::test]
+async fn a_partition_whose_leader_is_away_holds_no_other_up() {
+    let cluster = MockCluster::new(2).unwrap();
+    let settings = settings(&cluster.bootstrap_servers(), &[]);
+    cluster.create_topic(&settings.topics.events, 2, 1).unwrap();
+    let user_of =
+        |partition| (0..).map(|n| n.to_string()).find(|n| partition_of(n.as_bytes(), 2) == partition).unwrap();
+    let (here, away) = (user_of(0), user_of(1));
+    cluster.partition_leader(&settings.topics.events, 0, Some(1)).unwrap();
+    cluster.partition_leader(&settings.topics.events, 1, Some(2)).unwrap();
+    let publisher = rdkafka_publisher(&settings);
+    for user in [&here, &away] {
+        publish(&publisher, user, 1).await.unwrap();
+    }
+
+    cluster.broker_down(2).unwrap();
+    let waiting: Vec<_> = (0..100).map(|_| publish(&publisher, &away, 1)).collect();
+    let start = Instant::now();
+    for _ in 0..10 {
+        for outcome in join_all((0..10).map(|_| publish(&publisher, &here, 1))).await {
+            outcome.unwrap();
+        }
+    }
+    assert!(start.elapsed() < settings.delivery_timeout / 2, "{:?}", start.elapsed());
+    cluster.broker_up(2).unwrap();
+    for outcome in join_all(waiting).await {
+        outcome.unwrap();
     }
 }
 

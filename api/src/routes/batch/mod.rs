@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use common::event::{UserEvent, Violation};
-use common::kafka::{Company, PublishError, Published};
+use common::kafka::{PublishError, Published};
 use futures::stream::{self, BoxStream, poll_fn};
 use futures::{Stream, StreamExt};
 use serde::Serialize;
@@ -209,7 +209,7 @@ fn check<'a>(context: &Context, numbered: &'a Numbered) -> Result<UserEvent<'a>,
 }
 
 fn publish(context: &Context, index: usize, event: &UserEvent<'_>) -> Begun {
-    let published = context.app.publisher.publish(event, &event.to_json(), Company::Many);
+    let published = context.app.publisher.publish(event, &event.to_json());
     Begun::Sent { index, event_id: event.event_id.as_str().to_owned(), published }
 }
 

@@ -25,7 +25,7 @@ use futures::future::BoxFuture;
 
 use self::link::{Link, LinkSettings};
 use self::queue::{Next, Queue};
-use super::publisher::{Company, KafkaBackend, Published, Unflushed};
+use super::publisher::{KafkaBackend, Published, Unflushed};
 use super::{Delivered, PublishError, Publisher};
 use crate::config::{KafkaSettings, Protocol};
 use crate::event::UserEvent;
@@ -129,7 +129,7 @@ impl Drop for KafkaRustPublisher {
 }
 
 impl Publisher for KafkaRustPublisher {
-    fn publish(&self, event: &UserEvent<'_>, json: &[u8], _: Company) -> Published {
+    fn publish(&self, event: &UserEvent<'_>, json: &[u8]) -> Published {
         let key = event.user_id.as_str().as_bytes();
         if key.len() + json.len() > LARGEST_RECORD {
             let refused = PublishError::Refused(format!("larger than {LARGEST_RECORD} bytes"));

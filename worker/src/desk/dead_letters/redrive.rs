@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::{Args, value_parser};
-use common::kafka::{Company, KafkaPublisher, PublishError, dead_letter_producer_config};
+use common::kafka::{KafkaPublisher, PublishError, dead_letter_producer_config};
 use common::shutdown::Shutdown;
 use rdkafka::producer::FutureRecord;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
@@ -173,7 +173,7 @@ impl<'a> Run<'a> {
             timestamp: letter.timestamp.map(|time| time.millis()),
             headers: Some(letter.redriven_headers()),
         };
-        self.publisher.send(record, Company::Many).await.map_or_else(Verdict::Failed, |at| Verdict::Redriven(Some(at)))
+        self.publisher.send(record).await.map_or_else(Verdict::Failed, |at| Verdict::Redriven(Some(at)))
     }
 
     fn note(&mut self, letter: &Letter, verdict: &Verdict) {

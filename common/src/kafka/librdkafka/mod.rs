@@ -1,0 +1,305 @@
+//! Publishing through librdkafka.
+
+mod group;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use futures::future::BoxFuture;
+use rdkafka::config::ClientConfig;
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::message::{Header, Message, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, DeliveryResult, FutureRecord, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::util::Timeout;
+use tokio::sync::{mpsc, oneshot};
+
+use self::group::{Group, Waiting};
+use super::client::LogContext;
+use super::publisher::{Delivered, KafkaBackend, PublishError, Published, Publisher, Unflushed};
+use crate::event::UserEvent;
+use crate::health::Check;
+use crate::mutation::{Mutation, active};
+use crate::traces;
+
+type Client = ThreadedProducer<LogContext>;
+type Record<'a> = BaseRecord<'a, [u8], [u8], Box<Ticket>>;
+
+/// Publishes through librdkafka. A producer that met a fatal error (one after which it refuses every record) is
+/// replaced by a new one at the next use.
+pub struct KafkaPublisher {
+    topic: String,
+    current: Arc<Current>,
+    /// Where a record goes that is not alone.
+    groups: Option<mpsc::UnboundedSender<Waiting>>,
+    under_way: Arc<AtomicUsize>,
+}
+
+impl KafkaPublisher {
+    /// A publisher to `topic`; connects in the background. Each record goes as the settings say.
+    ///
+    /// # Errors
+    /// When librdkafka refuses the settings.
+    pub fn new(config: ClientConfig, topic: &str) -> KafkaResult<Self> {
+        let current = Arc::new(Current::new(config)?);
+        Ok(Self { topic: topic.to_owned(), current, groups: None, under_way: Arc::default() })
+    }
+
+    /// As [`KafkaPublisher::new`], for settings without a linger: events that come while others are under way go in
+    /// groups. Their order is that of the calls.
+    ///
+    /// # Errors
+    /// When librdkafka refuses the settings.
+    ///
+    /// # Panics
+    /// Outside of a runtime.
+    pub fn by_group(config: ClientConfig, topic: &str) -> KafkaResult<Self> {
+        let mut publisher = Self::new(config, topic)?;
+        let (groups, waiting) = mpsc::unbounded_channel();
+        tokio::spawn(group::hand_over_by_group(topic.to_owned(), Arc::clone(&publisher.current), waiting));
+        publisher.groups = Some(groups);
+        Ok(publisher)
+    }
+
+    /// Hands over one record at once and waits for the acknowledgement.
+    pub fn send(&self, record: FutureRecord<'_, [u8], [u8]>) -> Published {
+        let FutureRecord { topic, partition, payload, key, timestamp, headers } = record;
+        let (ticket, published) = self.ticket(UnderWay::begin(&self.under_way).0);
+        let delivery_opaque = Box::new(ticket);
+        self.current.hand_over(Record { topic, partition, payload, key, timestamp, headers, delivery_opaque });
+        published
+    }
+
+    fn ticket(&self, under_way: UnderWay) -> (Ticket, Published) {
+        let (answer, answered) = oneshot::channel();
+        let current = Arc::clone(&self.current);
+        let published = async move {
+            if active(Mutation::ReplyBeforeAck) {
+                return Ok(Delivered { partition: -1, offset: -1 });
+            }
+            let closed = |_| Err(PublishError::Unknown("the producer was closed".into()));
+            let result = answered.await.unwrap_or_else(closed);
+            if result.is_err() {
+                current.replace_if_fatal();
+            }
+            result
+        };
+        (Ticket { answer, under_way, group: None }, Box::pin(published))
+    }
+}
+
+impl Publisher for KafkaPublisher {
+    fn publish(&self, event: &UserEvent<'_>, json: &[u8]) -> Published {
+        let headers = OwnedHeaders::new_with_capacity(2)
+            .insert(Header { key: "event-id", value: Some(event.event_id.as_str()) })
+            .insert(Header { key: "event-type", value: Some(event.event_type.as_str()) });
+        let headers = traces::inject(headers);
+        let (key, timestamp) = (event.user_id.as_str().as_bytes(), event.timestamp.millis());
+        let (under_way, alone) = UnderWay::begin(&self.under_way);
+        let (ticket, published) = self.ticket(under_way);
+        match &self.groups {
+            // Without its reader, at the end of the runtime, the ticket is dropped, which is an answer.
+            Some(groups) if !alone => {
+                drop(groups.send(Waiting { key: key.into(), payload: json.into(), timestamp, headers, ticket }));
+            }
+            _ => {
+                let record = Record::with_opaque_to(&self.topic, Box::new(ticket)).key(key).payload(json);
+                self.current.hand_over(record.timestamp(timestamp).headers(headers));
+            }
+        }
+        published
+    }
+}
+
+/// What comes back with a record's delivery report.
+pub struct Ticket {
+    answer: oneshot::Sender<Result<Delivered, PublishError>>,
+    under_way: UnderWay,
+    group: Option<Arc<Group>>,
+}
+
+impl Ticket {
+    fn answer(self, result: Result<Delivered, PublishError>) {
+        let Self { answer, under_way, group } = self;
+        // Before the answer: what its receiver sends next may be alone.
+        drop(under_way);
+        // Nobody waits for it where a client has gone.
+        drop(answer.send(result));
+        if let Some(group) = group {
+            group.answered();
+        }
+    }
+}
+
+impl ProducerContext for LogContext {
+    type DeliveryOpaque = Box<Ticket>;
+
+    fn delivery(&self, report: &DeliveryResult<'_>, ticket: Box<Ticket>) {
+        ticket.answer(match report {
+            Ok(at) => Ok(Delivered { partition: at.partition(), offset: at.offset() }),
+            Err((error, _)) => Err(classify(error, Stage::Sent)),
+        });
+    }
+}
+
+/// One of the records that have no answer yet.
+struct UnderWay(Arc<AtomicUsize>);
+
+impl UnderWay {
+    /// Counts one more, and says whether it is the only one.
+    fn begin(count: &Arc<AtomicUsize>) -> (Self, bool) {
+        let before = count.fetch_add(1, Ordering::AcqRel);
+        (Self(Arc::clone(count)), before == 0)
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// The producer in use, and what a new one is made of.
+struct Current {
+    config: ClientConfig,
+    context: LogContext,
+    client: RwLock<Arc<Client>>,
+}
+
+impl Current {
+    fn new(config: ClientConfig) -> KafkaResult<Self> {
+        let context = LogContext::default();
+        let client = RwLock::new(Arc::new(config.create_with_context(context.clone())?));
+        Ok(Self { config, context, client })
+    }
+
+    fn get(&self) -> Arc<Client> {
+        Arc::clone(&self.client.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The delivery report answers; or this does, if librdkafka does not take the record.
+    fn hand_over(&self, record: Record<'_>) {
+        if let Err((error, record)) = self.get().send(record) {
+            record.delivery_opaque.answer(Err(classify(&error, Stage::Enqueue)));
+        }
+    }
+
+    /// Puts a new producer in the place of one that has failed for good, unless somebody else was faster.
+    fn replace_if_fatal(&self) {
+        if self.get().client().fatal_error().is_none() {
+            return;
+        }
+        let mut client = self.client.write().unwrap_or_else(PoisonError::into_inner);
+        let Some((_, reason)) = client.client().fatal_error() else { return };
+        match self.config.create_with_context(self.context.clone()) {
+            Ok(new) => {
+                log::error!("fatal producer error: {reason}; a new producer takes over");
+                let failed = std::mem::replace(&mut *client, Arc::new(new));
+                // It lives on until its records in flight have their answers.
+                std::thread::spawn(move || failed.flush(Timeout::Never));
+            }
+            // The same settings made a producer before; the next record tries again.
+            Err(error) => log::error!("fatal producer error: {reason}; no new producer yet: {error}"),
+        }
+    }
+}
+
+impl KafkaBackend for KafkaPublisher {
+    fn watch<'a>(&'a self, check: &'a Check, period: Duration) -> BoxFuture<'a, String> {
+        Box::pin(async move {
+            loop {
+                let (client, topic) = (self.current.get(), self.topic.clone());
+                let asked = tokio::task::spawn_blocking(move || reachable(&client, &topic)).await;
+                match asked.unwrap_or_else(|e| Err(e.to_string())) {
+                    Ok(()) => check.up("the brokers answer and the topic has leaders"),
+                    Err(why) => check.down(&format!("{why}{}", self.current.context.refusal.suffix())),
+                }
+                tokio::time::sleep(period).await;
+            }
+        })
+    }
+
+    fn flush(&self, timeout: Duration) -> Result<(), Unflushed> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            self.current.get().flush(left).map_err(|e| Unflushed(e.to_string()))?;
+            // Those that wait for their group are not with librdkafka yet.
+            match self.under_way.load(Ordering::Acquire) {
+                0 => return Ok(()),
+                records if left.is_zero() => return Err(Unflushed(format!("{records} records are left"))),
+                _ => std::thread::park_timeout(Duration::from_millis(1)),
+            }
+        }
+    }
+}
+
+fn reachable(client: &Client, topic: &str) -> Result<(), String> {
+    const TIMEOUT: Duration = Duration::from_secs(2);
+    let metadata = client
+        .client()
+        .fetch_metadata(Some(topic), TIMEOUT)
+        .map_err(|e| format!("no Kafka broker answers: {e}; check KAFKA_BROKERS and the brokers"))?;
+    let found = metadata.topics().iter().find(|t| t.name() == topic && !t.partitions().is_empty());
+    let partitions = found.map(|t| t.partitions()).ok_or_else(|| format!("the topic {topic} does not exist (yet)"))?;
+    match partitions.iter().filter(|p| p.leader() < 0).count() {
+        0 => Ok(()),
+        n => Err(format!("{n} of {} partitions of {topic} have no leader", partitions.len())),
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Enqueue,
+    Sent,
+}
+
+/// The one place where a Kafka error becomes a class.
+fn classify(error: &KafkaError, stage: Stage) -> PublishError {
+    use RDKafkaErrorCode as Code;
+    let code = error.rdkafka_error_code();
+    let text = error.to_string();
+    match (code, stage) {
+        (Some(Code::InvalidTimestamp), _) => PublishError::RefusedTimestamp(text),
+        (
+            Some(
+                Code::MessageSizeTooLarge
+                | Code::MessageBatchTooLarge
+                | Code::InvalidMessage
+                | Code::InvalidMessageSize
+                | Code::InvalidRecord
+                | Code::InvalidRequest
+                | Code::InvalidTopic
+                | Code::UnsupportedForMessageFormat
+                | Code::PolicyViolation
+                | Code::TopicAuthorizationFailed
+                | Code::ClusterAuthorizationFailed,
+            ),
+            _,
+        ) => PublishError::Refused(text),
+        (_, Stage::Enqueue) => PublishError::NotAccepted(text),
+        (_, Stage::Sent) => PublishError::Unknown(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_queue_was_not_accepted_and_a_time_out_is_unknown() {
+        let class = |code, stage| classify(&KafkaError::MessageProduction(code), stage);
+        assert!(matches!(class(RDKafkaErrorCode::QueueFull, Stage::Enqueue), PublishError::NotAccepted(_)));
+        assert!(matches!(class(RDKafkaErrorCode::MessageTimedOut, Stage::Sent), PublishError::Unknown(_)));
+        assert!(matches!(class(RDKafkaErrorCode::PurgeQueue, Stage::Sent), PublishError::Unknown(_)));
+    }
+
+    #[test]
+    fn what_will_never_fit_is_refused_wherever_it_is_found_out() {
+        for stage in [Stage::Enqueue, Stage::Sent] {
+            let error = KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge);
+            assert!(matches!(classify(&error, stage), PublishError::Refused(_)));
+        }
+    }
+}
