@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::store::{Cursor, Page, Query, StoreError, Walk};
+use common::store::{Cursor, Page, Query, ReadAhead, StoreError, Walk};
 use futures::stream::poll_fn;
 use tokio::sync::mpsc;
 use warp::http::header::{CONTENT_TYPE, HeaderValue, LINK, VARY};
@@ -21,10 +21,11 @@ use crate::request_id::current;
 pub(super) const PARAMETERS: [&str; 7] = ["userId", "eventType", "from", "to", "order", "limit", "cursor"];
 /// Rows of a full list that are read before it has its turn: whoever waits for one holds them.
 const FIRST_STEP: usize = 50;
-/// Rows of one step of the full list; half a dozen steps are in memory at a time.
+/// Rows of one step of the full list, at most; half a dozen steps are in memory at a time.
 const STEP: usize = 500;
-/// Bytes that a step is kept to, once bodies turn out to be large.
-const STEP_BYTES: usize = 2 * 1024 * 1024;
+/// Bytes of events that a step is kept to. With what is stored beside them they come in the 64 KiB that Redis writes to a
+/// connection before it executes the next step.
+const STEP_BYTES: usize = 48 * 1024;
 /// How long a client may take none of a full list before it is cut off.
 const READER_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a full list waits for its turn.
@@ -129,12 +130,13 @@ async fn everything(app: &Arc<App>, query: &Query, format: Format) -> Result<war
     let turn = tokio::time::timeout(EXPORT_PATIENCE, exports.acquire_owned()).await;
     // The semaphore is never closed.
     let turn = turn.ok().and_then(Result::ok).ok_or(Problem::TooManyExports)?;
-    let Some(second) = walk.step(STEP).await.map_err(Problem::Store)? else { return whole(&first) };
+    let mut list = ReadAhead::from(walk);
+    let Some(second) = list.step(STEP).await.map_err(Problem::Store)? else { return whole(&first) };
     let (steps, mut streamed) = mpsc::channel(1);
     let request_id = current();
     tokio::spawn(async move {
         let begun = [first, second].concat();
-        if let Err(error) = stream(begun, walk, Writer::new(format), &steps).await {
+        if let Err(error) = stream(begun, list, Writer::new(format), &steps).await {
             log::warn!(requestId = request_id; "a full list broke off: {error}");
             // Nobody to tell when the client has gone as well.
             drop(steps.try_send(Err(error)));
@@ -146,7 +148,7 @@ async fn everything(app: &Arc<App>, query: &Query, format: Format) -> Result<war
 
 async fn stream(
     begun: Vec<bytes::Bytes>,
-    mut walk: Walk,
+    mut list: ReadAhead,
     mut writer: Writer,
     steps: &mpsc::Sender<Result<Vec<u8>, ExportError>>,
 ) -> Result<(), ExportError> {
@@ -154,13 +156,12 @@ async fn stream(
     while let Some(events) = next {
         if !events.is_empty() {
             let step = writer.some(&events);
-            // Large bodies come in fewer rows, so that a step stays within its bytes.
             rows = (STEP_BYTES * events.len() / step.len()).clamp(1, STEP);
             send(steps, step).await?;
         } else if steps.is_closed() {
             return Err(ExportError::Gone);
         }
-        next = walk.step(rows).await?;
+        next = list.step(rows).await?;
     }
     send(steps, writer.end()).await
 }

@@ -42,7 +42,7 @@ pub use self::layout::{BUCKETS, Layout, bucket_of, score_of};
 pub use self::memory::{Memory, Room};
 pub use self::positions::{Placement, PositionScope, Positions};
 pub use self::query::{Cursor, CursorError, Order, Query};
-pub use self::read::{Found, Page, Walk};
+pub use self::read::{Found, Page, ReadAhead, Walk};
 pub use self::tail::{Announced, Entry, EntryId, Seen, TailPosition};
 pub use self::workers::{HEARTBEAT_TTL, Heartbeat, LiveWorker, PartitionLag};
 pub use self::write::{Batch, Move, Origin, Receipt, StoredEvent, UserIndex};

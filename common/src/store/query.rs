@@ -1,5 +1,7 @@
 //! What a list is asked for, and the cursor that goes on with it.
 
+use std::cmp::Ordering;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use xxhash_rust::xxh3::xxh3_64;
@@ -15,6 +17,16 @@ pub enum Order {
     Ascending,
     /// Newest first.
     Descending,
+}
+
+impl Order {
+    /// How two rows stand in a list of this direction.
+    pub(super) fn of<T: Ord>(self, one: &T, other: &T) -> Ordering {
+        match self {
+            Self::Ascending => one.cmp(other),
+            Self::Descending => other.cmp(one),
+        }
+    }
 }
 
 /// An entry of the index.

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::connection::Lane;
@@ -19,8 +20,12 @@ use crate::event::Timestamp;
 const SCAN_BUDGET: usize = 10_000;
 /// Entries that are looked at in one step, at least, where a filter may drop most of them.
 const SCAN_STEP: usize = 500;
-/// Steps of a walk whose bodies are fetched at a time, so that Redis has work while those before are given out.
-const AHEAD: usize = 3;
+/// Rows that a [`ReadAhead`] takes from the indexes at a time: their entries come in about 64 KiB, which is what Redis writes
+/// to a connection before it executes what else has come over it. Behind larger replies it goes on to execute and stops
+/// to write, and then has nothing to do while we read all that at once.
+const ROWS_AHEAD: usize = 500;
+/// Steps of it whose bodies are fetched at a time, so that Redis has work while those before are given out.
+const BODIES_AHEAD: usize = 3;
 
 /// A page of a list.
 #[derive(Debug, Default)]
@@ -49,24 +54,44 @@ struct Head {
     exhausted: bool,
 }
 
-/// A walk over a list, a few rows at a time. Every row that was there at its start is visited once; one that is inserted
-/// meanwhile is visited if it lies beyond what has been fetched of its index.
-pub struct Walk {
+/// What is asked for, and over which connection.
+struct List {
     store: Arc<Store>,
+    /// Whether the connection for exports is used.
     full: bool,
     query: Query,
     /// Whether bodies decide what is given out, beyond what the index says.
     filtered: bool,
+}
+
+impl List {
+    /// The index covers the time; an entry of a user may be the id of somebody else's event that came first.
+    fn admits(&self, json: &[u8]) -> bool {
+        !self.filtered || self.query.admits(json)
+    }
+
+    /// The JSON of those events that are asked for.
+    async fn events(&self, rows: &[Row]) -> Result<Vec<Bytes>, StoreError> {
+        let bodies = self.store.bodies(self.lane(), rows).await?;
+        Ok(bodies.into_iter().flatten().filter(|json| self.admits(json)).collect())
+    }
+
+    fn lane(&self) -> &Lane {
+        if self.full { &self.store.export } else { &self.store.read }
+    }
+}
+
+/// A walk over a list, a few rows at a time. Every row that was there at its start is visited once; one that is inserted
+/// meanwhile is visited if it lies beyond what has been fetched of its index.
+pub struct Walk {
+    list: Arc<List>,
     low: i64,
     high: Option<i64>,
     /// The sixteen buckets' indexes, or that of one user.
     heads: Vec<Head>,
-    /// Bodies that are on their way, in order.
-    ahead: VecDeque<JoinHandle<Bodies>>,
+    /// Rows before which none can come any more, in order.
+    merged: VecDeque<Row>,
 }
-
-/// The bodies of some rows.
-type Bodies = Result<Vec<Option<Bytes>>, StoreError>;
 
 impl Walk {
     /// A walk over what is asked for and the retention still shows, after `cursor`. `full` uses the connection for
@@ -81,16 +106,9 @@ impl Walk {
         let last = cursor.map(|cursor| cursor.0.clone());
         let head = |index| Head { index, buffered: VecDeque::new(), last: last.clone(), exhausted: false };
         let (low, high) = query.scores(store.horizon(Timestamp::now()));
-        Self {
-            store: Arc::clone(store),
-            full,
-            filtered: query.user.is_some() || !query.types.is_empty(),
-            query: query.clone(),
-            low,
-            high,
-            heads: indexes.into_iter().map(head).collect(),
-            ahead: VecDeque::new(),
-        }
+        let filtered = query.user.is_some() || !query.types.is_empty();
+        let list = Arc::new(List { store: Arc::clone(store), full, query: query.clone(), filtered });
+        Self { list, low, high, heads: indexes.into_iter().map(head).collect(), merged: VecDeque::new() }
     }
 
     /// Looks at up to `limit` rows and gives the JSON of those events that are asked for, which may be none of them;
@@ -99,28 +117,18 @@ impl Walk {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn step(&mut self, limit: usize) -> Result<Option<Vec<Bytes>>, StoreError> {
-        while self.ahead.len() < AHEAD {
-            let rows = self.next_rows(limit).await?;
-            if rows.is_empty() {
-                break;
-            }
-            let (store, full) = (Arc::clone(&self.store), self.full);
-            self.ahead.push_back(tokio::spawn(async move { store.bodies(store.lane(full), &rows).await }));
-        }
-        let Some(fetched) = self.ahead.pop_front() else { return Ok(None) };
-        let bodies = fetched.await.map_err(|error| StoreError::Corrupt(error.to_string()))??;
-        Ok(Some(bodies.into_iter().flatten().filter(|json| self.admits(json)).collect()))
-    }
-
-    /// The index covers the time; an entry of a user may be the id of somebody else's event that came first.
-    fn admits(&self, json: &[u8]) -> bool {
-        !self.filtered || self.query.admits(json)
+        let rows = self.next_rows(limit).await?;
+        if rows.is_empty() { Ok(None) } else { self.list.events(&rows).await.map(Some) }
     }
 
     /// Whether it is known without asking that nothing comes after what was given out.
     #[must_use]
     pub fn is_at_end(&self) -> bool {
-        self.ahead.is_empty() && self.heads.iter().all(|head| head.exhausted && head.buffered.is_empty())
+        self.merged.is_empty() && self.all_is_merged()
+    }
+
+    fn all_is_merged(&self) -> bool {
+        self.heads.iter().all(|head| head.exhausted && head.buffered.is_empty())
     }
 
     /// Whether anything comes after what was given out. Moves on by one row.
@@ -129,28 +137,30 @@ impl Walk {
     }
 
     async fn next_rows(&mut self, limit: usize) -> Result<Vec<Row>, StoreError> {
-        let mut rows = Vec::with_capacity(limit.min(1024));
-        while rows.len() < limit {
+        while self.merged.len() < limit && !self.all_is_merged() {
             // A bucket's share of the rows varies; half as much again is seldom too little.
             let share = if self.heads.len() == 1 { limit } else { 2 * limit / BUCKETS + 4 };
             self.refill(share).await?;
-            let Some(first) = self.first_bucket() else { break };
-            // Until the winner runs dry its rows can be taken without asking anyone.
-            while rows.len() < limit && self.first_bucket() == Some(first) {
-                rows.extend(self.heads[first].buffered.pop_front());
-            }
+            self.merge();
         }
-        Ok(rows)
+        Ok(self.merged.drain(..limit.min(self.merged.len())).collect())
     }
 
-    /// The bucket whose next row comes first; `None` when all are used up.
-    fn first_bucket(&self) -> Option<usize> {
-        let heads = self.heads.iter().enumerate().filter_map(|(bucket, head)| Some((head.buffered.front()?, bucket)));
-        match self.query.order {
-            Order::Ascending => heads.min(),
-            Order::Descending => heads.max(),
+    /// Takes the rows up to the one behind which some bucket has not been read.
+    fn merge(&mut self) {
+        let order = self.list.query.order;
+        let unread = self.heads.iter().filter(|head| !head.exhausted).filter_map(|head| head.buffered.back());
+        let last = unread.min_by(|one, other| order.of(one, other)).cloned();
+        let mut rows = Vec::new();
+        for head in &mut self.heads {
+            let end = last
+                .as_ref()
+                .map_or(head.buffered.len(), |last| head.buffered.partition_point(|row| order.of(row, last).is_le()));
+            rows.extend(head.buffered.drain(..end));
         }
-        .map(|(_, bucket)| bucket)
+        // Made for what consists of sorted runs.
+        rows.sort_by(|one, other| order.of(one, other));
+        self.merged.extend(rows);
     }
 
     /// Asks for more where a buffer is empty, in one exchange, until each has a row or has ended.
@@ -161,9 +171,9 @@ impl Walk {
             let short = |head: &Head| head.buffered.len() <= wanted / 2 && !head.exhausted;
             let asked: Vec<usize> = (0..self.heads.len()).filter(|head| short(&self.heads[*head])).collect();
             let ranges = asked.iter().map(|head| self.range(&self.heads[*head], wanted));
-            let answers: Vec<Vec<(Vec<u8>, f64)>> = self.store.lane(self.full).scatter(ranges).await?;
+            let answers: Vec<Vec<(Vec<u8>, f64)>> = self.list.lane().scatter(ranges).await?;
             for (head, answer) in asked.into_iter().zip(answers) {
-                self.heads[head].take(answer, wanted, self.query.order)?;
+                self.heads[head].take(answer, wanted, self.list.query.order)?;
             }
             // Only where a whole answer shared the last row's score and lay before it.
             wanted = wanted.saturating_mul(4);
@@ -176,7 +186,7 @@ impl Walk {
         let end = self.high.map_or("+inf".into(), |high| high.to_string());
         let mut range = redis::cmd("ZRANGE");
         range.arg(&head.index);
-        match self.query.order {
+        match self.list.query.order {
             Order::Ascending => range.arg(last.unwrap_or(0).max(self.low)).arg(end).arg("BYSCORE"),
             Order::Descending => {
                 let begin = last.map_or(end, |last| self.high.map_or(last, |high| high.min(last)).to_string());
@@ -188,6 +198,58 @@ impl Walk {
     }
 }
 
+/// The rest of a [`Walk`], read before it is asked for: the indexes by a task, and the bodies of some steps at a time.
+pub struct ReadAhead {
+    list: Arc<List>,
+    merged: mpsc::Receiver<Result<Vec<Row>, StoreError>>,
+    rows: VecDeque<Row>,
+    steps: VecDeque<JoinHandle<Result<Vec<Bytes>, StoreError>>>,
+}
+
+impl From<Walk> for ReadAhead {
+    fn from(walk: Walk) -> Self {
+        let (sender, merged) = mpsc::channel(1);
+        let list = Arc::clone(&walk.list);
+        tokio::spawn(merge_ahead(walk, sender));
+        Self { list, merged, rows: VecDeque::new(), steps: VecDeque::new() }
+    }
+}
+
+/// Ends with the list, with a failure, or when nobody reads on.
+async fn merge_ahead(mut walk: Walk, merged: mpsc::Sender<Result<Vec<Row>, StoreError>>) {
+    loop {
+        let rows = walk.next_rows(ROWS_AHEAD).await;
+        let goes_on = rows.as_ref().is_ok_and(|rows| !rows.is_empty());
+        if merged.send(rows).await.is_err() || !goes_on {
+            return;
+        }
+    }
+}
+
+impl ReadAhead {
+    /// As [`Walk::step`].
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis has no good answer.
+    pub async fn step(&mut self, limit: usize) -> Result<Option<Vec<Bytes>>, StoreError> {
+        while self.steps.len() < BODIES_AHEAD {
+            if self.rows.is_empty() {
+                // Only who has nothing else to give out waits for rows.
+                let more = if self.steps.is_empty() { self.merged.recv().await } else { self.merged.try_recv().ok() };
+                self.rows.extend(more.transpose()?.into_iter().flatten());
+            }
+            let rows: Vec<Row> = self.rows.drain(..limit.min(self.rows.len())).collect();
+            if rows.is_empty() {
+                break;
+            }
+            let list = Arc::clone(&self.list);
+            self.steps.push_back(tokio::spawn(async move { list.events(&rows).await }));
+        }
+        let Some(first) = self.steps.pop_front() else { return Ok(None) };
+        first.await.map_err(|error| StoreError::Corrupt(error.to_string()))?.map(Some)
+    }
+}
+
 impl Head {
     fn take(&mut self, answer: Vec<(Vec<u8>, f64)>, wanted: usize, order: Order) -> Result<(), StoreError> {
         self.exhausted = answer.len() < wanted;
@@ -195,11 +257,7 @@ impl Head {
         for (stored, score) in answer {
             let no_id = || StoreError::Corrupt(format!("{} has an entry that is no eventId", self.index));
             let row = Row { score: score as i64, id: StoredId::read(stored).ok_or_else(no_id)? };
-            let is_beyond = match (&last, order) {
-                (None, _) => true,
-                (Some(last), Order::Ascending) => row > *last,
-                (Some(last), Order::Descending) => row < *last,
-            };
+            let is_beyond = last.as_ref().is_none_or(|last| order.of(&row, last).is_gt());
             self.buffered.extend(is_beyond.then_some(row));
         }
         self.last = self.buffered.back().cloned().or(last);
@@ -236,7 +294,7 @@ impl Store {
                 if page.events.len() == limit {
                     return Ok(page);
                 }
-                page.events.extend(json.filter(|json| walk.admits(json)));
+                page.events.extend(json.filter(|json| walk.list.admits(json)));
                 page.next = Some(Cursor(row));
             }
         }
@@ -293,12 +351,8 @@ impl Store {
         Ok(replies.chunks(2).map(found).collect())
     }
 
-    fn lane(&self, full: bool) -> &Lane {
-        if full { &self.export } else { &self.read }
-    }
-
     /// The JSON of each row, in order; `None` of one whose body has expired a moment before its entry is trimmed.
-    async fn bodies(&self, lane: &Lane, rows: &[Row]) -> Bodies {
+    async fn bodies(&self, lane: &Lane, rows: &[Row]) -> Result<Vec<Option<Bytes>>, StoreError> {
         let ids: Vec<&StoredId> = rows.iter().map(|row| &row.id).collect();
         let json = |mut body: Vec<u8>| {
             body.truncate(body.iter().position(|byte| *byte == 0).unwrap_or(body.len()));

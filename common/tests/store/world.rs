@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use common::config::{RedisSettings, Secret};
 use common::event::Timestamp;
-use common::store::{Batch, Origin, PositionScope, Query, Receipt, Store, StoreError, StoredEvent, UserIndex, Walk};
+use common::store::{
+    Batch, Origin, PositionScope, Query, ReadAhead, Receipt, Store, StoreError, StoredEvent, UserIndex, Walk,
+};
 use redis::FromRedisValue;
 use redis::cluster::ClusterClient;
 use tempfile::TempDir;
@@ -67,9 +69,12 @@ impl World {
 
     /// A whole list, read by a walk in steps.
     pub(crate) async fn walked(&self, query: &Query, step: usize, full: bool) -> Vec<Bytes> {
-        let mut walk = Walk::new(&self.store, query, None, full);
-        let mut all = Vec::new();
-        while let Some(events) = walk.step(step).await.unwrap() {
+        let (mut walk, mut all) = (Walk::new(&self.store, query, None, full), Vec::new());
+        // As the API does: the first step, and then the rest ahead of need.
+        let Some(first) = walk.step(step).await.unwrap() else { return all };
+        all.extend(first);
+        let mut rest = ReadAhead::from(walk);
+        while let Some(events) = rest.step(step).await.unwrap() {
             assert!(events.len() <= step);
             all.extend(events);
         }
