@@ -28,7 +28,7 @@ use warp::Reply;
 use crate::problem::Problem;
 use crate::rate_limit::{RateLimit, Standing};
 use crate::traces::RequestSpan;
-use crate::unread::{Guarded, Unread};
+use crate::unread::Guarded;
 use crate::{App, cors, request_id, routes, traces};
 
 /// Headers of one request in all, in bytes.
@@ -77,7 +77,7 @@ pub async fn serve(app: Arc<App>, listener: TcpListener, shutdown: Shutdown) -> 
         let (app, service, rate_limit) = (Arc::clone(&app), service.clone(), Arc::clone(&rate_limit));
         let guarded = service_fn(move |mut request| {
             let admitted = admit(&app, rate_limit.as_ref().as_ref(), &mut request, peer);
-            guard(Arc::clone(&app), service.clone(), Unread::guard(request), admitted, Reply::into_response)
+            guard(Arc::clone(&app), service.clone(), Guarded::request(request), admitted, Reply::into_response)
         });
         let connection = graceful.watch(http.serve_connection(TokioIo::new(Box::pin(stream)), guarded));
         tokio::spawn(async move {

@@ -20,21 +20,21 @@ const MOST: usize = 16 * 1024 * 1024;
 const TIME: Duration = Duration::from_secs(2);
 
 /// A request's body. What is left of it when it is dropped is thrown away.
-pub(crate) struct Unread(Option<Incoming>);
+pub(crate) struct Guarded {
+    body: Option<Incoming>,
+    /// Whether the client waits to be told to send; who begins to read tells it.
+    is_held_back: bool,
+}
 
-impl Unread {
+impl Guarded {
     /// The same request.
-    pub(crate) fn guard(request: Request<Incoming>) -> Request<Guarded> {
-        // Who asks whether to send has sent nothing yet, and would be told to.
-        let asks = request.headers().contains_key(EXPECT);
-        request.map(|body| if asks { Guarded::Left(body) } else { Guarded::Right(Self(Some(body))) })
+    pub(crate) fn request(request: Request<Incoming>) -> Request<Self> {
+        let is_held_back = request.headers().contains_key(EXPECT);
+        request.map(|body| Self { body: Some(body), is_held_back })
     }
 }
 
-/// A request's body, guarded where that is wanted.
-pub(crate) type Guarded = http_body_util::Either<Incoming, Unread>;
-
-impl Body for Unread {
+impl Body for Guarded {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -42,27 +42,29 @@ impl Body for Unread {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Some(body) = &mut self.0 else { return Poll::Ready(None) };
+        self.is_held_back = false;
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
         let frame = ready!(Pin::new(body).poll_frame(context));
         if !matches!(frame, Some(Ok(_))) {
-            self.0 = None;
+            self.body = None;
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(Body::is_end_stream)
+        self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint)
+        self.body.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint)
     }
 }
 
-impl Drop for Unread {
+impl Drop for Guarded {
     fn drop(&mut self) {
+        let left = self.body.take().filter(|body| !body.is_end_stream() && !self.is_held_back);
         // Outside of the runtime the process is ending.
-        if let (Some(left), Ok(runtime)) = (self.0.take().filter(|body| !body.is_end_stream()), Handle::try_current()) {
+        if let (Some(left), Ok(runtime)) = (left, Handle::try_current()) {
             runtime.spawn(tokio::time::timeout(TIME, throw_away(left)));
         }
     }

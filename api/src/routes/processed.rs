@@ -131,7 +131,13 @@ async fn everything(app: &Arc<App>, query: &Query, format: Format) -> Result<war
     // The semaphore is never closed.
     let turn = turn.ok().and_then(Result::ok).ok_or(Problem::TooManyExports)?;
     let mut list = ReadAhead::from(walk);
-    let Some(second) = list.step(STEP).await.map_err(Problem::Store)? else { return whole(&first) };
+    let Some(second) = list
+        .step(rows_of_step(first.len(), first.iter().map(bytes::Bytes::len).sum()))
+        .await
+        .map_err(Problem::Store)?
+    else {
+        return whole(&first);
+    };
     let (steps, mut streamed) = mpsc::channel(1);
     let request_id = current();
     tokio::spawn(async move {
@@ -146,17 +152,22 @@ async fn everything(app: &Arc<App>, query: &Query, format: Format) -> Result<war
     Ok(warp::reply::stream(poll_fn(move |context| streamed.poll_recv(context))).into_response())
 }
 
+/// How many rows fit, if so many events have so many bytes; with no event to go by, few.
+fn rows_of_step(events: usize, bytes: usize) -> usize {
+    (STEP_BYTES * events).checked_div(bytes).unwrap_or(FIRST_STEP).clamp(1, STEP)
+}
+
 async fn stream(
     begun: Vec<bytes::Bytes>,
     mut list: ReadAhead,
     mut writer: Writer,
     steps: &mpsc::Sender<Result<Vec<u8>, ExportError>>,
 ) -> Result<(), ExportError> {
-    let (mut next, mut rows) = (Some(begun), STEP);
+    let (mut next, mut rows) = (Some(begun), FIRST_STEP);
     while let Some(events) = next {
         if !events.is_empty() {
             let step = writer.some(&events);
-            rows = (STEP_BYTES * events.len() / step.len()).clamp(1, STEP);
+            rows = rows_of_step(events.len(), step.len());
             send(steps, step).await?;
         } else if steps.is_closed() {
             return Err(ExportError::Gone);

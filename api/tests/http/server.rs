@@ -251,6 +251,20 @@ async fn who_goes_on_sending_behind_a_refusal_is_cut_off_and_who_asked_first_is_
 }
 
 #[tokio::test]
+async fn who_asked_first_and_then_sends_too_much_still_gets_the_reply() {
+    let server = Server::start(app(FakePublisher::default(), &[])).await;
+    let mut asking = server.connect().await;
+    let head =
+        "POST /events/generate HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n";
+    asking.send(head).await;
+    let mut told = [0; 25];
+    timeout(PATIENCE, asking.0.read_exact(&mut told)).await.unwrap().unwrap();
+    assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
+    asking.send(&format!("{LARGE:x}\r\n{}\r\n0\r\n\r\n", " ".repeat(LARGE))).await;
+    asking.reply().await.refusal(413);
+}
+
+#[tokio::test]
 async fn headers_that_are_too_large_are_told_the_limit() {
     let server = Server::start(app(FakePublisher::default(), &[])).await;
     let with = |size: usize| format!("GET /livez HTTP/1.1\r\nHost: x\r\nX-Long: {}\r\n\r\n", "x".repeat(size));

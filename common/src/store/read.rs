@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TryRecvError};
 use tokio::task::JoinHandle;
 
 use super::connection::Lane;
@@ -203,6 +203,8 @@ pub struct ReadAhead {
     list: Arc<List>,
     merged: mpsc::Receiver<Result<Vec<Row>, StoreError>>,
     rows: VecDeque<Row>,
+    /// No rows come any more.
+    ended: bool,
     steps: VecDeque<JoinHandle<Result<Vec<Bytes>, StoreError>>>,
 }
 
@@ -211,11 +213,11 @@ impl From<Walk> for ReadAhead {
         let (sender, merged) = mpsc::channel(1);
         let list = Arc::clone(&walk.list);
         tokio::spawn(merge_ahead(walk, sender));
-        Self { list, merged, rows: VecDeque::new(), steps: VecDeque::new() }
+        Self { list, merged, rows: VecDeque::new(), ended: false, steps: VecDeque::new() }
     }
 }
 
-/// Ends with the list, with a failure, or when nobody reads on.
+/// Ends with the list, for which no rows stand, with a failure, or when nobody reads on.
 async fn merge_ahead(mut walk: Walk, merged: mpsc::Sender<Result<Vec<Row>, StoreError>>) {
     loop {
         let rows = walk.next_rows(ROWS_AHEAD).await;
@@ -233,10 +235,8 @@ impl ReadAhead {
     /// [`StoreError`] when Redis has no good answer.
     pub async fn step(&mut self, limit: usize) -> Result<Option<Vec<Bytes>>, StoreError> {
         while self.steps.len() < BODIES_AHEAD {
-            if self.rows.is_empty() {
-                // Only who has nothing else to give out waits for rows.
-                let more = if self.steps.is_empty() { self.merged.recv().await } else { self.merged.try_recv().ok() };
-                self.rows.extend(more.transpose()?.into_iter().flatten());
+            if self.rows.is_empty() && !self.ended {
+                self.take_rows().await?;
             }
             let rows: Vec<Row> = self.rows.drain(..limit.min(self.rows.len())).collect();
             if rows.is_empty() {
@@ -247,6 +247,19 @@ impl ReadAhead {
         }
         let Some(first) = self.steps.pop_front() else { return Ok(None) };
         first.await.map_err(|error| StoreError::Corrupt(error.to_string()))?.map(Some)
+    }
+
+    /// Only who has nothing else to give out waits for rows.
+    async fn take_rows(&mut self) -> Result<(), StoreError> {
+        let broke_off = || StoreError::Corrupt("the walk over the indexes broke off".into());
+        let rows = match self.merged.try_recv() {
+            Ok(rows) => rows?,
+            Err(TryRecvError::Empty) if !self.steps.is_empty() => return Ok(()),
+            Err(_) => self.merged.recv().await.ok_or_else(broke_off)??,
+        };
+        self.ended = rows.is_empty();
+        self.rows.extend(rows);
+        Ok(())
     }
 }
 

@@ -36,7 +36,7 @@ pub(super) struct Group {
 
 impl Group {
     fn of(records: usize) -> Self {
-        // One broker of three that is slow or away holds nobody up.
+        // As long as no more than a third goes to leaders that are slow or away, nobody waits for them.
         Self { left: AtomicUsize::new(records), few: records / 3, few_are_left: Notify::new() }
     }
 
@@ -61,6 +61,8 @@ pub(super) async fn hand_over_by_group(
             let ticket = Box::new(Ticket { group: Some(Arc::clone(&group)), ..ticket });
             let record = Record::with_opaque_to(&topic, ticket).key(&*key).payload(&*payload);
             current.hand_over(record.timestamp(timestamp).headers(headers));
+            // So many would keep a thread from all else for milliseconds.
+            tokio::task::coop::consume_budget().await;
         }
         // Whichever it is: the next group goes.
         drop(tokio::time::timeout(PATIENCE, group.few_are_left.notified()).await);

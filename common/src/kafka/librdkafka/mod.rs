@@ -13,7 +13,8 @@ use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, FutureRecord, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::util::Timeout;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc::{self, error::SendError};
+use tokio::sync::oneshot;
 
 use self::group::{Group, Waiting};
 use super::client::LogContext;
@@ -99,9 +100,11 @@ impl Publisher for KafkaPublisher {
         let (under_way, alone) = UnderWay::begin(&self.under_way);
         let (ticket, published) = self.ticket(under_way);
         match &self.groups {
-            // Without its reader, at the end of the runtime, the ticket is dropped, which is an answer.
             Some(groups) if !alone => {
-                drop(groups.send(Waiting { key: key.into(), payload: json.into(), timestamp, headers, ticket }));
+                let waiting = Waiting { key: key.into(), payload: json.into(), timestamp, headers, ticket };
+                if let Err(SendError(waiting)) = groups.send(waiting) {
+                    waiting.ticket.answer(Err(PublishError::NotAccepted("the publisher has ended".into())));
+                }
             }
             _ => {
                 let record = Record::with_opaque_to(&self.topic, Box::new(ticket)).key(key).payload(json);
