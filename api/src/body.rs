@@ -12,8 +12,9 @@ use futures::{Stream, StreamExt, TryStreamExt};
 use tokio::io::AsyncRead;
 use tokio_util::io::{ReaderStream, StreamReader};
 use warp::http::HeaderMap;
-use warp::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use warp::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ORIGIN};
 
+use crate::memory::{Memory, Share};
 use crate::problem::Problem;
 
 /// How much larger than what was sent a body may be once it is unpacked; a bomb is a thousand times larger.
@@ -43,12 +44,20 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// What `Content-Type` says; JSON when it is absent.
+    /// What `Content-Type` says; JSON when it is absent, but not from a page in a browser: any page may send such a request
+    /// without asking first (the Fetch standard, section 3.2.2), and it is not to post on behalf of who looks at it.
     ///
     /// # Errors
     /// When it is neither of `accepted`.
     pub(crate) fn of(headers: &HeaderMap, accepted: &[Self]) -> Result<Self, Problem> {
-        let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(Self::Json) };
+        let Some(value) = headers.get(CONTENT_TYPE) else {
+            let why = "there is an Origin but no Content-Type; send application/json";
+            return if headers.contains_key(ORIGIN) {
+                Err(Problem::UnsupportedMediaType(why.into()))
+            } else {
+                Ok(Self::Json)
+            };
+        };
         let text = value.to_str().unwrap_or("?");
         let essence = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         let kind = match &*essence {
@@ -91,10 +100,23 @@ pub(crate) fn pieces<B: Buf, E>(
     let coding = headers.get(CONTENT_ENCODING).map(|coding| coding.to_str().unwrap_or("?").trim().to_ascii_lowercase());
     Ok(match coding.as_deref() {
         None | Some("identity" | "") => within(limits.size, packed.map_err(|()| Problem::BodyBroken)),
-        Some("gzip" | "x-gzip") => {
-            within(limits.size, unpack(packed, "gzip", |packed| Box::pin(GzipDecoder::new(packed))))
-        }
-        Some("zstd") => within(limits.size, unpack(packed, "zstd", |packed| Box::pin(ZstdDecoder::new(packed)))),
+        // Several members or frames one after the other are one body (RFC 1952, section 2.2; RFC 8878, section 3.1).
+        Some("gzip" | "x-gzip") => within(
+            limits.size,
+            unpack(packed, "gzip", |packed| {
+                let mut decoder = GzipDecoder::new(packed);
+                decoder.multiple_members(true);
+                Box::pin(decoder)
+            }),
+        ),
+        Some("zstd") => within(
+            limits.size,
+            unpack(packed, "zstd", |packed| {
+                let mut decoder = ZstdDecoder::new(packed);
+                decoder.multiple_members(true);
+                Box::pin(decoder)
+            }),
+        ),
         Some("br") => within(limits.size, unpack(packed, "br", |packed| Box::pin(BrotliDecoder::new(packed)))),
         Some(other) => {
             return Err(Problem::UnsupportedCoding(format!(
@@ -144,19 +166,23 @@ fn unpack(
     })
 }
 
-/// Reads the whole body.
-pub(crate) async fn whole(mut pieces: Pieces, limits: Limits) -> Result<Bytes, Problem> {
+/// Reads the whole body, with its share of the memory, to be kept for as long as the body is.
+pub(crate) async fn whole(mut pieces: Pieces, limits: Limits, memory: &Arc<Memory>) -> Result<(Bytes, Share), Problem> {
+    let mut share = memory.share();
     let whole = async {
         // Most bodies come in one piece, which then need not be copied. Further ones are, since a piece of a few bytes
         // holds the connection's whole read buffer.
         let first = pieces.next().await.transpose()?.unwrap_or_default();
+        share.hold(first.len()).map_err(Problem::NoRoom)?;
         let Some(second) = pieces.next().await.transpose()? else { return Ok(first) };
-        let mut all = BytesMut::from(first);
-        all.extend_from_slice(&second);
-        while let Some(piece) = pieces.next().await.transpose()? {
+        let (mut all, mut next) = (BytesMut::from(first), Some(second));
+        while let Some(piece) = next {
+            share.hold(all.len() + piece.len()).map_err(Problem::NoRoom)?;
             all.extend_from_slice(&piece);
+            next = pieces.next().await.transpose()?;
         }
         Ok(all.freeze())
     };
-    tokio::time::timeout(limits.time, whole).await.unwrap_or(Err(Problem::BodyTooSlow(limits.time)))
+    let whole = tokio::time::timeout(limits.time, whole).await;
+    whole.unwrap_or(Err(Problem::BodyTooSlow(limits.time))).map(|body| (body, share))
 }

@@ -26,6 +26,7 @@ pub struct Budget {
 struct Flow {
     records: AtomicUsize,
     in_flight: AtomicUsize,
+    /// Bytes that the brokers have taken, ever.
     drained: AtomicUsize,
     rate: Mutex<Rate>,
     counted: Publishing,
@@ -62,6 +63,9 @@ impl Flight {
 
     fn end(mut self, result: &Result<Delivered, PublishError>) {
         self.answered = true;
+        if result.is_ok() {
+            self.flow.drained.fetch_add(self.bytes, Ordering::Relaxed);
+        }
         self.flow.counted.answered(result, self.since.elapsed());
     }
 }
@@ -70,7 +74,6 @@ impl Drop for Flight {
     fn drop(&mut self) {
         self.flow.records.fetch_sub(1, Ordering::Relaxed);
         self.flow.in_flight.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.flow.drained.fetch_add(self.bytes, Ordering::Relaxed);
         if !self.answered {
             self.flow.counted.abandoned(self.since.elapsed());
         }
@@ -180,6 +183,19 @@ mod tests {
         for _ in 0..10 {
             assert!(publish(&budget, 90).now_or_never().unwrap().is_ok());
         }
+        assert_eq!(budget.flow.drained.load(Ordering::Relaxed), 900);
+    }
+
+    #[test]
+    fn what_is_refused_or_given_up_was_not_taken_by_the_brokers() {
+        let budget = budget(Silent, 100);
+        drop(publish(&budget, 60));
+        let waiting = publish(&budget, 100);
+        for _ in 0..1000 {
+            assert!(publish(&budget, 90).now_or_never().unwrap().is_err());
+        }
+        assert_eq!(budget.retry_after(), LONGEST_WAIT, "nothing moves");
+        drop(waiting);
     }
 
     #[test]

@@ -22,6 +22,8 @@ use crate::keys::KeyFile;
 
 /// What the HTTP time-out must leave to the delivery time-out: a request must not fail whose event still arrives.
 const DELIVERY_MARGIN: Duration = Duration::from_secs(5);
+/// Bytes that large bodies hold at a time, unless set.
+const BODY_BUDGET: usize = 64 * 1024 * 1024;
 const SHORTEST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Accept user activity events over HTTP, and answer once Kafka has them
@@ -84,6 +86,10 @@ struct HttpArgs {
     /// Most events of a batch
     #[arg(long, env = "HTTP_MAX_BATCH_ITEMS", default_value = "10000", value_name = "N")]
     http_max_batch_items: String,
+    /// Bytes that large bodies (above 16KiB), of requests and of pages, hold at a time; the larger of 64MiB and the
+    /// largest body when absent
+    #[arg(long, env = "HTTP_BODY_BUDGET", value_name = "SIZE")]
+    http_body_budget: Option<String>,
     /// Requests a second of one client (an address, or an IPv6 /64 network), or off
     #[arg(long, env = "RATE_LIMIT", default_value = "off", value_name = "N")]
     rate_limit: String,
@@ -93,7 +99,7 @@ struct HttpArgs {
     /// Proxies whose X-Forwarded-For is believed, as addresses or networks separated by commas
     #[arg(long, env = "TRUSTED_PROXIES", value_name = "NETWORKS")]
     trusted_proxies: Option<String>,
-    /// Most connections at a time; more wait to be accepted
+    /// Most connections at a time; more wait to be accepted. Half of them may be open streams
     #[arg(long, env = "HTTP_MAX_CONNECTIONS", default_value = "10000", value_name = "N")]
     http_max_connections: String,
     /// File of API keys, a line each: id, SHA-256 of the key, scopes (write, read, admin); see hash-key. Read again when
@@ -134,6 +140,8 @@ pub struct Config {
     pub max_batch_body: usize,
     /// Most events of a batch.
     pub max_batch_items: usize,
+    /// Bytes that large bodies hold at a time.
+    pub body_budget: usize,
     /// How often a client may come.
     pub rate_limit: RateLimitSettings,
     /// Most connections at a time.
@@ -181,7 +189,7 @@ impl Config {
         }
         let given = |value: &Option<String>| value.clone().filter(|raw| !raw.is_empty());
         let (key_file, origins) = (given(&http.api_keys_file), given(&http.cors_allowed_origins));
-        let config = Self {
+        let mut config = Self {
             api_keys: key_file
                 .and_then(|path| checks.take("API_KEYS_FILE", &path, |path| KeyFile::read(path.as_ref()).map(Some))),
             cors: origins
@@ -198,6 +206,8 @@ impl Config {
                 bytes(1024..=256 * 1024 * 1024),
             ),
             max_batch_items: checks.take("HTTP_MAX_BATCH_ITEMS", &http.http_max_batch_items, range(1..=1_000_000)),
+            body_budget: given(&http.http_body_budget)
+                .map_or(0, |raw| checks.take("HTTP_BODY_BUDGET", &raw, bytes(1024..=64 * 1024 * 1024 * 1024))),
             rate_limit: http.rate_limit(&mut checks),
             max_connections: checks.take("HTTP_MAX_CONNECTIONS", &http.http_max_connections, range(1..=1_000_000)),
             redis: cli.redis.check(&mut checks),
@@ -207,6 +217,14 @@ impl Config {
             kafka,
             kafka_client,
         };
+        let largest = config.max_body.max(config.max_batch_body);
+        match config.body_budget {
+            0 => config.body_budget = largest.max(BODY_BUDGET),
+            budget if budget < largest => checks.complain(format!(
+                "HTTP_BODY_BUDGET={budget}: must not be smaller than the largest body (HTTP_MAX_BODY, HTTP_MAX_BATCH_BODY), {largest} bytes",
+            )),
+            _ => {}
+        }
         checks.finish(config)
     }
 }
@@ -256,6 +274,14 @@ mod tests {
     fn a_request_time_out_below_the_delivery_time_out_is_refused() {
         let error = with(&["--http-request-timeout", "5s"]).unwrap_err().to_string();
         assert!(error.contains("KAFKA_PRODUCER_TIMEOUT_MS=5000"), "{error}");
+    }
+
+    #[test]
+    fn the_largest_body_fits_into_the_budget_for_all() {
+        assert_eq!(with(&[]).unwrap().body_budget, BODY_BUDGET);
+        assert_eq!(with(&["--http-max-batch-body", "100MiB"]).unwrap().body_budget, 100 << 20);
+        let error = with(&["--http-body-budget", "1MiB"]).unwrap_err().to_string();
+        assert!(error.contains("HTTP_BODY_BUDGET=1048576") && error.contains("8388608 bytes"), "{error}");
     }
 
     #[test]

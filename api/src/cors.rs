@@ -8,9 +8,9 @@ use warp::http::header::{
 use warp::http::{HeaderMap, Method};
 
 const METHODS: &str = "GET, HEAD, POST";
-const REQUEST_HEADERS: &str = "authorization, content-type, content-encoding, idempotency-key, last-event-id, prefer, traceparent, tracestate, x-api-key";
+const REQUEST_HEADERS: &str = "authorization, content-type, content-encoding, idempotency-key, last-event-id, prefer, traceparent, tracestate, x-api-key, x-request-id";
 /// What scripts may read of a reply, besides what they always may.
-const REPLY_HEADERS: &str = "link, location, preference-applied, retry-after, www-authenticate";
+const REPLY_HEADERS: &str = "link, location, preference-applied, ratelimit, ratelimit-policy, retry-after, trimmed-before, www-authenticate, x-request-id";
 /// How long a browser need not ask again, in seconds.
 const MAX_AGE: &str = "3600";
 

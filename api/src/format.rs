@@ -36,6 +36,10 @@ impl Format {
     /// # Errors
     /// When it takes none of the forms.
     pub(crate) fn of(headers: &HeaderMap) -> Result<Self, Problem> {
+        Self::best_of(&Self::ALL, headers)
+    }
+
+    fn best_of(formats: &[Self], headers: &HeaderMap) -> Result<Self, Problem> {
         let mut lines = headers.get_all(ACCEPT).iter().peekable();
         if lines.peek().is_none() {
             return Ok(Self::Json);
@@ -46,7 +50,7 @@ impl Format {
             .filter_map(Range::parse)
             .collect();
         // The first of those that are liked equally: `max_by` would take the last.
-        let liked = Self::ALL.into_iter().rev().map(|format| (format.liking(&ranges), format));
+        let liked = formats.iter().copied().rev().map(|format| (format.liking(&ranges), format));
         let best = liked.filter(|((quality, _), _)| *quality > 0).max_by_key(|(liking, _)| *liking);
         best.map(|(_, format)| format).ok_or(Problem::NotAcceptable)
     }
@@ -56,7 +60,7 @@ impl Format {
     /// # Errors
     /// When `Accept` takes neither.
     pub(crate) fn of_batch(headers: &HeaderMap) -> Result<Self, Problem> {
-        Self::of(headers).map(|format| if format == Self::Ndjson { format } else { Self::Json })
+        Self::best_of(&[Self::Json, Self::Ndjson], headers)
     }
 
     /// How much it is liked: the quality, in thousandths, that the most specific range gives it, and how specific it is.
@@ -204,6 +208,15 @@ mod tests {
         ] {
             assert_eq!(asked(accept), format, "{accept}");
         }
+    }
+
+    #[test]
+    fn results_of_a_batch_do_not_come_as_csv() {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static("text/csv, application/x-ndjson;q=0.5"));
+        assert_eq!(Format::of_batch(&headers).ok(), Some(Format::Ndjson));
+        headers.insert(ACCEPT, HeaderValue::from_static("text/csv"));
+        assert!(matches!(Format::of_batch(&headers), Err(Problem::NotAcceptable)));
     }
 
     const EVENTS: [&str; 2] = [

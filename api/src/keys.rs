@@ -18,6 +18,7 @@ use warp::http::header::AUTHORIZATION;
 use warp::http::{HeaderMap, Method};
 
 use crate::problem::Problem;
+use crate::routes::without_slash;
 
 /// The caller of a request without a key.
 const ANONYMOUS: &str = "anonymous";
@@ -50,7 +51,7 @@ impl Scope {
     /// is not open by mistake.
     fn of(method: &Method, path: &str) -> Option<Self> {
         let get = matches!(*method, Method::GET | Method::HEAD);
-        let segments: Vec<_> = path.split('/').skip(1).collect();
+        let segments: Vec<_> = without_slash(path).split('/').skip(1).collect();
         match segments[..] {
             ["" | "health" | "livez" | "readyz" | "metrics" | "openapi.json" | "favicon.ico"] if get => None,
             ["docs" | "assets", ..] if get => None,
@@ -190,15 +191,15 @@ impl Keys {
         Self { file, current }
     }
 
-    /// Lets a request through, or not.
+    /// Lets a request through, or not, and says who sent it; `None` where the route is open to all.
     ///
     /// # Errors
     /// [`Problem::Unauthorized`] without a key that is known, [`Problem::Forbidden`] when it may not do this.
-    pub fn admit(&self, method: &Method, path: &str, headers: &HeaderMap) -> Result<Caller, Problem> {
-        let Some(needed) = Scope::of(method, path) else { return Ok(Caller::default()) };
+    pub fn admit(&self, method: &Method, path: &str, headers: &HeaderMap) -> Result<Option<Caller>, Problem> {
+        let Some(needed) = Scope::of(method, path) else { return Ok(None) };
         let given = given(headers).ok_or(Problem::Unauthorized { unknown: false })?;
         let key = self.find(given).ok_or(Problem::Unauthorized { unknown: true })?;
-        if key.scopes.contains(&needed) { Ok(key.caller) } else { Err(Problem::Forbidden(needed)) }
+        if key.scopes.contains(&needed) { Ok(Some(key.caller)) } else { Err(Problem::Forbidden(needed)) }
     }
 
     fn find(&self, given: &[u8]) -> Option<Key> {
@@ -266,7 +267,8 @@ mod tests {
         if let Some((name, value)) = header {
             headers.insert(name, value.parse().unwrap());
         }
-        keys().admit(method, path, &headers).map(|caller| caller.id().to_owned()).map_err(|problem| match problem {
+        let admitted = keys().admit(method, path, &headers);
+        admitted.map(|caller| caller.unwrap_or_default().id().to_owned()).map_err(|problem| match problem {
             Problem::Unauthorized { unknown: false } => "no key",
             Problem::Unauthorized { unknown: true } => "unknown",
             Problem::Forbidden(scope) => scope.name(),
@@ -277,11 +279,11 @@ mod tests {
     #[test]
     fn a_key_opens_what_its_scopes_name_and_nothing_else() {
         let (writer, reader) = (Some(("x-api-key", WRITER)), Some(("x-api-key", READER)));
-        for path in ["/events/generate", "/events/batch", "/api/activities"] {
+        for path in ["/events/generate", "/events/batch", "/api/activities", "/events/generate/"] {
             assert_eq!(admit(&Method::POST, path, writer), Ok("shop".into()), "{path}");
             assert_eq!(admit(&Method::POST, path, reader), Err("write"), "{path}");
         }
-        for path in ["/events/processed", "/events/stream", "/events/0197", "/api/activities"] {
+        for path in ["/events/processed", "/events/stream", "/events/0197", "/api/activities", "/events/processed/"] {
             assert_eq!(admit(&Method::GET, path, reader), Ok("desk".into()), "{path}");
             assert_eq!(admit(&Method::HEAD, path, writer), Err("read"), "{path}");
         }

@@ -1,9 +1,10 @@
 //! The API: HTTP in, Kafka out, and the read side of the store. In the order a request passes it:
 //!
-//! 1. [`server`]: connections, their limits and their end; [`rate_limit`]: how often a client may come;
+//! 1. [`server`], `descriptors`: connections, their limits and their end; [`rate_limit`]: how often a client may come;
 //! 2. [`keys`], `cors`: who may call, and the pages that may; `request_id`: what a request is called;
 //! 3. [`routes`]: one file a resource;
-//! 4. `body`: a request's body, within its limits; `unread`: what nobody read of it; [`budget`]: what may wait for the brokers;
+//! 4. `body`: a request's body, within its limits; `unread`: what nobody read of it; [`memory`]: what large ones may hold
+//!    together; [`budget`]: what may wait for the brokers;
 //! 5. `idempotency`: what makes a repeated request the same event;
 //! 6. `query`, `format`: which events a list is of, and the forms it comes in;
 //! 7. [`tail`]: what is processed now, for all readers of the stream;
@@ -15,10 +16,12 @@ mod body;
 pub mod budget;
 mod config;
 mod cors;
+mod descriptors;
 mod format;
 pub mod hash_key;
 mod idempotency;
 pub mod keys;
+pub mod memory;
 mod metrics;
 pub mod openapi;
 pub mod problem;
@@ -31,6 +34,7 @@ pub mod tail;
 mod traces;
 mod unread;
 
+use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -40,7 +44,7 @@ use bytes::Bytes;
 use common::event::{EventTypes, Timestamp};
 use common::health::Check;
 use common::kafka::{
-    KafkaBackend, KafkaPublisher, KafkaRustPublisher, PublishError, Published, Publisher, create_topics,
+    KafkaBackend, KafkaPublisher, KafkaRustPublisher, PublishError, Published, Publisher, TopicError, create_topics,
     producer_config,
 };
 use common::shutdown::Shutdown;
@@ -53,6 +57,7 @@ use warp::http::HeaderValue;
 use crate::budget::Budget;
 pub use crate::config::{Cli, Command, Config, KafkaClient};
 use crate::keys::Keys;
+use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::tail::Tail;
 
@@ -64,6 +69,8 @@ const WATCH_PERIOD: Duration = Duration::from_secs(1);
 pub struct App {
     /// Where events go.
     pub publisher: Budget,
+    /// What large bodies may hold.
+    pub memory: Arc<Memory>,
     /// Where events are read.
     pub store: Arc<Store>,
     /// What is processed now.
@@ -74,6 +81,10 @@ pub struct App {
     pub checks: Checks,
     /// Turns at streaming a full list: more at a time would hurt the other readers.
     pub exports: Arc<Semaphore>,
+    /// Each that waits for such a turn holds one.
+    waiting: Arc<()>,
+    /// Places for readers of the stream, who stay: half of all connections, so that others can be served.
+    pub streams: Arc<Semaphore>,
     /// The time before which events were trimmed early, as last heard.
     trimmed: Mutex<Option<Timestamp>>,
     /// The workers, as last heard; `None` when Redis did not say.
@@ -101,11 +112,14 @@ impl App {
         let budget = config.kafka.queue_kbytes as usize * 1024;
         Self {
             publisher: Budget::new(publisher, budget, metrics.publishing()),
+            memory: Memory::new(config.body_budget),
             tail: Tail::new(&store),
             store,
             types: EventTypes::default(),
             checks: Checks::new(draining),
             exports: Arc::new(Semaphore::new(MOST_EXPORTS)),
+            waiting: Arc::default(),
+            streams: Arc::new(Semaphore::new((config.max_connections / 2).max(1))),
             trimmed: Mutex::default(),
             workers: Mutex::default(),
             metrics,
@@ -189,10 +203,11 @@ pub async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
 /// # Errors
 /// When the client settings are refused, the Kafka client can't ever work with these brokers, or something was left
 /// unfinished at the end of the shutdown time.
-pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn run(mut config: Config, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
     log::info!("settings: {config:?}");
     log::info!("listening on http://{address}");
+    config.max_connections = descriptors::connections(config.max_connections);
     let publisher = connect(&config)?;
     let store = Store::new(&config.redis)?;
     let traces = config.traces.as_ref().map(|settings| Traces::start(settings, NAME)).transpose()?;
@@ -238,7 +253,7 @@ fn connect(config: &Config) -> anyhow::Result<Arc<dyn KafkaBackend>> {
         KafkaClient::Rdkafka => {
             let (producer, topic) = (producer_config(&config.kafka, NAME), &config.kafka.topics.events);
             match config.kafka.linger_ms {
-                0 => Arc::new(KafkaPublisher::by_group(producer, topic)?),
+                0 => Arc::new(KafkaPublisher::with_group_commit(producer, topic)?),
                 _ => Arc::new(KafkaPublisher::new(producer, topic)?),
             }
         }
@@ -246,14 +261,31 @@ fn connect(config: &Config) -> anyhow::Result<Arc<dyn KafkaBackend>> {
     })
 }
 
-/// Creates the topics as soon as a broker answers, then keeps asking how things are. Ends only when the client can never
-/// publish to these brokers, with the reason.
+/// Keeps asking how things are. Ends only when the client can never publish to these brokers, with the reason.
 async fn watch_kafka(app: Arc<App>, publisher: Arc<dyn KafkaBackend>) -> String {
-    while let Err(error) = create_topics(&app.config.kafka, NAME).await {
-        app.checks.producer.down(&error.to_string());
-        tokio::time::sleep(WATCH_PERIOD).await;
+    tokio::select! {
+        refused = publisher.watch(&app.checks.producer, WATCH_PERIOD) => refused,
+        never = keep_topics(&app) => match never {},
     }
-    publisher.watch(&app.checks.producer, WATCH_PERIOD).await
+}
+
+/// Creates the topics as soon as a broker answers, and again when posts can't succeed any more: somebody may have deleted
+/// them. Whether posts can succeed is another question: the right to create topics is not needed for that.
+async fn keep_topics(app: &App) -> Infallible {
+    let mut said = None;
+    loop {
+        let failed = create_topics(&app.config.kafka, NAME).await.err();
+        // Brokers that are away are said by the check.
+        let failed = failed.filter(|error| !matches!(error, TopicError::Unreachable { .. })).map(|e| e.to_string());
+        if let Some(error) = failed.as_ref().filter(|_| failed != said) {
+            log::warn!("the topics can't be looked after: {error}");
+        }
+        said = failed;
+        tokio::time::sleep(WATCH_PERIOD).await;
+        while app.checks.producer.get().ok {
+            tokio::time::sleep(WATCH_PERIOD).await;
+        }
+    }
 }
 
 async fn read_tail(app: Arc<App>) {
@@ -279,7 +311,7 @@ async fn watch_store(app: Arc<App>) {
             Ok(workers) if workers.is_empty() => {
                 app.checks.consumer.down("no worker has sent a heartbeat for 15 s; start user-activity-worker");
             }
-            Ok(workers) => app.checks.consumer.up(&format!("{} workers are alive", workers.len())),
+            Ok(workers) => app.checks.consumer.up(&format!("workers that are alive: {}", workers.len())),
             Err(error) => app.checks.consumer.down(&format!("unknown: {error}")),
         }
         tokio::time::sleep(WATCH_PERIOD).await;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use common::kafka::{Delivered, PublishError};
 use common::metrics::{DURATIONS, Described, Exporter};
+use hyper::Request;
 use metrics::{Counter, Gauge, Histogram};
 use warp::http::{Method, StatusCode};
 
@@ -12,8 +13,10 @@ use crate::routes::{PATHS, path_index};
 use crate::{App, MOST_EXPORTS};
 
 const REQUESTS: Described = Described("user_activity_http_requests_total", "Requests that were answered.");
-const REQUEST_DURATION: Described =
-    Described("user_activity_http_request_duration_seconds", "From a request's head to the head of its reply.");
+const REQUEST_DURATION: Described = Described(
+    "user_activity_http_request_duration_seconds",
+    "From a request's head to the head of its reply; without those that ask to wait.",
+);
 const REQUESTS_IN_FLIGHT: Described =
     Described("user_activity_http_requests_in_flight", "Requests that wait for the head of their reply.");
 const PUBLISHED: Described =
@@ -72,10 +75,11 @@ impl Metrics {
     }
 
     /// A request has come.
-    pub(crate) fn begin(&self, method: &Method, path: &str) -> Request<'_> {
+    pub(crate) fn begin<B>(&self, request: &Request<B>) -> UnderWay<'_> {
         self.in_flight.increment(1);
-        let method = METHODS.iter().position(|known| known == method).unwrap_or(METHODS.len());
-        Request { metrics: self, path: path_index(path).unwrap_or(PATHS.len()), method, since: Instant::now() }
+        let method = METHODS.iter().position(|known| known == request.method()).unwrap_or(METHODS.len());
+        let path = path_index(request.uri().path()).unwrap_or(PATHS.len());
+        UnderWay { metrics: self, path, method, since: (!asks_to_wait(request)).then(Instant::now) }
     }
 
     fn count(&self, path: usize, method: usize, status: StatusCode) {
@@ -108,23 +112,31 @@ fn route(path: usize) -> &'static str {
     PATHS.get(path).map_or(OTHER, |(pattern, _)| pattern)
 }
 
+/// Whether the client wants its reply late (`?wait=`, `Prefer: wait=`).
+fn asks_to_wait<B>(request: &Request<B>) -> bool {
+    request.uri().query().is_some_and(|query| query.contains("wait=")) || request.headers().contains_key("prefer")
+}
+
 /// A request under way. One whose client goes away is dropped without having been answered.
-pub(crate) struct Request<'a> {
+pub(crate) struct UnderWay<'a> {
     metrics: &'a Metrics,
     path: usize,
     method: usize,
-    since: Instant,
+    /// `None` if its duration is the client's wish.
+    since: Option<Instant>,
 }
 
-impl Request<'_> {
+impl UnderWay<'_> {
     /// The head of the reply is there.
     pub(crate) fn answered(self, status: StatusCode) {
         self.metrics.count(self.path, self.method, status);
-        self.metrics.durations[self.path].record(self.since.elapsed());
+        if let Some(since) = self.since {
+            self.metrics.durations[self.path].record(since.elapsed());
+        }
     }
 }
 
-impl Drop for Request<'_> {
+impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
         self.metrics.in_flight.decrement(1);
     }
@@ -136,6 +148,7 @@ pub(crate) struct Publishing {
     refused: Counter,
     not_accepted: Counter,
     unknown: Counter,
+    abandoned: Counter,
     duration: Histogram,
 }
 
@@ -147,6 +160,7 @@ impl Publishing {
             refused: outcome("refused"),
             not_accepted: outcome("not_accepted"),
             unknown: outcome("unknown"),
+            abandoned: outcome("abandoned"),
             duration: exporter.histogram(PUBLISH_DURATION, &[]),
         }
     }
@@ -166,6 +180,6 @@ impl Publishing {
     /// Nobody waits for the answer any more.
     pub(crate) fn abandoned(&self, after: Duration) {
         self.duration.record(after);
-        self.unknown.increment(1);
+        self.abandoned.increment(1);
     }
 }

@@ -14,6 +14,7 @@ use warp::http::header::{
 use warp::http::{Response, StatusCode};
 
 use crate::keys::Scope;
+use crate::memory::Full;
 use crate::request_id::current;
 
 /// What went wrong, in the terms of HTTP.
@@ -96,6 +97,12 @@ pub enum Problem {
     },
     /// Others are reading the full list.
     TooManyExports,
+    /// Large bodies hold all the memory that they may; nothing of this one was published.
+    NoRoom(Full),
+    /// Large bodies hold all the memory that they may; this reply would be one more.
+    NoRoomForReply(Full),
+    /// Others are reading the stream.
+    TooManyStreams,
 }
 
 /// Where a record may be when the reply is not 201.
@@ -166,6 +173,8 @@ impl Problem {
             Self::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "store-unavailable"),
             Self::RateLimited { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate-limited"),
             Self::TooManyExports => (StatusCode::TOO_MANY_REQUESTS, "too-many-exports"),
+            Self::NoRoom(_) | Self::NoRoomForReply(_) => (StatusCode::SERVICE_UNAVAILABLE, "no-room"),
+            Self::TooManyStreams => (StatusCode::TOO_MANY_REQUESTS, "too-many-streams"),
         }
     }
 
@@ -189,7 +198,7 @@ impl Problem {
 
     fn outcome(&self) -> Option<Outcome> {
         match self {
-            Self::Publish { error: PublishError::NotAccepted(_), .. } => Some(Outcome::NotAccepted),
+            Self::Publish { error: PublishError::NotAccepted(_), .. } | Self::NoRoom(_) => Some(Outcome::NotAccepted),
             Self::Publish { error: PublishError::Unknown(_), .. } => Some(Outcome::Unknown),
             _ => None,
         }
@@ -213,7 +222,7 @@ impl Problem {
             Self::Forbidden(scope) => format!("the API key has no scope {}", scope.name()).into(),
             Self::KeysNeeded => "this route is closed while API keys are off; set API_KEYS_FILE, with a key that has the scope admin".into(),
             Self::InvalidLevel(what) => format!("the log level {what}").into(),
-            Self::NotAcceptable => "lists come as application/json, application/x-ndjson or text/csv".into(),
+            Self::NotAcceptable => "lists come as application/json, application/x-ndjson or text/csv, results of a batch as one of the first two".into(),
             Self::NotFound => "there is no such path; README.md lists the routes".into(),
             Self::UnknownEvent => {
                 "no event with this id is stored: it is unknown, not processed yet, or expired".into()
@@ -250,7 +259,13 @@ impl Problem {
             Self::RateLimited { retry_after } => {
                 format!("this client makes more requests than RATE_LIMIT allows; try again in {retry_after} s").into()
             }
+            Self::TooManyStreams => {
+                "half of the connections that HTTP_MAX_CONNECTIONS allows are streams already; try again later".into()
+            }
             Self::TooManyExports => "two full lists are being read already; wait, or read in pages with ?limit=".into(),
+            Self::NoRoom(Full { limit }) | Self::NoRoomForReply(Full { limit }) => {
+                format!("large bodies hold {limit} bytes already, which is HTTP_BODY_BUDGET; try again later").into()
+            }
             Self::Store(_) => "the store can't be read at the moment; try again later".into(),
         }
     }
@@ -309,6 +324,10 @@ impl Problem {
             | Self::RatioTooLarge(_) => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
+            Self::NoRoom(_) => {
+                headers.insert(CONNECTION, HeaderValue::from_static("close"));
+                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            }
             Self::RateLimited { retry_after } => {
                 headers.insert(RETRY_AFTER, HeaderValue::from(*retry_after));
             }
@@ -334,7 +353,7 @@ impl Problem {
         let detail = self.detail();
         let message = match self {
             Self::InvalidPayload(_) => "Invalid request payload".into(),
-            Self::Publish { .. } => PUBLISH_FAILED.into(),
+            Self::Publish { .. } | Self::NoRoom(_) => PUBLISH_FAILED.into(),
             _ => detail.clone(),
         };
         Body {

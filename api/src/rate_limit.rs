@@ -1,9 +1,9 @@
 //! How many requests a client may make: as many a second as is set, and a burst of them at once (a GCRA bucket).
 //!
-//! A client is its API key, or without one an address; behind trusted proxies it is the one that these forward for. An IPv6 client is its /64 network,
-//! of which it may use any address.
+//! A client is its API key, or without one that is good an address; behind trusted proxies it is the one that these forward
+//! for. An IPv6 client is its /64 network, of which it may use any address.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 
 use governor::clock::{Clock, DefaultClock};
@@ -42,7 +42,8 @@ pub struct RateLimitSettings {
 /// Counts the requests of each client.
 pub(crate) struct RateLimit {
     limiter: Limiter,
-    quota: Quota,
+    limit: u32,
+    window: u32,
     proxies: Vec<IpNet>,
 }
 
@@ -50,6 +51,8 @@ pub(crate) struct RateLimit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Standing {
     limit: u32,
+    /// Seconds in which a client that has used up its burst has all of it again.
+    window: u32,
     remaining: u32,
     /// Seconds until there is room for one more; 0 while there is.
     pub(crate) retry_after: u64,
@@ -59,9 +62,10 @@ impl RateLimit {
     /// `None` when nothing is limited.
     pub(crate) fn new(settings: &RateLimitSettings) -> Option<Self> {
         let per_second = settings.per_second?;
-        let quota = Quota::per_second(per_second).allow_burst(settings.burst.unwrap_or(per_second));
-        let limiter = RateLimiter::keyed(quota).with_middleware();
-        Some(Self { limiter, quota, proxies: settings.trusted_proxies.clone() })
+        let burst = settings.burst.unwrap_or(per_second);
+        let limiter = RateLimiter::keyed(Quota::per_second(per_second).allow_burst(burst)).with_middleware();
+        let (limit, window) = (burst.get(), burst.get().div_ceil(per_second.get()));
+        Some(Self { limiter, limit, window, proxies: settings.trusted_proxies.clone() })
     }
 
     /// Counts a request. `None` where it does not count; an error when it is one too many.
@@ -78,16 +82,19 @@ impl RateLimit {
         if FREE.contains(&path) {
             return Ok(None);
         }
-        let limit = self.quota.burst_size().get();
         let client = match caller {
             Some(caller) => Client::Key(caller.clone()),
             None => Client::Network(network(self.client(headers, peer))),
         };
+        let standing = |remaining, retry_after| {
+            let Self { limit, window, .. } = *self;
+            Standing { limit, window, remaining, retry_after }
+        };
         match self.limiter.check_key(&client) {
-            Ok(state) => Ok(Some(Standing { limit, remaining: state.remaining_burst_capacity(), retry_after: 0 })),
+            Ok(state) => Ok(Some(standing(state.remaining_burst_capacity(), 0))),
             Err(not_until) => {
                 let wait = not_until.wait_time_from(DefaultClock::default().now()).as_secs_f64();
-                Err(Standing { limit, remaining: 0, retry_after: (wait.ceil() as u64).max(1) })
+                Err(standing(0, (wait.ceil() as u64).max(1)))
             }
         }
     }
@@ -98,17 +105,17 @@ impl RateLimit {
         self.limiter.shrink_to_fit();
     }
 
-    /// The nearest address that no trusted proxy has: what lies behind it anybody can claim.
+    /// The nearest address that no trusted proxy has: what lies behind it, or behind what is no address, anybody can claim.
     fn client(&self, headers: &HeaderMap, peer: IpAddr) -> IpAddr {
         let is_proxy = |address: &IpAddr| self.proxies.iter().any(|net| net.contains(address));
-        if !is_proxy(&peer) {
-            return peer;
+        // A socket for both families has its IPv4 peers as IPv6 addresses.
+        let mut nearest = peer.to_canonical();
+        if !is_proxy(&nearest) {
+            return nearest;
         }
-        let lines: Vec<&str> =
-            headers.get_all("x-forwarded-for").iter().filter_map(|line| line.to_str().ok()).collect();
-        let mut nearest = peer;
-        for text in lines.iter().flat_map(|line| line.split(',')).rev() {
-            let Ok(address) = text.trim().parse() else { return nearest };
+        let lines: Vec<&[u8]> = headers.get_all("x-forwarded-for").iter().map(HeaderValue::as_bytes).collect();
+        for entry in lines.iter().flat_map(|line| line.split(|byte| *byte == b',')).rev() {
+            let Some(address) = address(entry) else { return nearest };
             nearest = address;
             if !is_proxy(&address) {
                 break;
@@ -118,8 +125,15 @@ impl RateLimit {
     }
 }
 
+/// An entry of `X-Forwarded-For`; some proxies add the port.
+fn address(entry: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(entry).ok()?.trim();
+    let address = text.parse().or_else(|_| text.parse::<SocketAddr>().map(|with_port| with_port.ip()));
+    address.ok().map(|address: IpAddr| address.to_canonical())
+}
+
 fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
+    match address {
         IpAddr::V6(v6) => Ipv6Net::new(v6, 64).map_or(address, |net| net.network().into()),
         v4 => v4,
     }
@@ -128,9 +142,9 @@ fn network(address: IpAddr) -> IpAddr {
 impl Standing {
     /// Tells the client (draft-ietf-httpapi-ratelimit-headers).
     pub(crate) fn tell(self, headers: &mut HeaderMap) {
-        let Self { limit, remaining, retry_after } = self;
+        let Self { limit, window, remaining, retry_after } = self;
         let fields = [
-            ("ratelimit-policy", format!("\"client\";q={limit};w=1")),
+            ("ratelimit-policy", format!("\"client\";q={limit};w={window}")),
             ("ratelimit", format!("\"client\";r={remaining};t={retry_after}")),
         ];
         for (name, text) in fields {
@@ -157,7 +171,7 @@ mod tests {
     fn forwarded(lines: &[&str]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for line in lines {
-            headers.append("x-forwarded-for", line.parse().unwrap());
+            headers.append("x-forwarded-for", HeaderValue::from_bytes(line.as_bytes()).unwrap());
         }
         headers
     }
@@ -171,9 +185,9 @@ mod tests {
         let limit = limit(1, 3, &[]);
         let count = |peer| limit.count("/events/generate", &HeaderMap::new(), ip(peer), None);
         for remaining in [2, 1, 0] {
-            assert_eq!(count("192.0.2.1"), Ok(Some(Standing { limit: 3, remaining, retry_after: 0 })));
+            assert_eq!(count("192.0.2.1"), Ok(Some(Standing { limit: 3, window: 3, remaining, retry_after: 0 })));
         }
-        assert_eq!(count("192.0.2.1"), Err(Standing { limit: 3, remaining: 0, retry_after: 1 }));
+        assert_eq!(count("192.0.2.1"), Err(Standing { limit: 3, window: 3, remaining: 0, retry_after: 1 }));
         assert!(count("192.0.2.2").is_ok());
         assert_eq!(limit.count("/livez", &HeaderMap::new(), ip("192.0.2.1"), None), Ok(None));
     }
@@ -185,7 +199,11 @@ mod tests {
         assert_eq!(client(&["203.0.113.9"], "192.0.2.1"), ip("192.0.2.1"), "somebody claims to be another");
         assert_eq!(client(&["203.0.113.9"], "10.0.0.1"), ip("203.0.113.9"));
         assert_eq!(client(&["198.51.100.1, 203.0.113.9", "10.0.0.2"], "10.0.0.1"), ip("203.0.113.9"));
+        assert_eq!(client(&["198.51.100.1", "203.0.113.9:4711"], "10.0.0.1"), ip("203.0.113.9"));
+        assert_eq!(client(&["203.0.113.9"], "::ffff:10.0.0.1"), ip("203.0.113.9"), "a socket for both families");
         assert_eq!(client(&["nonsense"], "10.0.0.1"), ip("10.0.0.1"));
+        assert_eq!(client(&["198.51.100.1", "\u{e9}, 203.0.113.9"], "10.0.0.1"), ip("203.0.113.9"));
+        assert_eq!(client(&["198.51.100.1", "\u{e9}"], "10.0.0.1"), ip("10.0.0.1"), "what is behind it can be made up");
         assert_eq!(client(&[], "10.0.0.1"), ip("10.0.0.1"));
     }
 
@@ -193,6 +211,5 @@ mod tests {
     fn an_ipv6_client_is_its_network() {
         assert_eq!(network(ip("2001:db8:1:2:3:4:5:6")), network(ip("2001:db8:1:2::1")));
         assert_ne!(network(ip("2001:db8:1:3::1")), network(ip("2001:db8:1:2::1")));
-        assert_eq!(network(ip("::ffff:192.0.2.1")), ip("192.0.2.1"));
     }
 }

@@ -40,6 +40,12 @@ pub(crate) async fn scope<F: Future>(id: HeaderValue, work: F) -> F::Output {
     CURRENT.scope(id, work).await
 }
 
+/// The same work under the id of the request that is being worked on now, which it may outlive.
+pub(crate) fn kept<F: Future>(work: F) -> impl Future<Output = F::Output> {
+    let id = CURRENT.try_with(HeaderValue::clone).unwrap_or(HeaderValue::from_static(""));
+    CURRENT.scope(id, work)
+}
+
 /// The id of the request that is being worked on; empty outside of one.
 pub(crate) fn current() -> String {
     CURRENT.try_with(|id| id.to_str().unwrap_or_default().to_owned()).unwrap_or_default()

@@ -125,23 +125,22 @@ fn admit(
     request: &mut Request<Incoming>,
     peer: IpAddr,
 ) -> Result<Option<Standing>, Refusal> {
-    let refusal = |problem| Refusal { problem, standing: None };
-    let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
-    if headers + request.uri().path().len() > MAX_HEADERS {
-        return Err(refusal(Problem::HeadersTooLarge(MAX_HEADERS)));
+    let (path, headers) = (request.uri().path(), request.headers());
+    let size = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
+    if size + path.len() > MAX_HEADERS {
+        return Err(Refusal { problem: Problem::HeadersTooLarge(MAX_HEADERS), standing: None });
     }
-    let mut caller = None;
-    if let Some(keys) = &app.keys {
-        let admitted = keys.admit(request.method(), request.uri().path(), request.headers()).map_err(refusal)?;
-        request.extensions_mut().insert(admitted.clone());
-        caller = Some(admitted);
-    }
-    let Some(limit) = rate_limit else { return Ok(None) };
-    let counted = limit.count(request.uri().path(), request.headers(), peer, caller.as_ref());
-    counted.map_err(|standing| Refusal {
+    let caller = app.keys.as_ref().map_or(Ok(None), |keys| keys.admit(request.method(), path, headers));
+    // Before a key is refused: keys are not to be tried out for free.
+    let known = caller.as_ref().ok().and_then(Option::as_ref);
+    let counted = rate_limit.map_or(Ok(None), |limit| limit.count(path, headers, peer, known));
+    let standing = counted.map_err(|standing| Refusal {
         problem: Problem::RateLimited { retry_after: standing.retry_after },
         standing: Some(standing),
-    })
+    })?;
+    let caller = caller.map_err(|problem| Refusal { problem, standing })?;
+    caller.into_iter().for_each(|caller| drop(request.extensions_mut().insert(caller)));
+    Ok(standing)
 }
 
 /// A request that is not let in.
@@ -188,7 +187,7 @@ where
     S: Service<Request<Guarded>, Response = Response<B>, Error = Infallible>,
 {
     let id = request_id::of(request.headers());
-    let counted = app.metrics.begin(request.method(), request.uri().path());
+    let counted = app.metrics.begin(&request);
     let span = app.traces.as_ref().and_then(|traces| RequestSpan::begin(traces, &request));
     let answered = request_id::scope(id.clone(), async {
         match admitted {

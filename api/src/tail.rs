@@ -4,13 +4,13 @@
 //! that is too slow is told so and dropped, rather than buffered for without end.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::event::Timestamp;
-use common::store::{Announced, Entry, Origin, Seen, Store, StoreError, TailPosition};
+use common::store::{Announced, Entry, EntryId, Origin, Seen, Store, StoreError, TailPosition};
 use futures::future::join_all;
 use tokio::sync::{Notify, broadcast, oneshot, watch};
 
@@ -27,8 +27,6 @@ const WAIT: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_millis(200);
 /// How long Redis is read on after nobody wants to know any more: who comes back soon finds nothing missing.
 const LINGER: Duration = Duration::from_secs(30);
-/// An entry that is read so late may be preceded by others that are gone.
-const LATE: Duration = Duration::from_secs(1);
 /// How long a reader waits for the tail to begin.
 const BEGIN_PATIENCE: Duration = Duration::from_secs(3);
 /// Who waits for an event looks for it this often even if nothing is said about it.
@@ -112,7 +110,12 @@ impl Tail {
                     }
                 }
                 self.running.send_replace(true);
-                join_all(self.store.tail_readers().into_iter().map(|buckets| self.follow(buckets))).await;
+                let following = join_all(self.store.tail_readers().into_iter().map(|buckets| self.follow(buckets)));
+                // All of them end together: who comes meanwhile must not find some buckets read and others not.
+                tokio::select! {
+                    _never = following => {}
+                    () = self.unwanted() => {}
+                }
                 self.running.send_replace(false);
             }
         }
@@ -123,8 +126,15 @@ impl Tail {
         self.frames.receiver_count()
     }
 
-    async fn follow(&self, buckets: Range<usize>) {
+    /// Until nobody wants to know any more.
+    async fn unwanted(&self) {
         while self.is_wanted() {
+            tokio::time::sleep(WAIT).await;
+        }
+    }
+
+    async fn follow(&self, buckets: Range<usize>) -> Infallible {
+        loop {
             let position = self.lock().position;
             let taken = match self.store.tail_next(buckets.clone(), &position, WAIT).await {
                 Ok(entries) => self.take(&entries, &position).await,
@@ -139,13 +149,16 @@ impl Tail {
 
     /// Hands entries on. What was not handed on when an error came is read again.
     async fn take(&self, entries: &[Entry], position: &TailPosition) -> Result<(), StoreError> {
-        let late = |entry: &Entry| Timestamp::now().millis() - entry.id.millis() > LATE.as_millis() as i64;
-        if entries.first().is_some_and(late) && !self.store.tail_holds(position).await? {
+        if self.store.tail_skipped(position, entries).await? {
             let state = self.lock();
             drop(self.frames.send(Arc::new(Frame::Gap(state.position))));
         }
-        for portion in portions(entries) {
-            self.hand_on(portion).await?;
+        // Behind an entry that says where logs end, what was announced before may not count any more.
+        for run in entries.chunk_by(|_, next| next.ends.is_empty()) {
+            self.lock().seen.heed(&run[0]);
+            for portion in portions(run) {
+                self.hand_on(portion).await?;
+            }
         }
         Ok(())
     }
@@ -173,10 +186,10 @@ impl Tail {
                 // It may have gone.
                 waiter.send(()).unwrap_or_default();
             }
-            let event = events.get(&(entry.bucket, record.partition, record.offset));
+            let event = events.get(&(entry.bucket, entry.id, number));
             // One that has gone since was lost with the store, and is new when it is announced again.
             if (event.is_some() || !watched)
-                && state.seen.is_new(entry.bucket, record)
+                && state.seen.is_new(&entry, record)
                 && let Some(Some(json)) = event
             {
                 sent.push((number, json));
@@ -197,10 +210,9 @@ impl Tail {
 
     /// The events of those records that are announced for the first time.
     async fn new_events(&self, entries: &[Entry]) -> Result<Events, StoreError> {
-        let records = entries.iter().flat_map(|entry| entry.records.iter().map(move |record| (entry.bucket, record)));
-        let new: Vec<(usize, &Announced)> = {
+        let new: Vec<(&Entry, usize)> = {
             let state = self.lock();
-            records.filter(|(bucket, record)| !state.seen.knows(*bucket, record)).collect()
+            numbered(entries).filter(|(entry, number)| !state.seen.knows(entry, &entry.records[*number])).collect()
         };
         events_of(&self.store, &new).await
     }
@@ -315,18 +327,23 @@ impl Drop for Waiter<'_> {
     }
 }
 
-/// Events by bucket, partition and offset of their records.
-pub(crate) type Events = HashMap<(usize, i32, i64), Option<Bytes>>;
+/// Events by bucket and entry, and the numbers of their records in these.
+pub(crate) type Events = HashMap<(usize, EntryId, usize), Option<Bytes>>;
+
+/// The records of entries: each entry as often as it has records, with their numbers.
+pub(crate) fn numbered(entries: &[Entry]) -> impl Iterator<Item = (&Entry, usize)> {
+    entries.iter().flat_map(|entry| (0..entry.records.len()).map(move |number| (entry, number)))
+}
 
 /// The events of these records, of those that are still stored. `None` of one whose id came with an earlier record: the
 /// first one is what is stored, and it has been announced.
-pub(crate) async fn events_of(store: &Store, records: &[(usize, &Announced)]) -> Result<Events, StoreError> {
-    let asked: Vec<&Announced> = records.iter().map(|(_, record)| *record).collect();
+pub(crate) async fn events_of(store: &Store, records: &[(&Entry, usize)]) -> Result<Events, StoreError> {
+    let asked: Vec<&Announced> = records.iter().map(|(entry, number)| &entry.records[*number]).collect();
     let found = store.announced(&asked).await?;
-    let events = records.iter().zip(found).filter_map(|((bucket, record), found)| {
+    let events = records.iter().zip(asked).zip(found).filter_map(|(((entry, number), record), found)| {
         let (json, origin) = found?;
         let own = (origin.partition, origin.offset) == (record.partition, record.offset);
-        Some(((*bucket, record.partition, record.offset), own.then_some(json)))
+        Some(((entry.bucket, entry.id, *number), own.then_some(json)))
     });
     Ok(events.collect())
 }

@@ -92,7 +92,7 @@ def facts(root: Path) -> dict[str, str]:
         "Kafka": f"Apache Kafka {KAFKA_VERSION}, one broker, {PARTITIONS} partitions unless said otherwise; "
         f"{KAFKA_3_VERSION} for the comparison of the API's Kafka clients",
         "Java": first_line("java", "-version"),
-        "Redis": first_line("redis-server", "--version") + "; appendonly, fsync every second",
+        "Redis": first_line("redis-server", "--version") + "; appendonly, fsync every second, rewritten from 1 GB on",
         "Rust": first_line("rustc", "--version"),
         "Node.js": first_line("node", "--version"),
         "Python, Go": f"{first_line(sys.executable, '--version')}, {first_line('go', 'version')}",

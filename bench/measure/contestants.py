@@ -115,7 +115,7 @@ def once(folder: Path, build: Callable[[], object]) -> None:
 PROCESSES = str(cores())
 
 API = Contestant(
-    "api", "user-activity-api", "defaults: acks=all, idempotent; sends at once, under load gathers for 0.2 ms",
+    "api", "user-activity-api", "defaults: acks=all, idempotent; linger 0, group commit",
     ours("user-activity-api"),
 )
 

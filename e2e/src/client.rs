@@ -91,8 +91,15 @@ impl Client {
     /// # Errors
     /// When a page is not a complete 200.
     pub async fn pages(&self, limit: usize) -> Result<Vec<Vec<Event>>> {
-        let mut pages = Vec::new();
-        let mut next = Some(format!("/events/processed?limit={limit}"));
+        self.pages_from(format!("/events/processed?limit={limit}")).await
+    }
+
+    /// The same from this page on.
+    ///
+    /// # Errors
+    /// When a page is not a complete 200.
+    pub async fn pages_from(&self, first: String) -> Result<Vec<Vec<Event>>> {
+        let (mut pages, mut next) = (Vec::new(), Some(first));
         while let Some(path) = next {
             let reply = self.get(&path).await?.ok()?;
             pages.push(reply.parse()?);

@@ -9,13 +9,15 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use reqwest::Method;
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
     client::{Client, Event, Reply},
     eventually,
+    kafka::Located,
 };
 
 /// How often a post with a key is sent that is not acknowledged.
@@ -54,11 +56,32 @@ impl Attempt {
     }
 }
 
+/// What a 201 says of the event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Promise {
+    /// Its id.
+    pub id: String,
+    /// Its time; `None` where the client was not told, or an earlier post with the same key may have set another.
+    pub timestamp: Option<String>,
+}
+
+impl Promise {
+    /// Reads the body of a 201.
+    ///
+    /// # Errors
+    /// When it says no id or no time.
+    pub fn of(body: &Value) -> Result<Self> {
+        let text = |member: &Value| member.as_str().map(ToOwned::to_owned);
+        let id = text(&body["eventId"]).context("no eventId")?;
+        Ok(Self { id, timestamp: Some(text(&body["event"]["timestamp"]).context("no timestamp")?) })
+    }
+}
+
 /// What the client was told about an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// 201 with this event id: it must be stored.
-    Acknowledged(String),
+    /// 201: it must be stored as this says.
+    Acknowledged(Promise),
     /// Certainly not accepted: it must not be stored.
     Refused,
     /// No complete reply, or one that does not know: it may be stored.
@@ -77,14 +100,45 @@ impl Outcome {
             Err(_) => return Ok(Self::Unknown),
         };
         if reply.status == 201 {
-            let id = reply.parse::<Value>()?["eventId"].as_str().map(ToOwned::to_owned);
-            return id.map(Self::Acknowledged).ok_or_else(|| anyhow::anyhow!("no eventId"));
+            return Promise::of(&reply.parse()?).map(Self::Acknowledged);
         }
-        let problem = reply.unavailable()?;
-        match problem["outcome"].as_str() {
+        Self::of_failure(&reply.unavailable()?)
+    }
+
+    /// Reads what became of each of so many items of a batch.
+    ///
+    /// # Errors
+    /// When the reply breaks the contract.
+    fn of_batch(reply: &Result<Reply>, items: usize) -> Result<Vec<Self>> {
+        let Some(reply) = reply.as_ref().ok().filter(|reply| reply.status == 200) else {
+            return Ok(vec![Self::of(reply)?; items]);
+        };
+        let body: Value = reply.parse()?;
+        let results = body["results"].as_array().filter(|results| results.len() == items);
+        results.with_context(|| format!("not {items} results: {body}"))?.iter().map(Self::of_item).collect()
+    }
+
+    fn of_item(result: &Value) -> Result<Self> {
+        if result["status"] != 201 {
+            return Self::of_failure(result);
+        }
+        let id = result["eventId"].as_str().with_context(|| format!("no eventId in {result}"))?;
+        Ok(Self::Acknowledged(Promise { id: id.to_owned(), timestamp: None }))
+    }
+
+    fn of_failure(said: &Value) -> Result<Self> {
+        match said["outcome"].as_str() {
             Some("not accepted") => Ok(Self::Refused),
             Some("unknown") => Ok(Self::Unknown),
-            other => bail!("outcome {other:?} in {problem}"),
+            other => bail!("outcome {other:?} in {said}"),
+        }
+    }
+
+    /// The same, of an event that an earlier post may have made.
+    fn of_any_time(self) -> Self {
+        match self {
+            Self::Acknowledged(promise) => Self::Acknowledged(Promise { timestamp: None, ..promise }),
+            other => other,
         }
     }
 }
@@ -113,6 +167,18 @@ impl Journal {
         Ok(outcome)
     }
 
+    /// Posts attempts as one batch, in this order, and records them.
+    ///
+    /// # Errors
+    /// When the reply breaks the contract.
+    pub async fn post_batch(&self, client: &Client, attempts: Vec<Attempt>) -> Result<()> {
+        let body: String = attempts.iter().map(|attempt| attempt.body() + "\n").collect();
+        let request = client.request(Method::POST, "/events/batch").header("content-type", "application/x-ndjson");
+        let outcomes = Outcome::of_batch(&Reply::of(request.body(body)).await, attempts.len())?;
+        attempts.into_iter().zip(outcomes).for_each(|(attempt, outcome)| self.record(attempt, outcome));
+        Ok(())
+    }
+
     /// Posts one attempt with an `Idempotency-Key` through one API after the other, until one says what became of it or
     /// all were asked, and records it. What was acknowledged is posted `again` as often.
     ///
@@ -121,7 +187,7 @@ impl Journal {
     pub async fn post_with_key(&self, apis: &[Client], attempt: Attempt, again: usize) -> Result<Outcome> {
         let send = async |client: &Client| {
             let request = client.publication(attempt.body()).header("idempotency-key", &attempt.mark);
-            Outcome::of(&Reply::of(request).await)
+            Outcome::of(&Reply::of(request).await).map(Outcome::of_any_time)
         };
         let (mut apis, mut outcome) = (apis.iter().cycle(), Outcome::Refused);
         for (client, _) in apis.by_ref().zip(0..KEYED_TRIES) {
@@ -149,7 +215,7 @@ impl Journal {
     /// When it is not.
     pub async fn must_post(&self, client: &Client, user: &str, sequence: u64) -> Result<String> {
         match self.post(client, Attempt::new(user, sequence)).await? {
-            Outcome::Acknowledged(id) => Ok(id),
+            Outcome::Acknowledged(promise) => Ok(promise.id),
             other => bail!("the post was {other:?}"),
         }
     }
@@ -170,7 +236,7 @@ impl Journal {
     #[must_use]
     pub fn latest_acknowledged(&self) -> Option<(Attempt, String)> {
         self.lock().iter().rev().find_map(|(attempt, outcome)| match outcome {
-            Outcome::Acknowledged(id) => Some((attempt.clone(), id.clone())),
+            Outcome::Acknowledged(promise) => Some((attempt.clone(), promise.id.clone())),
             Outcome::Refused | Outcome::Unknown => None,
         })
     }
@@ -194,8 +260,12 @@ impl Journal {
     /// # Panics
     /// At once when something is wrong, or when something stays missing.
     pub async fn holds(&self, client: &Client) {
-        let fresh = format!("fresh-{}", Uuid::now_v7());
-        eventually("a fresh event is acknowledged", async || self.must_post(client, &fresh, 0).await).await;
+        let (fresh, mut tries) = (format!("fresh-{}", Uuid::now_v7()), 0..);
+        // One whose outcome is unknown may be stored, too: before the next.
+        eventually("a fresh event is acknowledged", async || {
+            self.must_post(client, &fresh, tries.next().unwrap_or_default()).await
+        })
+        .await;
         eventually("every acknowledged event is listed", async || {
             let verdict = self.judge(&client.list().await?);
             assert!(verdict.wrong.is_empty(), "wrong: {:#?}", verdict.wrong);
@@ -210,6 +280,12 @@ impl Journal {
     #[must_use]
     pub fn judge(&self, stored: &[Event]) -> Verdict {
         judge(&self.lock(), stored)
+    }
+
+    /// What stands on the topic, given in the order of its offsets, out of the order in which its user sent it.
+    #[must_use]
+    pub fn disorder(&self, topic: &[Located]) -> Vec<String> {
+        disorder(&self.lock(), topic)
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<(Attempt, Outcome)>> {
@@ -245,7 +321,12 @@ fn judge(attempts: &[(Attempt, Outcome)], stored: &[Event]) -> Verdict {
         }
         match outcome {
             Outcome::Refused => wrong("a refused attempt"),
-            Outcome::Acknowledged(id) if *id != event.event_id => wrong("another id than promised"),
+            Outcome::Acknowledged(promise) if promise.id != event.event_id => wrong("another id than promised"),
+            Outcome::Acknowledged(promise)
+                if promise.timestamp.as_ref().is_some_and(|time| *time != event.timestamp) =>
+            {
+                wrong("another time than promised");
+            }
             Outcome::Acknowledged(_) | Outcome::Unknown => {}
         }
         let fields = (&event.user_id, event.event_type.as_str(), &event.payload);
@@ -272,16 +353,37 @@ fn mark_of(event: &Event) -> String {
     payload["mark"].as_str().unwrap_or_default().to_owned()
 }
 
+/// Only an acknowledged attempt has a place: it was sent after those before it, and is there before those behind it. What
+/// has its mark behind its first record is a repetition.
+fn disorder(attempts: &[(Attempt, Outcome)], topic: &[Located]) -> Vec<String> {
+    let acknowledged = attempts.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Acknowledged(_)));
+    let mut pending: HashMap<_, _> = acknowledged.map(|(attempt, _)| (attempt.mark.as_str(), attempt)).collect();
+    let (mut last, mut found) = (HashMap::new(), Vec::new());
+    for Located { partition, offset, record } in topic {
+        let value: Value = serde_json::from_slice(record.value.as_deref().unwrap_or_default()).unwrap_or_default();
+        let first = value["payload"]["mark"].as_str().and_then(|mark| pending.remove(mark));
+        let Some(Attempt { user, sequence, .. }) = first else { continue };
+        if let Some(before) = last.insert(user, sequence).filter(|before| *before > sequence) {
+            found.push(format!("{sequence} of {user} is behind {before}, at offset {offset} of partition {partition}"));
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
+    use reqwest::header::HeaderMap;
+
     use super::*;
+    use crate::kafka::Record;
 
     fn attempt(user: &str, sequence: u64) -> Attempt {
         Attempt { mark: format!("{user}-{sequence}"), user: user.to_owned(), sequence }
     }
 
     fn acknowledged(user: &str, sequence: u64) -> (Attempt, Outcome) {
-        (attempt(user, sequence), Outcome::Acknowledged(format!("id-{user}-{sequence}")))
+        let Event { event_id, timestamp, .. } = stored(user, sequence);
+        (attempt(user, sequence), Outcome::Acknowledged(Promise { id: event_id, timestamp: Some(timestamp) }))
     }
 
     fn stored(user: &str, sequence: u64) -> Event {
@@ -340,6 +442,43 @@ mod tests {
         accuses(&[acknowledged("a", 1)], &[Event { payload, ..stored("a", 1) }], "a changed field");
         let user_id = "b".to_owned();
         accuses(&[acknowledged("a", 1)], &[Event { user_id, ..stored("a", 1) }], "a changed field");
+    }
+
+    #[test]
+    fn another_time_than_promised_is_wrong_but_for_what_a_post_before_may_have_set() {
+        let (attempt, outcome) = acknowledged("a", 1);
+        let later = [Event { timestamp: stored("a", 2).timestamp, ..stored("a", 1) }];
+        accuses(&[(attempt.clone(), outcome.clone())], &later, "another time than promised");
+        assert_eq!(judge(&[(attempt, outcome.of_any_time())], &later), Verdict::default());
+    }
+
+    fn on_topic(attempts: &[Attempt]) -> Vec<Located> {
+        let record = |(offset, attempt): (i64, &Attempt)| {
+            let record = Record::of(attempt.body());
+            Located { partition: 0, offset, record }
+        };
+        (0..).zip(attempts).map(record).collect()
+    }
+
+    #[test]
+    fn only_acknowledged_events_have_a_place_on_the_topic_and_only_their_first_record_counts() {
+        let attempts = [acknowledged("a", 1), (attempt("a", 2), Outcome::Unknown), acknowledged("a", 3)];
+        let [one, two, three] = attempts.clone().map(|(attempt, _)| attempt);
+        let fine = on_topic(&[one.clone(), three.clone(), two.clone(), one.clone(), attempt("b", 0)]);
+        assert_eq!(disorder(&attempts, &fine), [""; 0]);
+        let found = disorder(&attempts, &on_topic(&[three, two, one]));
+        assert_eq!(found, ["1 of a is behind 3, at offset 2 of partition 0"]);
+    }
+
+    #[test]
+    fn each_item_of_a_batch_has_an_outcome() {
+        let reply = |status, body: &str| Ok(Reply { status, headers: HeaderMap::new(), body: body.into() });
+        let results = r#"{"results":[{"status":201,"eventId":"e"},{"status":503,"outcome":"unknown"}]}"#;
+        let acknowledged = Outcome::Acknowledged(Promise { id: "e".to_owned(), timestamp: None });
+        let outcomes = Outcome::of_batch(&reply(200, results), 2).unwrap();
+        assert_eq!(outcomes, [acknowledged, Outcome::Unknown]);
+        assert!(Outcome::of_batch(&reply(200, results), 3).is_err(), "one is not told of");
+        assert_eq!(Outcome::of_batch(&Err(anyhow::anyhow!("cut")), 2).unwrap(), [Outcome::Unknown, Outcome::Unknown]);
     }
 
     #[test]

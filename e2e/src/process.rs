@@ -22,6 +22,9 @@ use crate::PATIENCE;
 /// How much of a process's output a failing test prints.
 const TAIL: usize = 6_000;
 
+/// Growth that a test may miss, in KiB: far below all that they look for.
+const MOST_HIDDEN: u64 = 8 * 1024;
+
 /// What a child inherits. `LLVM_PROFILE_FILE` is where a binary built for coverage reports to.
 const INHERITED: [&str; 4] = ["PATH", "HOME", "LLVM_PROFILE_FILE", "RUST_BACKTRACE"];
 
@@ -81,15 +84,31 @@ impl Process {
         Pid::from_raw(id.try_into().expect("process ids fit an i32"))
     }
 
-    /// Peak of the memory that the process has had, in MiB (`VmHWM`, proc(5)).
+    /// Measures by how much the process grows from now on.
     ///
     /// # Panics
-    /// When the process has ended.
+    /// When the process has ended, or where it had a peak that would hide a growth and the kernel does not forget it.
     #[must_use]
-    pub fn peak_memory(&self) -> u64 {
+    pub fn memory_watch(&self) -> MemoryWatch<'_> {
+        let forgot = std::fs::write(format!("/proc/{}/clear_refs", self.pid()), "5");
+        let before = self.memory("VmHWM:");
+        let hidden = before.saturating_sub(self.memory("VmRSS:"));
+        if let Err(error) = forgot {
+            assert!(
+                hidden < MOST_HIDDEN,
+                "this kernel can't forget what {} has used before (writing clear_refs: {error}), and so {hidden} KiB of \
+                growth could not be seen",
+                self.name
+            );
+        }
+        MemoryWatch { process: self, before }
+    }
+
+    /// A line of its status, in KiB.
+    fn memory(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("a running process");
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a line VmHWM");
-        peak.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1024
+        let value = status.lines().find_map(|line| line.strip_prefix(name)).expect("such a line");
+        value.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
     /// Sends a signal.
@@ -148,6 +167,25 @@ impl Drop for Process {
             let tail = output.get(output.ceil_char_boundary(start)..).unwrap_or(&output);
             eprintln!("---- {} said ----\n{tail}\n----", self.name);
         }
+    }
+}
+
+/// The memory of a process since a moment (`VmHWM` and `clear_refs`, proc(5)).
+#[derive(Debug)]
+pub struct MemoryWatch<'a> {
+    process: &'a Process,
+    before: u64,
+}
+
+impl MemoryWatch<'_> {
+    /// How much more the process has had at its peak since then, in MiB.
+    ///
+    /// # Panics
+    /// When the process has ended.
+    #[must_use]
+    pub fn growth(&self) -> u64 {
+        // The kernel counts roughly: a peak may even come out below the one before.
+        self.process.memory("VmHWM:").saturating_sub(self.before) / 1024
     }
 }
 

@@ -1,6 +1,6 @@
 //! A Redis Cluster of a test's own, for tests that move its slots and kill its nodes.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Result, ensure};
 use futures::future::join_all;
@@ -9,6 +9,11 @@ use crate::{eventually, redis_server::RedisServer};
 
 const PRIMARIES: usize = 3;
 const SLOTS: usize = 16_384;
+
+/// For how long a node may be silent until the others take it for dead: as long as a busy machine may keep one from its
+/// work, and where that is what a test waits for, not much longer than it must be.
+const STEADY: Duration = Duration::from_secs(5);
+const MORTAL: Duration = Duration::from_secs(3);
 
 /// Three primaries with a replica each.
 #[derive(Debug)]
@@ -20,7 +25,16 @@ pub struct RedisCluster {
 impl RedisCluster {
     /// A Cluster whose nodes agree on each other and whose replicas have what their primaries have.
     pub async fn start() -> Self {
-        let mut nodes: Vec<_> = (0..2 * PRIMARIES).map(|_| RedisServer::reserve_node()).collect();
+        Self::start_with(STEADY).await
+    }
+
+    /// The same for a test that kills a node: its replica takes over soon.
+    pub async fn start_mortal() -> Self {
+        Self::start_with(MORTAL).await
+    }
+
+    async fn start_with(node_timeout: Duration) -> Self {
+        let mut nodes: Vec<_> = (0..2 * PRIMARIES).map(|_| RedisServer::reserve_node(node_timeout)).collect();
         join_all(nodes.iter_mut().map(RedisServer::up)).await;
         let cluster = Self { nodes };
         cluster.join().await;
@@ -119,7 +133,8 @@ impl RedisCluster {
 
     /// From now on a primary's replica gets nothing any more: what the primary acknowledges is on it alone.
     pub async fn cut_off_replica_of(&self, primary: usize) {
-        self.nodes[primary].command_line::<()>("ACL SETUSER default -psync").await;
+        // Where the one is refused, a replica tries the other.
+        self.nodes[primary].command_line::<()>("ACL SETUSER default -psync -sync").await;
         self.nodes[primary].command_line::<()>("CLIENT KILL TYPE replica").await;
         eventually("the replica is cut off", async || {
             let info: String = self.replica_of(primary).try_command_line("INFO replication").await?;

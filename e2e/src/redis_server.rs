@@ -1,9 +1,9 @@
 //! A Redis of a test's own, for tests that freeze it, kill it, empty it or set it back in time.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::Result;
-use redis::{Client, Cmd, FromRedisValue, aio::MultiplexedConnection};
+use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, aio::MultiplexedConnection};
 use tempfile::TempDir;
 use tokio::process::Command;
 use uuid::Uuid;
@@ -13,6 +13,10 @@ use crate::{
     process::{Process, Signal},
     world::free_port,
 };
+
+/// For a connection, and for the answer to a command.
+const CONNECT: Duration = Duration::from_secs(10);
+const RESPONSE: Duration = Duration::from_secs(30);
 
 /// A standalone `redis-server` with the durability settings that the system asks for.
 #[derive(Debug)]
@@ -35,15 +39,17 @@ impl RedisServer {
         Self { port: free_port(), password: None, flags: Vec::new(), process: None, folder }
     }
 
-    /// As [`RedisServer::reserve`], for a node of a Cluster, which misses another one after a second.
+    /// As [`RedisServer::reserve`], for a node of a Cluster, which misses another one after this time.
     #[must_use]
-    pub fn reserve_node() -> Self {
+    pub fn reserve_node(node_timeout: Duration) -> Self {
         let mut node = Self::reserve();
         // It fails over however long its primary has been out of its sight: what it lacks then is for the system to find.
-        let flags =
-            ["--cluster-enabled yes --cluster-node-timeout 1000 --cluster-replica-validity-factor 0 --cluster-port"];
-        node.flags = flags.iter().flat_map(|words| words.split(' ')).map(str::to_owned).collect();
-        node.flags.push((node.port + 1).to_string());
+        let flags = format!(
+            "--cluster-enabled yes --cluster-node-timeout {} --cluster-replica-validity-factor 0 --cluster-port {}",
+            node_timeout.as_millis(),
+            node.port + 1
+        );
+        node.flags = flags.split(' ').map(str::to_owned).collect();
         node
     }
 
@@ -173,8 +179,11 @@ impl RedisServer {
     /// # Errors
     /// When the server does not answer it as expected.
     pub async fn send<T: FromRedisValue>(&self, command: &Cmd) -> Result<T> {
+        // The defaults are half a second, and one to connect: too little on a busy machine.
+        let limits =
+            AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(Some(RESPONSE));
         let mut connection: MultiplexedConnection =
-            Client::open(self.url())?.get_multiplexed_async_connection().await?;
+            Client::open(self.url())?.get_multiplexed_async_connection_with_config(&limits).await?;
         Ok(command.query_async(&mut connection).await?)
     }
 

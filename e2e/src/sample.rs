@@ -3,6 +3,8 @@
 use chrono::{DateTime, SecondsFormat, Utc};
 use uuid::Uuid;
 
+use crate::kafka::Record;
+
 /// The JSON of a valid event of this moment with some members changed: each change is a member's
 /// name and its raw value; an empty value takes the member out.
 #[must_use]
@@ -22,6 +24,13 @@ pub fn event(changes: &[(&str, &str)]) -> Vec<u8> {
     }
     let members = members.iter().map(|(name, value)| format!(r#""{name}":{value}"#));
     format!("{{{}}}", members.collect::<Vec<_>>().join(",")).into_bytes()
+}
+
+/// A record of such an event of `user`, keyed as the API keys it.
+#[must_use]
+pub fn record(user: &str, changes: &[(&str, &str)]) -> Record {
+    let value = event(&[&[("userId", &*format!("\"{user}\""))], changes].concat());
+    Record { key: Some(user.into()), ..Record::of(value) }
 }
 
 /// A time as the system writes it: RFC 3339, UTC, milliseconds.

@@ -30,6 +30,8 @@ pub struct Message {
 pub struct Sse {
     response: Response,
     received: Vec<u8>,
+    /// How much of it is known to have no end of a line.
+    searched: usize,
     last_id: String,
     event: String,
     data: Vec<String>,
@@ -50,7 +52,8 @@ impl Sse {
         let kind = response.headers().get("content-type").context("no content type")?;
         ensure!(kind == "text/event-stream", "{kind:?} instead of a stream");
         let last_id = last_id.unwrap_or_default().to_owned();
-        let mut stream = Self { response, received: Vec::new(), last_id, event: String::new(), data: Vec::new() };
+        let (received, event, data) = Default::default();
+        let mut stream = Self { response, received, searched: 0, last_id, event, data };
         // The first block says where the stream begins: from here on nothing may be missed.
         loop {
             match stream.line() {
@@ -130,8 +133,12 @@ impl Sse {
 
     /// The next whole line, without its end.
     fn line(&mut self) -> Option<String> {
-        let end = self.received.iter().position(|byte| *byte == b'\n')?;
-        let line: Vec<u8> = self.received.drain(..=end).collect();
+        let Some(end) = self.received[self.searched..].iter().position(|byte| *byte == b'\n') else {
+            self.searched = self.received.len();
+            return None;
+        };
+        let line: Vec<u8> = self.received.drain(..=self.searched + end).collect();
+        self.searched = 0;
         Some(String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned())
     }
 

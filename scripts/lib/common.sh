@@ -49,6 +49,18 @@ target_directory() {
     sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p'
 }
 
+# redis_version: prints that of redis-server, such as 7.0.15; nothing where there is none or it does not say.
+redis_version() {
+  ! has redis-server || redis-server --version | sed -n 's/.* v=\([0-9][0-9.]*\).*/\1/p'
+}
+
+# redis_is_recent: redis-server is 6.2 or later, or does not say what it is.
+redis_is_recent() {
+  local major minor
+  IFS=. read -r major minor _ <<<"$(redis_version).0"
+  [ -z "$major" ] || [ "$major" -gt 6 ] || { [ "$major" -eq 6 ] && [ "$minor" -ge 2 ]; }
+}
+
 # java_major: prints the major version of java, 0 without one.
 java_major() {
   local major=

@@ -8,7 +8,8 @@ need_to_build() {
   has cc && has c++ && has make || missing+=(gcc g++ make libc6-dev)
   has pkg-config || missing+=(pkg-config)
   has_header zlib.h || missing+=(zlib1g-dev)
-  has_header openssl/ssl.h || missing+=(libssl-dev)
+  # pkg-config first: that is how the build finds it, also where the compiler does not by itself.
+  pkg-config --exists openssl 2>/dev/null || has_header openssl/ssl.h || missing+=(libssl-dev)
   has cargo || has curl || missing+=(curl ca-certificates)
   install_packages ${missing[@]+"${missing[@]}"}
   need_cargo
@@ -22,9 +23,13 @@ need_servers() {
   has mvn || missing+=(maven)
   has timeout || missing+=(coreutils)
   install_packages ${missing[@]+"${missing[@]}"}
+  # The default of some releases is older, such as Java 11 of Ubuntu 22.04.
+  [ "$(java_major)" -ge 17 ] || ! has apt-get || install_packages openjdk-17-jre-headless
   [ "$(java_major)" -ge 17 ] ||
     die "Java 17 or later is needed to run Kafka, 'java' is version $(java_major)" \
       "install a newer one (package openjdk-17-jre-headless or later) and put it first in PATH"
+  redis_is_recent || die "Redis 6.2 or later is needed, redis-server is version $(redis_version)" \
+    "this system's package is older: install a later version and put its redis-server first in PATH"
 }
 
 # has_header FILE: the C compiler finds it.
@@ -35,7 +40,9 @@ install_packages() {
   [ $# -gt 0 ] || return 0
   local apt=(apt-get install -y --no-install-recommends "$@") as_root=()
   has apt-get || die "missing on this machine: $*" \
-    "the names are Debian's; install what your system calls them, then run this again"
+    "the names are Debian's; install what your system calls them, then run this again" \
+    "with Homebrew: brew install pkgconf openssl@3 openjdk@17 maven redis coreutils (the compiler: xcode-select --install)" \
+    "put openjdk@17, which Homebrew does not link, first in PATH"
   if [ "$(id -u)" -ne 0 ]; then
     sudo_usable || die "missing on this machine, and only root can install it: $*" \
       "as root: apt-get update && ${apt[*]}"

@@ -42,6 +42,8 @@ local_up() {
   daemon_ready redis 60 redis_answers "$REDIS_PORT"
   daemon_ready kafka 300 kafka_answers "$KAFKA_PORT"
 
+  # Whatever the environment or .env say: the services use the servers that were just started.
+  unset KAFKA_BROKER REDIS_URL_FILE
   export KAFKA_BROKERS=127.0.0.1:$KAFKA_PORT REDIS_URL=redis://127.0.0.1:$REDIS_PORT
   start_service api "$PORT" PORT "$bin/user-activity-api"
   for ((i = 1; i <= workers; i++)); do

@@ -24,12 +24,18 @@ load_settings() {
   done
 }
 
-# take_setting LINE: exports NAME=VALUE or NAME="VALUE", unless NAME is set.
+# take_setting LINE: exports NAME=VALUE, NAME="VALUE" or NAME='VALUE', unless NAME is set. A comment behind it, after
+# a blank, is left out.
 take_setting() {
-  local name value
+  local name value double='^"([^"]*)"[[:space:]]*(#.*)?$' single="^'([^']*)'[[:space:]]*(#.*)?\$"
   [[ $1 =~ ^([A-Za-z_][A-Za-z0-9_]*)=(.*)$ ]] || return 0
   name=${BASH_REMATCH[1]} value=${BASH_REMATCH[2]}
-  [[ ! $value =~ ^\"(.*)\"$ && ! $value =~ ^\'(.*)\'$ ]] || value=${BASH_REMATCH[1]}
+  if [[ $value =~ $double || $value =~ $single ]]; then
+    value=${BASH_REMATCH[1]}
+  else
+    value=${value%%[[:space:]]#*}
+    value=${value%"${value##*[![:space:]]}"}
+  fi
   [ -n "${!name+set}" ] || export "$name=$value"
 }
 
@@ -51,7 +57,7 @@ port_conflict() {
 # refuse_conflicts TEXT: ends the script when there are any, before anything was started.
 refuse_conflicts() {
   [ -n "$1" ] || return 0
-  local advice=("put right what is said above; another port is set like this: REDIS_PORT=16379 scripts/up")
+  local advice=("correct what is said above; another port is set like this: REDIS_PORT=16379 scripts/up")
   [ ! -e "$STATE/run/compose" ] ||
     advice+=("an earlier scripts/up has started containers: scripts/down stops them")
   printf '%s\n' "$1" >&2

@@ -99,7 +99,8 @@ fn ready(status: &Status) -> impl Reply + use<> {
         CheckLine::new(
             "partitions",
             &partitions,
-            "mend kafka and store first; a held partition needs a worker that knows its events",
+            "mend kafka and store first; a held partition needs a worker that knows its events, one that waits for its \
+             dead letter a topic that takes it",
         ),
         CheckLine::new(
             "progress",

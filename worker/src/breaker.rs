@@ -8,7 +8,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-/// How long a probe waits for its window to fill: a partition may have fewer records.
+/// How long a probe waits for its window to fill, as a partition may have fewer records; and how long none of what is read
+/// may be poison until dead-lettering beyond the longest hold ends.
 const PROBE_TIME: Duration = Duration::from_secs(5);
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -40,7 +41,7 @@ pub enum Reaction {
     PassThenPause,
     /// It was only looked at.
     Probed,
-    /// Displace the partition: it is held from now on, or its probe is over.
+    /// Displace the partition: it is held, or its probe is over.
     Displace,
 }
 
@@ -56,7 +57,8 @@ enum Mode {
     },
     Probing {
         since: Instant,
-        until: Instant,
+        /// `None` until the partition is read: to place it may take long.
+        until: Option<Instant>,
         seen: usize,
         poison: usize,
     },
@@ -65,6 +67,8 @@ enum Mode {
         began: Instant,
         left: usize,
         paused: bool,
+        /// Since when it is read and none is poison; `None` while it has no place.
+        well: Option<Instant>,
     },
 }
 
@@ -118,8 +122,7 @@ impl Breakers {
                 Reaction::Displace
             }
             Mode::Closed { .. } => Reaction::Pass,
-            // Records that were under way when the partition was held.
-            Mode::Held { .. } => Reaction::Probed,
+            Mode::Held { .. } => Reaction::Displace,
             Mode::Probing { seen, poison: bad, .. } => {
                 *seen += 1;
                 *bad += usize::from(poison);
@@ -129,7 +132,8 @@ impl Breakers {
                 breaker.conclude(now, &settings);
                 Reaction::Displace
             }
-            Mode::Forced { left, paused, .. } if poison => {
+            Mode::Forced { left, paused, well, .. } if poison => {
+                *well = Some(now);
                 *left = left.saturating_sub(1);
                 *paused = *left == 0;
                 if *paused { Reaction::PassThenPause } else { Reaction::Pass }
@@ -148,14 +152,23 @@ impl Breakers {
         let Some(breaker) = self.partitions.get_mut(&partition) else { return true };
         if let Mode::Held { since, probe_at } = breaker.mode {
             if now.duration_since(since) >= settings.longest_hold {
-                breaker.mode = Mode::Forced { began: now, left: settings.forced_rate, paused: false };
+                breaker.mode = Mode::Forced { began: now, left: settings.forced_rate, paused: false, well: None };
             } else if now >= probe_at {
-                breaker.mode = Mode::Probing { since, until: now + PROBE_TIME, seen: 0, poison: 0 };
+                breaker.mode = Mode::Probing { since, until: None, seen: 0, poison: 0 };
             } else {
                 return false;
             }
         }
         true
+    }
+
+    /// A partition is read from now on.
+    pub fn resumed(&mut self, partition: i32, now: Instant) {
+        match self.partitions.get_mut(&partition).map(|breaker| &mut breaker.mode) {
+            Some(Mode::Probing { until, .. }) => *until = Some(now + PROBE_TIME),
+            Some(Mode::Forced { well, .. }) => *well = Some(now),
+            _ => {}
+        }
     }
 
     /// What time alone brings about: partitions to resume, and partitions to displace because their probe is over.
@@ -164,17 +177,21 @@ impl Breakers {
         let settings = self.settings;
         for (partition, breaker) in &mut self.partitions {
             match &mut breaker.mode {
-                Mode::Forced { began, left, paused } if now.duration_since(*began) >= SECOND => {
+                Mode::Forced { began, left, paused, .. } if now.duration_since(*began) >= SECOND => {
                     (*began, *left) = (now, settings.forced_rate);
                     if std::mem::take(paused) {
                         resume.push(*partition);
                     }
                 }
-                Mode::Probing { until, .. } if now >= *until => {
+                Mode::Probing { until: Some(until), .. } if now >= *until => {
                     breaker.conclude(now, &settings);
                     displace.push(*partition);
                 }
                 _ => {}
+            }
+            if matches!(breaker.mode, Mode::Forced { well: Some(since), .. } if now.duration_since(since) >= PROBE_TIME)
+            {
+                *breaker = Breaker::new(Mode::Closed { grace: 0 });
             }
         }
         (resume, displace)
@@ -214,6 +231,11 @@ impl Breaker {
     fn forget(&mut self) {
         self.recent.clear();
         (self.poison, self.in_a_row) = (0, 0);
+        match &mut self.mode {
+            Mode::Probing { until, seen, poison, .. } => (*until, *seen, *poison) = (None, 0, 0),
+            Mode::Forced { well, .. } => *well = None,
+            _ => {}
+        }
     }
 
     fn count(&mut self, poison: bool, settings: &BreakerSettings) {
@@ -342,10 +364,34 @@ mod tests {
         let (mut breakers, start) = held();
         let later = start + SETTINGS.probe_period;
         assert!(breakers.may_place(0, later));
+        breakers.resumed(0, later);
         assert_eq!(feed(&mut breakers, [true, false, false], later).1, Reaction::Pass);
         assert_eq!(breakers.due(later), (vec![], vec![]));
         assert_eq!(breakers.due(later + PROBE_TIME), (vec![], vec![0]));
         assert!(breakers.may_place(0, later), "one in three is fine");
+    }
+
+    #[test]
+    fn the_time_of_a_probe_begins_once_the_partition_is_read() {
+        let (mut breakers, start) = held();
+        let later = start + SETTINGS.probe_period;
+        assert!(breakers.may_place(0, later));
+        let placed = later + PROBE_TIME * 3;
+        assert_eq!(breakers.due(placed), (vec![], vec![]));
+        breakers.resumed(0, placed);
+        assert_eq!(feed(&mut breakers, [true; 100], placed).1, Reaction::Pass);
+        // Displaced for another reason: placed anew, it looks at the same records.
+        breakers.rewind(0);
+        assert_eq!(breakers.due(placed + PROBE_TIME), (vec![], vec![]));
+        breakers.resumed(0, placed);
+        assert_eq!(feed(&mut breakers, [true; 1000], placed), (1000, Reaction::Displace));
+        assert!(!breakers.may_place(0, placed));
+    }
+
+    #[test]
+    fn no_record_of_a_held_partition_is_passed_over() {
+        let (mut breakers, now) = held();
+        assert_eq!(breakers.observe(0, false, now), Reaction::Displace);
     }
 
     #[test]
@@ -361,6 +407,23 @@ mod tests {
         breakers.due(later + SECOND * 2);
         feed(&mut breakers, [false; 1001], later);
         assert!(breakers.reasons(later).is_empty());
+    }
+
+    #[test]
+    fn a_quiet_partition_is_well_again_once_no_poison_has_come_for_a_while() {
+        let (mut breakers, start) = held();
+        let later = start + SETTINGS.longest_hold;
+        assert!(breakers.may_place(0, later));
+        let read = later + PROBE_TIME * 3;
+        breakers.due(read);
+        assert!(breakers.is_open(0), "it has no place yet");
+        breakers.resumed(0, read);
+        assert_eq!(feed(&mut breakers, [true; 100], read + SECOND), (10, Reaction::PassThenPause));
+        assert_eq!(breakers.due(read + SECOND), (vec![0], vec![]));
+        breakers.due(read + PROBE_TIME);
+        assert!(breakers.is_open(0), "the last poison was a second later");
+        breakers.due(read + SECOND + PROBE_TIME);
+        assert!(!breakers.is_open(0));
     }
 
     #[test]

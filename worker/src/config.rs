@@ -178,7 +178,7 @@ impl Config {
 impl WorkerArgs {
     fn breaker(&self, checks: &mut Checks) -> BreakerSettings {
         let number = range(1..=1_000_000_usize);
-        BreakerSettings {
+        let settings = BreakerSettings {
             window: checks.take("DEAD_LETTER_BREAKER_WINDOW", &self.dead_letter_breaker_window, number),
             percent: checks.take("DEAD_LETTER_BREAKER_PERCENT", &self.dead_letter_breaker_percent, range(1..=100)),
             at_least: checks.take("DEAD_LETTER_BREAKER_MIN", &self.dead_letter_breaker_min, range(1..=1_000_000)),
@@ -190,7 +190,15 @@ impl WorkerArgs {
             probe_period: checks.take("DEAD_LETTER_BREAKER_PROBE", &self.dead_letter_breaker_probe, duration),
             longest_hold: checks.take("DEAD_LETTER_BREAKER_HOLD", &self.dead_letter_breaker_hold, duration),
             forced_rate: checks.take("DEAD_LETTER_BREAKER_RATE", &self.dead_letter_breaker_rate, range(1..=1_000_000)),
+        };
+        // A window of none has had its complaint.
+        if (1..settings.at_least).contains(&settings.window) {
+            checks.complain(format!(
+                "DEAD_LETTER_BREAKER_MIN={}: must not be above DEAD_LETTER_BREAKER_WINDOW={}, in which there are never so many",
+                settings.at_least, settings.window
+            ));
         }
+        settings
     }
 }
 
@@ -245,6 +253,15 @@ mod tests {
         for name in ["KAFKA_CONSUMER_SESSION_TIMEOUT_MS", "EVENT_LOG", "WORKER_NAME"] {
             assert!(error.contains(name), "{error}");
         }
+    }
+
+    #[test]
+    fn the_breaker_does_not_wait_for_more_poison_than_it_looks_at() {
+        let window = |n| with(&["--dead-letter-breaker-window", n, "--dead-letter-breaker-min", "200"]);
+        assert!(window("200").is_ok());
+        let error = window("199").unwrap_err().to_string();
+        assert!(error.contains("DEAD_LETTER_BREAKER_MIN=200") && error.contains("WINDOW=199"), "{error}");
+        assert!(!window("0").unwrap_err().to_string().contains("DEAD_LETTER_BREAKER_MIN"));
     }
 
     #[test]

@@ -24,9 +24,62 @@ use crate::commit::{NextOffset, Offset};
 /// How the failure is named where tools expect a class.
 const EXCEPTION: &str = "user_activity.InvalidEvent";
 const EVENT_ID_HEADER: &str = "event-id";
-const ATTEMPTS: &str = "dead-letter-attempts";
 /// The longest explanation in a header, so that the headers stay within their headroom.
 const LONGEST_MESSAGE: usize = 1024;
+
+/// The original's topic, in the spelling of Kafka Connect and in that of Spring Kafka, as the next three.
+pub const TOPIC: [&str; 2] = ["__connect.errors.topic", "kafka_dlt-original-topic"];
+/// Its partition.
+pub const PARTITION: [&str; 2] = ["__connect.errors.partition", "kafka_dlt-original-partition"];
+/// Its offset.
+pub const OFFSET: [&str; 2] = ["__connect.errors.offset", "kafka_dlt-original-offset"];
+/// All that is wrong with it.
+pub const MESSAGE: [&str; 2] = ["__connect.errors.exception.message", "kafka_dlt-exception-message"];
+/// Its timestamp.
+pub const TIMESTAMP: &str = "kafka_dlt-original-timestamp";
+/// The first violation's word.
+pub const REASON: &str = "dead-letter-reason";
+/// Who dead-lettered it.
+pub const WORKER: &str = "dead-letter-worker";
+/// How often it was dead-lettered; the only one of these that a redriven record keeps.
+pub const ATTEMPTS: &str = "dead-letter-attempts";
+
+type Saying = fn(&Burial<'_>) -> Vec<u8>;
+
+/// The headers that dead-lettering adds, in this order, and what each says.
+const ADDED: [(&str, Saying); 17] = [
+    (TOPIC[0], |burial| burial.letter.topic.as_bytes().into()),
+    (PARTITION[0], |burial| burial.letter.partition.to_string().into()),
+    (OFFSET[0], |burial| burial.letter.offset.to_string().into()),
+    ("__connect.errors.stage", |_| b"VALUE_CONVERTER".into()),
+    ("__connect.errors.exception.class.name", |_| EXCEPTION.into()),
+    (MESSAGE[0], |burial| burial.letter.message.as_bytes().into()),
+    (TOPIC[1], |burial| burial.letter.topic.as_bytes().into()),
+    (PARTITION[1], |burial| burial.letter.partition.to_be_bytes().into()),
+    (OFFSET[1], |burial| burial.letter.offset.to_be_bytes().into()),
+    (TIMESTAMP, |burial| burial.letter.timestamp.to_millis().unwrap_or(-1).to_be_bytes().into()),
+    ("kafka_dlt-original-timestamp-type", |burial| burial.letter.timestamp_type().into()),
+    ("kafka_dlt-original-consumer-group", |burial| burial.group.into()),
+    ("kafka_dlt-exception-fqcn", |_| EXCEPTION.into()),
+    (MESSAGE[1], |burial| burial.letter.message.as_bytes().into()),
+    (REASON, |burial| burial.letter.reason.into()),
+    (WORKER, |burial| burial.worker.into()),
+    (ATTEMPTS, |burial| burial.attempts.to_string().into()),
+];
+
+/// What the added headers speak of.
+struct Burial<'a> {
+    letter: &'a DeadLetter,
+    group: &'a str,
+    worker: &'a str,
+    attempts: u32,
+}
+
+/// Whether dead-lettering adds a header of this name.
+#[must_use]
+pub fn is_added(name: &str) -> bool {
+    ADDED.iter().any(|(added, _)| *added == name)
+}
 
 /// A record that can't be an event.
 #[derive(Debug, Clone)]
@@ -143,43 +196,24 @@ impl DeadLetter {
         let attempts =
             self.headers.pairs().iter().rfind(|(key, _)| key == ATTEMPTS).and_then(|(_, value)| value.as_deref());
         let attempts = attempts.and_then(|value| std::str::from_utf8(value).ok()?.parse::<u32>().ok()).unwrap_or(0);
-        let (kind, millis) = match self.timestamp {
-            Timestamp::NotAvailable => ("NoTimestampType", -1),
-            Timestamp::CreateTime(millis) => ("CreateTime", millis),
-            Timestamp::LogAppendTime(millis) => ("LogAppendTime", millis),
-        };
-        let (partition, offset) = (self.partition.to_string(), self.offset.to_string());
-        let (attempts, fqcn) = ((attempts + 1).to_string(), EXCEPTION.as_bytes());
-        let (partition_be, offset_be, millis_be) =
-            (self.partition.to_be_bytes(), self.offset.to_be_bytes(), millis.to_be_bytes());
-        let added: [(&str, &[u8]); 17] = [
-            ("__connect.errors.topic", self.topic.as_bytes()),
-            ("__connect.errors.partition", partition.as_bytes()),
-            ("__connect.errors.offset", offset.as_bytes()),
-            ("__connect.errors.stage", b"VALUE_CONVERTER"),
-            ("__connect.errors.exception.class.name", fqcn),
-            ("__connect.errors.exception.message", self.message.as_bytes()),
-            ("kafka_dlt-original-topic", self.topic.as_bytes()),
-            ("kafka_dlt-original-partition", &partition_be),
-            ("kafka_dlt-original-offset", &offset_be),
-            ("kafka_dlt-original-timestamp", &millis_be),
-            ("kafka_dlt-original-timestamp-type", kind.as_bytes()),
-            ("kafka_dlt-original-consumer-group", group.as_bytes()),
-            ("kafka_dlt-exception-fqcn", fqcn),
-            ("kafka_dlt-exception-message", self.message.as_bytes()),
-            ("dead-letter-reason", self.reason.as_bytes()),
-            ("dead-letter-worker", worker.as_bytes()),
-            (ATTEMPTS, attempts.as_bytes()),
-        ];
+        let burial = Burial { letter: self, group, worker, attempts: attempts + 1 };
         let headers = match &self.headers {
             Originals::Unreadable(headers) => headers.clone(),
             Originals::Readable(pairs) => {
-                let kept = pairs.iter().filter(|(key, _)| !added.iter().any(|(name, _)| name == key));
-                let room = OwnedHeaders::new_with_capacity(pairs.len() + added.len());
+                let kept = pairs.iter().filter(|(key, _)| !is_added(key));
+                let room = OwnedHeaders::new_with_capacity(pairs.len() + ADDED.len());
                 kept.fold(room, |all, (key, value)| all.insert(Header { key, value: value.as_ref() }))
             }
         };
-        added.iter().fold(headers, |all, (key, value)| all.insert(Header { key, value: Some(*value) }))
+        ADDED.iter().fold(headers, |all, (key, value)| all.insert(Header { key, value: Some(&value(&burial)) }))
+    }
+
+    fn timestamp_type(&self) -> &'static str {
+        match self.timestamp {
+            Timestamp::NotAvailable => "NoTimestampType",
+            Timestamp::CreateTime(_) => "CreateTime",
+            Timestamp::LogAppendTime(_) => "LogAppendTime",
+        }
     }
 }
 

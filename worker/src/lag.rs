@@ -115,9 +115,12 @@ impl Lags {
         }
     }
 
-    /// Time that does not count against a partition: it can't move while an engine is away.
-    pub fn excuse(&mut self, now: Instant) {
-        self.partitions.values_mut().for_each(|partition| partition.moved = now);
+    /// Time that does not count against these partitions: none can move while an engine is away, nor one that is held.
+    pub fn excuse(&mut self, now: Instant, excused: impl Fn(i32) -> bool) {
+        self.partitions
+            .iter_mut()
+            .filter(|(partition, _)| excused(**partition))
+            .for_each(|(_, state)| state.moved = now);
     }
 
     /// How it is; `clock` in milliseconds since 1970.
@@ -326,7 +329,9 @@ mod tests {
         lags.ends([(0, NextOffset(15))], at(120));
         assert_eq!(lags.stuck(at(129)), []);
         assert_eq!(lags.stuck(at(130)), [(0, seconds(30), 5)]);
-        lags.excuse(at(130));
+        lags.excuse(at(130), |partition| partition == 1);
+        assert_eq!(lags.stuck(at(130)), [(0, seconds(30), 5)], "another was excused");
+        lags.excuse(at(130), |_| true);
         lags.ends([(0, NextOffset(15))], at(159));
         assert_eq!(lags.stuck(at(159)), [], "the store was away");
         lags.place(0, NextOffset(10));

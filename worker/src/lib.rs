@@ -64,7 +64,7 @@ pub async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
 /// be there yet.
 ///
 /// # Errors
-/// When the client settings are refused, the store holds data of another layout, the Kafka client has failed for good,
+/// When the client settings are refused, the store can't be used as it is, the Kafka client has failed for good,
 /// or something was left unfinished at the end of the shutdown time.
 pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
     log::info!("settings: {config:?}");

@@ -83,13 +83,14 @@ pub async fn place(
 ) -> Result<Vec<Placed>, PlaceError> {
     store.check().await?;
     let partitions: Vec<i32> = vacancies.iter().map(|vacancy| vacancy.slot.partition).collect();
+    // Before the logs: a position that somebody still moves meanwhile must not seem to lie beyond the end.
+    let positions = store.positions(&scope, &partitions).await?;
     let asked = partitions.clone();
     // Weak: the client is closed by whoever drops it last, which must not be a look-up that nobody waits for.
     let look_up = move || logs(&*kafka.upgrade().ok_or(KafkaError::Canceled)?, &topic, &asked);
     let logs = tokio::task::spawn_blocking(look_up).await;
     // The closure neither panics nor is it cancelled.
     let logs = logs.unwrap_or(Err(KafkaError::Canceled))?;
-    let positions = store.positions(&scope, &partitions).await?;
     let mut placements = Vec::new();
     let mut placed = Vec::new();
     for Vacancy { slot, ceiling } in vacancies {
@@ -98,6 +99,7 @@ pub async fn place(
         };
         let (start, beginning, missing) = decide(*log, positions);
         let start = ceiling.map_or(start, |ceiling| start.min(ceiling).max(NextOffset(log.low)));
+        let beginning = beginning.then_some(log.high);
         placements.push(Placement { partition: slot.partition, start: start.0, beginning });
         placed.push(Placed { slot, start, committed: log.committed.map(NextOffset), missing });
     }

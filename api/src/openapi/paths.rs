@@ -161,7 +161,7 @@ pub fn stream_events() {}
             example = json!({"status": "ok", "producer": "connected", "store": "connected", "consumer": "connected", "version": "0.1.0",
                 "checks": {"producer": {"ok": true, "reason": "the brokers answer", "since": "2026-02-17T10:00:00.000Z"},
                     "store": {"ok": true, "reason": "Redis answers", "since": "2026-02-17T10:00:00.000Z"},
-                    "consumer": {"ok": true, "reason": "1 workers are alive", "since": "2026-02-17T10:00:00.000Z"}},
+                    "consumer": {"ok": true, "reason": "workers that are alive: 1", "since": "2026-02-17T10:00:00.000Z"}},
                 "workers": [{"name": "worker-1", "partitions": [0, 1, 2, 3, 4, 5], "stored": 42, "lag": 0, "seen": "2026-02-17T10:00:05.000Z"}],
                 "deadLetters": {"enum": 3, "json": 1}})),
         (status = 503, description = "One of them does not; `checks` says why", body = Health,

@@ -16,6 +16,7 @@ use utoipa::openapi::{ContentBuilder, OpenApi, Ref, ResponseBuilder};
 use warp::http::header::CONTENT_TYPE;
 
 use crate::keys::Scope;
+use crate::memory::Full;
 use crate::problem::Problem;
 
 /// Adds the problems to all routes.
@@ -49,6 +50,7 @@ fn of_publishing(path: &str) -> Vec<Problem> {
         Problem::BodyTooSlow(Duration::from_secs(10)),
         Problem::BodyTooLarge(if batch { 8 << 20 } else { 256 << 10 }),
         Problem::RatioTooLarge(100),
+        Problem::NoRoom(Full { limit: 64 << 20 }),
         Problem::UnsupportedMediaType("the Content-Type is \"text/plain\"; send application/json".into()),
         Problem::UnsupportedCoding("the Content-Encoding is \"compress\"; send gzip, zstd, br or none".into()),
         rate_limited(),
@@ -90,10 +92,11 @@ fn rate_limited() -> Problem {
 
 fn of_reading(path: &str) -> Vec<Problem> {
     let store = || Problem::Store(StoreError::Unreachable { address: String::new(), reason: String::new() });
+    let no_room = || Problem::NoRoomForReply(Full { limit: 64 << 20 });
     let range = || wrong_parameter("limit", "is \"0\": must be a whole number from 1 to 1000");
     let mut problems = match path {
-        "/events/processed" => vec![range(), Problem::NotAcceptable, Problem::TooManyExports, store()],
-        "/api/activities" => vec![range(), store()],
+        "/events/processed" => vec![range(), Problem::NotAcceptable, Problem::TooManyExports, no_room(), store()],
+        "/api/activities" => vec![range(), no_room(), store()],
         "/lag" => vec![store()],
         "/events/stream" => vec![
             wrong_parameter("eventType", "is \"login\": eventType must be one of: LOGIN, LOGOUT, PRODUCT_VIEW"),
@@ -101,6 +104,7 @@ fn of_reading(path: &str) -> Vec<Problem> {
                 name: "Last-Event-ID",
                 detail: "is not an id of this stream; send the last one as it came, or none".into(),
             },
+            Problem::TooManyStreams,
             store(),
         ],
         "/events/{eventId}" => vec![

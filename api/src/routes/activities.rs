@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
-use warp::http::header::LINK;
+use warp::http::header::{CONTENT_TYPE, HeaderValue, LINK};
 use warp::{Filter, Rejection, Reply};
 
-use super::processed::Request;
+use super::processed::{Request, whole};
 use crate::App;
 use crate::problem::Problem;
 
@@ -43,7 +43,9 @@ async fn page(app: &App, query: &str) -> Result<warp::reply::Response, Problem> 
     // What is stored is JSON; a body that somebody else has broken is left away.
     let data = page.events.iter().filter_map(|json| serde_json::from_slice(json).ok()).collect();
     let envelope = Envelope { data, pagination: Pagination { limit, has_more: next_cursor.is_some(), next_cursor } };
-    let mut response = warp::reply::json(&envelope).into_response();
+    // Strings, numbers and lists of them always serialise.
+    let mut response = whole(app, serde_json::to_vec(&envelope).unwrap_or_default())?;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if let Some(links) = request.links("/api/activities", &page, limit) {
         response.headers_mut().insert(LINK, links);
     }

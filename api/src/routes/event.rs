@@ -45,9 +45,11 @@ pub(super) fn route(
 async fn show(app: &App, id: &str, query: &str) -> Result<warp::reply::Response, Problem> {
     let id = percent_decode_str(id).decode_utf8().map_err(|_| Problem::UnknownEvent)?;
     let wait = Parameters::parse(query, &["wait"], &[])?.one("wait", wait)?;
+    // What can't be an id is not waited for.
+    let id = EventId::parse(&id).ok_or(Problem::UnknownEvent)?;
     let found = match wait {
-        Some(wait) => app.processed(&id, wait).await,
-        None => app.store.event(&id).await,
+        Some(wait) => app.processed(id.as_str(), wait).await,
+        None => app.store.event(id.as_str()).await,
     };
     match found.map_err(Problem::Store)? {
         Some((json, origin)) => Ok(described(app, &json, &origin)),
@@ -56,11 +58,11 @@ async fn show(app: &App, id: &str, query: &str) -> Result<warp::reply::Response,
 }
 
 /// Why an event can't be shown. An id of the service's own making says how old it is.
-async fn what_became_of(app: &App, id: &str) -> Result<Problem, StoreError> {
-    if let Some(reason) = app.store.dead_letter(id).await? {
+async fn what_became_of(app: &App, id: &EventId) -> Result<Problem, StoreError> {
+    if let Some(reason) = app.store.dead_letter(id.as_str()).await? {
         return Ok(Problem::DeadLettered(reason));
     }
-    let made = EventId::parse(id).and_then(|id| id.made_at());
+    let made = id.made_at();
     let trimmed = app.store.trimmed().await?.filter(|before| made.is_some_and(|made| made < *before));
     Ok(trimmed.map_or(Problem::UnknownEvent, Problem::Trimmed))
 }

@@ -48,7 +48,7 @@ async fn generate<B: Buf, E>(
 ) -> Result<warp::reply::Response, Problem> {
     Kind::of(headers, &[Kind::Json])?;
     let limits = Limits { size: app.config.max_body, time: app.config.read_timeout };
-    let body = body::whole(body::pieces(headers, body, limits)?, limits).await?;
+    let (body, _share) = body::whole(body::pieces(headers, body, limits)?, limits, &app.memory).await?;
     let mut event = UserEvent::from_request(&body, &app.types).map_err(Problem::InvalidPayload)?;
     let (validate_only, key) = (validate_only(query)?, IdempotencyKey::of(headers)?);
     if validate_only {

@@ -43,8 +43,14 @@ pub(crate) const PATHS: [(&str, &str); 12] = [
     ("/log-level", "PUT"),
 ];
 
+/// The path as the filters take it: they do not mind a slash at its end.
+pub(crate) fn without_slash(path: &str) -> &str {
+    path.strip_suffix('/').filter(|rest| !rest.is_empty() && !rest.ends_with('/')).unwrap_or(path)
+}
+
 /// Which of [`PATHS`] a path is.
 pub(crate) fn path_index(path: &str) -> Option<usize> {
+    let path = without_slash(path);
     PATHS.iter().position(|(pattern, _)| fits(pattern, path))
 }
 
@@ -124,8 +130,9 @@ mod tests {
         assert_eq!(allowed_methods("/api/activities"), Some("GET, HEAD, POST"));
         assert_eq!(allowed_methods("/log-level"), Some("PUT"));
         assert_eq!(allowed_methods("/"), Some(GET));
+        assert_eq!(allowed_methods("/events/generate/"), Some("POST"));
         assert_eq!(path_index("/events/0197").map(|index| PATHS[index].0), Some("/events/{eventId}"));
-        for path in ["/events", "//", "/events/", "/events/a/b", "/healthz", "//health/x"] {
+        for path in ["/events", "//", "/events/", "/events/a/b", "/healthz", "//health/x", "/health//"] {
             assert_eq!(allowed_methods(path), None, "{path}");
         }
     }

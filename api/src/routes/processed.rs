@@ -2,13 +2,15 @@
 //! pages with one of them.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use common::store::{Cursor, Page, Query, ReadAhead, StoreError, Walk};
-use futures::stream::poll_fn;
-use tokio::sync::mpsc;
+use futures::stream::{Stream, try_unfold};
+use log::Level;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use warp::http::header::{CONTENT_TYPE, HeaderValue, LINK, VARY};
-use warp::http::{HeaderMap, Response};
+use warp::http::{HeaderMap, Method, Response};
 use warp::{Filter, Rejection, Reply};
 
 use crate::App;
@@ -19,15 +21,16 @@ use crate::request_id::current;
 
 /// The parameters of a list.
 pub(super) const PARAMETERS: [&str; 7] = ["userId", "eventType", "from", "to", "order", "limit", "cursor"];
-/// Rows of a full list that are read before it has its turn: whoever waits for one holds them.
-const FIRST_STEP: usize = 50;
-/// Rows of one step of the full list, at most; half a dozen steps are in memory at a time.
-const STEP: usize = 500;
-/// Bytes of events that a step is kept to. With what is stored beside them they come in the 64 KiB that Redis writes to a
-/// connection before it executes the next step.
-const STEP_BYTES: usize = 48 * 1024;
+/// A full list of so many rows needs no turn.
+const SHORT: usize = 50;
 /// How long a client may take none of a full list before it is cut off.
 const READER_PATIENCE: Duration = Duration::from_secs(30);
+/// Bytes a second, before compression, that a reader takes of a full list to keep its turn while somebody waits for it.
+const PACE: u64 = 64 * 1024;
+/// How far a reader may fall behind that pace: buffers in between make it take much at once.
+const SLACK: Duration = Duration::from_secs(10);
+/// How often it is looked at, while it takes nothing, whether somebody waits.
+const LOOK: Duration = Duration::from_secs(1);
 /// How long a full list waits for its turn.
 const EXPORT_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -40,6 +43,17 @@ enum ExportError {
     Gone,
     #[error("the client took nothing for {} s", READER_PATIENCE.as_secs())]
     Stalled,
+    #[error("others waited, and the client took less than {} KiB/s", PACE / 1024)]
+    TooSlow,
+    #[error("the list broke off")]
+    BrokeOff,
+}
+
+/// A part of a full list's body.
+enum Piece {
+    Some(Vec<u8>),
+    /// Nothing is missing once the client has this.
+    Last(Vec<u8>),
 }
 
 /// What a list is asked for.
@@ -85,18 +99,24 @@ pub(super) fn route(
 ) -> impl Filter<Extract = (warp::reply::Response,), Error = Rejection> + Clone + use<> {
     warp::path!("events" / "processed")
         .and(super::get())
+        .and(warp::method())
         .and(super::query())
         .and(warp::header::headers_cloned())
         .and(super::with(app))
-        .then(async |query: String, headers, app: Arc<App>| {
-            list(&app, &query, &headers).await.unwrap_or_else(Reply::into_response)
+        .then(async |method: Method, query: String, headers, app: Arc<App>| {
+            list(&app, &method, &query, &headers).await.unwrap_or_else(Reply::into_response)
         })
 }
 
-async fn list(app: &Arc<App>, query: &str, headers: &HeaderMap) -> Result<warp::reply::Response, Problem> {
+async fn list(
+    app: &Arc<App>,
+    method: &Method,
+    query: &str,
+    headers: &HeaderMap,
+) -> Result<warp::reply::Response, Problem> {
     let (request, format) = (Request::parse(app, query)?, Format::of(headers)?);
     let mut response = match (request.limit, &request.cursor) {
-        (None, None) => everything(app, &request.query, format).await?,
+        (None, None) => everything(app, method, &request.query, format).await?,
         _ => page(app, &request, format).await?,
     };
     let headers = response.headers_mut();
@@ -110,78 +130,143 @@ async fn list(app: &Arc<App>, query: &str, headers: &HeaderMap) -> Result<warp::
 
 async fn page(app: &App, request: &Request, format: Format) -> Result<warp::reply::Response, Problem> {
     let (page, limit) = request.page(app).await?;
-    let mut response = Response::new(Writer::whole(format, &page.events)).into_response();
+    let mut response = whole(app, Writer::whole(format, &page.events))?;
     if let Some(links) = request.links("/events/processed", &page, limit) {
         response.headers_mut().insert(LINK, links);
     }
     Ok(response)
 }
 
-/// The first steps are read before anything is sent, so that a store that is away is still a 503, and a short list is one
-/// piece. A failure after that breaks the transfer: a list that looks complete is complete.
-async fn everything(app: &Arc<App>, query: &Query, format: Format) -> Result<warp::reply::Response, Problem> {
+/// A reply in one piece.
+pub(super) fn whole(app: &App, body: Vec<u8>) -> Result<warp::reply::Response, Problem> {
+    app.memory.body(body).map(|body| Response::new(body).into_response()).map_err(Problem::NoRoomForReply)
+}
+
+/// A short list is one piece. Of a longer one the first step is read before anything is sent, so that a store that is away
+/// is still a 503. A failure after that breaks the transfer: a list that looks complete is complete.
+async fn everything(
+    app: &Arc<App>,
+    method: &Method,
+    query: &Query,
+    format: Format,
+) -> Result<warp::reply::Response, Problem> {
     let mut walk = Walk::new(&app.store, query, None, true);
-    let first = walk.step(FIRST_STEP).await.map_err(Problem::Store)?.unwrap_or_default();
-    let whole = |events: &[_]| Ok(Response::new(Writer::whole(format, events)).into_response());
-    if walk.is_at_end() {
-        return whole(&first);
+    if walk.ends_within(SHORT).await.map_err(Problem::Store)? {
+        let events = walk.step(SHORT).await.map_err(Problem::Store)?.unwrap_or_default();
+        return whole(app, Writer::whole(format, &events));
     }
-    let exports = Arc::clone(&app.exports);
-    let turn = tokio::time::timeout(EXPORT_PATIENCE, exports.acquire_owned()).await;
-    // The semaphore is never closed.
-    let turn = turn.ok().and_then(Result::ok).ok_or(Problem::TooManyExports)?;
+    if method == Method::HEAD {
+        return Ok(warp::reply().into_response());
+    }
+    let turn = turn(app).await?;
     let mut list = ReadAhead::from(walk);
-    let Some(second) = list
-        .step(rows_of_step(first.len(), first.iter().map(bytes::Bytes::len).sum()))
-        .await
-        .map_err(Problem::Store)?
-    else {
-        return whole(&first);
-    };
-    let (steps, mut streamed) = mpsc::channel(1);
+    let first = list.step().await.map_err(Problem::Store)?;
+    let (pieces, written) = mpsc::channel(1);
+    let mut reader = Reader { pieces, behind: Duration::ZERO, app: Arc::clone(app) };
     let request_id = current();
     tokio::spawn(async move {
-        let begun = [first, second].concat();
-        if let Err(error) = stream(begun, list, Writer::new(format), &steps).await {
-            log::warn!(requestId = request_id; "a full list broke off: {error}");
-            // Nobody to tell when the client has gone as well.
-            drop(steps.try_send(Err(error)));
+        if let Err(error) = stream(first, list, Writer::new(format), &mut reader).await {
+            let level = if matches!(error, ExportError::Gone) { Level::Debug } else { Level::Warn };
+            log::log!(level, requestId = request_id; "a full list broke off: {error}");
         }
         drop(turn);
     });
-    Ok(warp::reply::stream(poll_fn(move |context| streamed.poll_recv(context))).into_response())
+    Ok(warp::reply::stream(body(written)).into_response())
 }
 
-/// How many rows fit, if so many events have so many bytes; with no event to go by, few.
-fn rows_of_step(events: usize, bytes: usize) -> usize {
-    (STEP_BYTES * events).checked_div(bytes).unwrap_or(FIRST_STEP).clamp(1, STEP)
+/// Waits for a turn, holding no more than a few rows.
+async fn turn(app: &App) -> Result<OwnedSemaphorePermit, Problem> {
+    let _waiting = Arc::clone(&app.waiting);
+    let turn = tokio::time::timeout(EXPORT_PATIENCE, Arc::clone(&app.exports).acquire_owned()).await;
+    // The semaphore is never closed.
+    turn.ok().and_then(Result::ok).ok_or(Problem::TooManyExports)
+}
+
+/// The body of these pieces. Whatever ends them before the last one, a panic as well, is an error, by which hyper breaks
+/// the transfer off: the forms of lines could not be told from a whole list otherwise.
+fn body(pieces: mpsc::Receiver<Piece>) -> impl Stream<Item = Result<Vec<u8>, ExportError>> {
+    try_unfold(Some(pieces), async |pieces| {
+        let Some(mut pieces) = pieces else { return Ok(None) };
+        match pieces.recv().await.ok_or(ExportError::BrokeOff)? {
+            Piece::Some(bytes) => Ok(Some((bytes, Some(pieces)))),
+            Piece::Last(bytes) => Ok(Some((bytes, None))),
+        }
+    })
 }
 
 async fn stream(
-    begun: Vec<bytes::Bytes>,
+    first: Option<Vec<Bytes>>,
     mut list: ReadAhead,
     mut writer: Writer,
-    steps: &mpsc::Sender<Result<Vec<u8>, ExportError>>,
+    reader: &mut Reader,
 ) -> Result<(), ExportError> {
-    let (mut next, mut rows) = (Some(begun), FIRST_STEP);
+    let mut next = first;
     while let Some(events) = next {
         if !events.is_empty() {
             let step = writer.some(&events);
-            rows = rows_of_step(events.len(), step.len());
-            send(steps, step).await?;
-        } else if steps.is_closed() {
+            reader.take(step.len(), Piece::Some(step)).await?;
+        } else if reader.pieces.is_closed() {
             return Err(ExportError::Gone);
         }
-        next = list.step(rows).await?;
+        next = list.step().await?;
     }
-    send(steps, writer.end()).await
+    reader.take(0, Piece::Last(writer.end())).await
 }
 
-/// Hands over a step once the client has taken the one before.
-async fn send(steps: &mpsc::Sender<Result<Vec<u8>, ExportError>>, step: Vec<u8>) -> Result<(), ExportError> {
-    match tokio::time::timeout(READER_PATIENCE, steps.send(Ok(step))).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(ExportError::Gone),
-        Err(_) => Err(ExportError::Stalled),
+/// Who takes a full list.
+struct Reader {
+    pieces: mpsc::Sender<Piece>,
+    /// How much longer it has made us wait than one that keeps the pace would have, lately.
+    behind: Duration,
+    app: Arc<App>,
+}
+
+impl Reader {
+    /// Hands over a piece of so many bytes once the client has taken the one before.
+    async fn take(&mut self, bytes: usize, piece: Piece) -> Result<(), ExportError> {
+        let begun = Instant::now();
+        let slot = loop {
+            match tokio::time::timeout(LOOK, self.pieces.reserve()).await {
+                Ok(slot) => break slot.map_err(|_| ExportError::Gone)?,
+                Err(_) if begun.elapsed() >= READER_PATIENCE => return Err(ExportError::Stalled),
+                Err(_) if self.behind + begun.elapsed() > SLACK && self.is_waited_for() => {
+                    return Err(ExportError::TooSlow);
+                }
+                Err(_) => {}
+            }
+        };
+        slot.send(piece);
+        let paid = Duration::from_millis(bytes as u64 * 1000 / PACE);
+        self.behind = (self.behind + begun.elapsed()).saturating_sub(paid);
+        Ok(())
+    }
+
+    fn is_waited_for(&self) -> bool {
+        Arc::strong_count(&self.app.waiting) > 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::TryStreamExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_list_that_ends_before_its_last_piece_is_broken_and_not_whole() {
+        for (pieces, whole) in [
+            (vec![Piece::Some(b"a".to_vec()), Piece::Last(b"b".to_vec())], true),
+            (vec![Piece::Last(Vec::new())], true),
+            (vec![Piece::Some(b"a".to_vec())], false),
+            (vec![], false),
+        ] {
+            let (sender, receiver) = mpsc::channel(2);
+            for piece in pieces {
+                sender.send(piece).await.unwrap();
+            }
+            drop(sender);
+            let read: Result<Vec<Vec<u8>>, ExportError> = body(receiver).try_collect().await;
+            assert_eq!(read.is_ok(), whole, "{read:?}");
+        }
     }
 }

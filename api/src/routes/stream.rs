@@ -13,19 +13,21 @@ use common::store::{Entry, Query, Seen, StoreError, TailPosition};
 use futures::stream::poll_fn;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
-use warp::http::HeaderMap;
-use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use warp::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
+use warp::http::{HeaderMap, Method};
 use warp::{Filter, Rejection, Reply};
 
 use crate::App;
 use crate::problem::Problem;
 use crate::query::Parameters;
-use crate::tail::{Frame, events_of, frame, portions};
+use crate::tail::{Frame, events_of, frame, numbered, portions};
 
 /// A comment with the present position is sent so often: it keeps proxies from closing a quiet connection.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-/// Bytes that a reader who catches up is sent at a time, about.
-const PIECE: usize = 256 * 1024;
+/// Bytes that a reader is sent at a time, about. Of what it takes slowly little is on its way when the process ends.
+const PIECE: usize = 64 * 1024;
+/// How long a client is waited for that is to be told why its stream ends.
+const LAST_WORD: Duration = Duration::from_secs(1);
 /// What a client waits before it comes back, in milliseconds.
 const RETRY: u32 = 1000;
 
@@ -38,6 +40,8 @@ enum End {
     Draining,
     #[error("too slow: events come faster than they are read")]
     Slow,
+    #[error("the key that opened it is not in force any more")]
+    Shut,
     #[error("the store can't be read at the moment")]
     Store(#[source] StoreError),
 }
@@ -58,11 +62,18 @@ pub(super) fn route(
 async fn open(app: &Arc<App>, query: &str, headers: &HeaderMap) -> Result<warp::reply::Response, Problem> {
     let query = Parameters::parse(query, &["userId", "eventType", "from", "to"], &["eventType"])?.query(&app.types)?;
     let resumed = last_event_id(headers)?;
+    // Kept as long as the body, and so about as long as the connection.
+    let turn = Arc::clone(&app.streams).try_acquire_owned().map_err(|_| Problem::TooManyStreams)?;
     let (now, frames) = app.tail.subscribe().await.map_err(Problem::Store)?;
-    let (out, mut body) = mpsc::channel(4);
-    let reader = Reader { app: Arc::clone(app), query, position: resumed.unwrap_or(now), frames, out };
+    let (out, mut body) = mpsc::channel(1);
+    let (app, key) = (Arc::clone(app), key_in(headers));
+    let reader = Reader { app, query, key, position: resumed.unwrap_or(now), frames, out, period: HEARTBEAT };
     tokio::spawn(reader.read(resumed.is_some(), now));
-    let mut response = warp::reply::stream(poll_fn(move |context| body.poll_recv(context))).into_response();
+    let next = poll_fn(move |context| {
+        let _held = &turn;
+        body.poll_recv(context)
+    });
+    let mut response = warp::reply::stream(next).into_response();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -80,13 +91,22 @@ fn last_event_id(headers: &HeaderMap) -> Result<Option<TailPosition>, Problem> {
     })
 }
 
+/// The headers that may show a key, to be looked at again.
+fn key_in(headers: &HeaderMap) -> HeaderMap {
+    let shown = [AUTHORIZATION, HeaderName::from_static("x-api-key")];
+    shown.into_iter().filter_map(|name| Some((name.clone(), headers.get(name)?.clone()))).collect()
+}
+
 /// One client.
 struct Reader {
     app: Arc<App>,
     query: Query,
+    key: HeaderMap,
     position: TailPosition,
     frames: broadcast::Receiver<Arc<Frame>>,
     out: mpsc::Sender<Result<Bytes, Infallible>>,
+    /// Of its heartbeat.
+    period: Duration,
 }
 
 impl Reader {
@@ -98,11 +118,11 @@ impl Reader {
         match &end {
             End::Gone => return,
             End::Store(error) => log::debug!("a stream ends: {error}"),
-            End::Draining | End::Slow => log::debug!("a stream ends: {end}"),
+            End::Draining | End::Slow | End::Shut => log::debug!("a stream ends: {end}"),
         }
         let last = format!("event: end\ndata: {{\"reason\":\"{end}\"}}\n\n");
         // A client that reads nothing does not read this either.
-        drop(self.out.try_send(Ok(last.into())));
+        drop(tokio::time::timeout(LAST_WORD, self.out.send(Ok(last.into()))).await);
     }
 
     async fn go(&mut self, resumed: bool, now: TailPosition) -> Result<Infallible, End> {
@@ -110,27 +130,39 @@ impl Reader {
         if resumed {
             self.catch_up(now).await?;
         }
-        let mut heartbeat = tokio::time::interval(HEARTBEAT);
+        let mut heartbeat = tokio::time::interval(self.period);
         heartbeat.tick().await;
         let draining = self.app.checks.draining.clone();
         loop {
             tokio::select! {
                 biased;
                 () = draining.cancelled() => return Err(End::Draining),
+                () = self.out.closed() => return Err(End::Gone),
+                // Before the frames, which may never cease.
+                _ = heartbeat.tick() => self.beat().await?,
                 frame = self.frames.recv() => self.pass_on(frame).await?,
-                _ = heartbeat.tick() => {
-                    self.send(format!(": heartbeat\nid: {}\n\n", self.position.encode()).into()).await?;
-                }
             }
         }
     }
 
-    /// Sends a frame, and all that have come with it.
+    /// Says that the stream lives, if it may: a key that was taken away opens nothing any more.
+    async fn beat(&self) -> Result<(), End> {
+        let keys = self.app.keys.as_ref();
+        if keys.is_some_and(|keys| keys.admit(&Method::GET, "/events/stream", &self.key).is_err()) {
+            return Err(End::Shut);
+        }
+        self.send(format!(": heartbeat\nid: {}\n\n", self.position.encode()).into()).await
+    }
+
+    /// Sends a frame, and those that have come with it.
     async fn pass_on(&mut self, first: Result<Arc<Frame>, RecvError>) -> Result<(), End> {
         const MOST: usize = 64;
         let mut text = Vec::new();
         self.add(&mut text, &*first.map_err(|_| End::Slow)?);
         for _ in 0..MOST {
+            if text.iter().map(Bytes::len).sum::<usize>() >= PIECE {
+                break;
+            }
             match self.frames.try_recv() {
                 Ok(frame) => self.add(&mut text, &frame),
                 Err(broadcast::error::TryRecvError::Empty) => break,
@@ -152,15 +184,14 @@ impl Reader {
                     text.push(if own { crate::tail::frame(&self.position, json) } else { shared.clone() });
                 }
             }
-            Frame::Gap(position) => {
-                self.position.join(position);
-                text.push(self.reset());
-            }
+            Frame::Gap(position) => text.push(self.reset(position)),
             Frame::Filler => {}
         }
     }
 
-    fn reset(&self) -> Bytes {
+    /// Moves behind a gap, to `position` at least, and says so.
+    fn reset(&mut self, position: &TailPosition) -> Bytes {
+        self.position.skip_to(position);
         let id = self.position.encode();
         let reason = "events are missing here; read the list for them";
         format!("event: reset\nid: {id}\ndata: {{\"reason\":\"{reason}\"}}\n\n").into()
@@ -169,14 +200,14 @@ impl Reader {
     /// Sends what Redis holds between this reader's position and where the shared frames began for it.
     async fn catch_up(&mut self, now: TailPosition) -> Result<(), End> {
         let store = Arc::clone(&self.app.store);
-        if !store.tail_holds(&self.position).await.map_err(End::Store)? {
-            self.position = now;
-            let reset = self.reset();
-            return self.send(reset).await;
-        }
         let mut seen = store.tail_seen(&self.position).await.map_err(End::Store)?;
         loop {
             let mut entries = store.tail_after(&self.position).await.map_err(End::Store)?;
+            // Behind the read: only what was trimmed before it is missing. A slow reader meets this at any turn.
+            if !store.tail_holds(&self.position).await.map_err(End::Store)? {
+                let reset = self.reset(&now);
+                return self.send(reset).await;
+            }
             // A position stands inside one entry at most, so that one is finished before another is begun. It need not be
             // the earliest: each bucket of a Cluster is read at its own pace.
             let begun = |entry: &Entry| (1..entry.records.len()).contains(&self.position.passed(entry));
@@ -185,7 +216,7 @@ impl Reader {
             }
             // What lies behind `now` comes as a frame, too; the position tells. It must not stand inside an entry then,
             // or frames of others would move it back to that entry's beginning.
-            let last = entries.iter().all(|entry| now.passed(entry) == 0);
+            let last = !entries.iter().any(|entry| now.is_behind(entry));
             for portion in portions(&entries) {
                 self.send_entries(portion, &mut seen).await?;
             }
@@ -196,16 +227,15 @@ impl Reader {
     }
 
     async fn send_entries(&mut self, entries: &[Entry], seen: &mut Seen) -> Result<(), End> {
-        let records = entries.iter().flat_map(|entry| entry.records.iter().map(move |record| (entry.bucket, record)));
-        let records: Vec<_> = records.collect();
+        let records: Vec<_> = numbered(entries).collect();
         let events = events_of(&self.app.store, &records).await.map_err(End::Store)?;
         let mut text = Vec::new();
         for entry in entries {
+            seen.heed(entry);
             for number in self.position.passed(entry)..entry.records.len() {
-                let record = &entry.records[number];
-                let new = seen.is_new(entry.bucket, record);
+                let new = seen.is_new(entry, &entry.records[number]);
                 self.position.pass(entry, number);
-                let event = events.get(&(entry.bucket, record.partition, record.offset)).and_then(Option::as_ref);
+                let event = events.get(&(entry.bucket, entry.id, number)).and_then(Option::as_ref);
                 if let Some(json) = event.filter(|json| new && self.query.admits(json)) {
                     text.extend_from_slice(&frame(&self.position, json));
                 }
@@ -218,7 +248,71 @@ impl Reader {
         if text.is_empty() { Ok(()) } else { self.send(text.into()).await }
     }
 
+    /// Waits for the client, but not for longer than the process is to live.
     async fn send(&self, text: Bytes) -> Result<(), End> {
-        self.out.send(Ok(text)).await.map_err(|_| End::Gone)
+        tokio::select! {
+            biased;
+            () = self.app.checks.draining.cancelled() => Err(End::Draining),
+            sent = self.out.send(Ok(text)) => sent.map_err(|_| End::Gone),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::config::parse;
+    use common::shutdown::Shutdown;
+    use common::store::Store;
+    use common::testing::FakePublisher;
+
+    use super::*;
+    use crate::{Config, keys};
+
+    const SOON: Duration = Duration::from_millis(10);
+    const KEY: &str = "a-key-of-a-reader";
+
+    /// An application whose keys are these lines, as they change.
+    fn app(file: &tempfile::NamedTempFile, lines: &str) -> Arc<App> {
+        std::fs::write(file.path(), lines).unwrap();
+        let args = ["api", "--redis-url", "redis://127.0.0.1:9", "--api-keys-file", file.path().to_str().unwrap()];
+        let config = Config::check(&parse(args, |_| None).unwrap()).unwrap();
+        let store = Store::new(&config.redis).unwrap();
+        let app = App::new(Arc::new(FakePublisher::default()), store, config, Shutdown::new());
+        tokio::spawn(Arc::clone(app.keys.as_ref().unwrap()).follow(SOON));
+        Arc::new(app)
+    }
+
+    #[tokio::test]
+    async fn a_stream_ends_when_its_key_is_taken_away_and_not_before() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let line = |key, scopes| keys::line("desk", key, scopes).unwrap();
+        let app = app(&file, &line(KEY, "read"));
+        let mut headers = HeaderMap::new();
+        headers.insert("x-api-key", HeaderValue::from_static(KEY));
+        let (key, (_tail, frames), (out, mut body)) = (key_in(&headers), broadcast::channel(1), mpsc::channel(1));
+        let position = TailPosition::default();
+        let reader = Reader { app, query: Query::default(), key, position, frames, out, period: SOON };
+        tokio::spawn(reader.read(false, position));
+        let mut next = async || {
+            let piece = tokio::time::timeout(Duration::from_secs(10), body.recv()).await.unwrap();
+            piece.map(|piece| String::from_utf8(piece.unwrap().to_vec()).unwrap())
+        };
+        assert!(next().await.unwrap().starts_with("retry"));
+        for _ in 0..5 {
+            assert!(next().await.unwrap().starts_with(": heartbeat"));
+        }
+        // The same id, but not the same key.
+        std::fs::write(file.path(), line("another-key-of-a-reader", "read")).unwrap();
+        let last = tokio::time::timeout(Duration::from_secs(10), async {
+            loop {
+                let piece = next().await.unwrap();
+                if !piece.starts_with(": heartbeat") {
+                    return piece;
+                }
+            }
+        });
+        let last = last.await.expect("an end");
+        assert!(last.starts_with("event: end\n") && last.contains("not in force any more"), "{last}");
+        assert_eq!(next().await, None);
     }
 }

@@ -1,10 +1,10 @@
 //! `POST /events/batch`: a result for each item, whatever its neighbours are.
 
-use std::io::Write;
-
+use async_compression::tokio::bufread::{BrotliEncoder, GzipEncoder, ZstdEncoder};
 use common::kafka::PublishError;
 use common::testing::FakePublisher;
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
 use warp::http::Response;
 use warp::test::RequestBuilder;
 
@@ -150,22 +150,40 @@ async fn validation_only_publishes_nothing() {
     assert_eq!(reply.status(), 400);
 }
 
-fn packed(coding: &str, text: &[u8]) -> Vec<u8> {
-    let mut program = std::process::Command::new("gzip");
-    assert_eq!(coding, "gzip");
-    let mut child = program.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
-    let (mut input, text) = (child.stdin.take().unwrap(), text.to_vec());
-    let writer = std::thread::spawn(move || input.write_all(&text).unwrap());
-    let packed = child.wait_with_output().unwrap().stdout;
-    writer.join().unwrap();
+async fn packed(coding: &str, text: &[u8]) -> Vec<u8> {
+    let mut packed = Vec::new();
+    let read = match coding {
+        "gzip" => GzipEncoder::new(text).read_to_end(&mut packed).await,
+        "zstd" => ZstdEncoder::new(text).read_to_end(&mut packed).await,
+        _ => BrotliEncoder::new(text).read_to_end(&mut packed).await,
+    };
+    read.unwrap();
     packed
+}
+
+#[tokio::test]
+async fn bodies_come_in_each_coding_and_in_several_parts() {
+    for (coding, parts_are_allowed) in [("gzip", true), ("zstd", true), ("br", false)] {
+        let first = packed(coding, format!("{EVENT}\n").as_bytes()).await;
+        let send = |body: Vec<u8>| {
+            batch(body).header("content-type", "application/x-ndjson").header("content-encoding", coding)
+        };
+        let (reply, published) = sent(send(first.clone()), &[]).await;
+        assert_eq!((statuses(&body(&reply)), published), (vec![201], 1), "{coding}");
+        if parts_are_allowed {
+            let (reply, published) = sent(send([&first[..], &first].concat()), &[]).await;
+            assert_eq!((statuses(&body(&reply)), published), (vec![201, 201], 2), "{coding}: nothing is left out");
+            let (reply, published) = sent(send([&first[..], b"no more of it"].concat()), &[]).await;
+            assert_eq!((statuses(&body(&reply)), published), (vec![201, 400], 1), "{coding}: what follows is not ours");
+        }
+    }
 }
 
 #[tokio::test]
 async fn packed_bodies_are_unpacked_within_their_limits() {
     let text = format!("[{EVENT},{EVENT}]");
-    let gzip = |text: &[u8]| batch(packed("gzip", text)).header("content-encoding", "gzip");
-    let (reply, published) = sent(gzip(text.as_bytes()), &[]).await;
+    let gzip = async |text: &[u8]| batch(packed("gzip", text).await).header("content-encoding", "gzip");
+    let (reply, published) = sent(gzip(text.as_bytes()).await, &[]).await;
     assert_eq!((statuses(&body(&reply)), published), (vec![201, 201], 2));
 
     let (reply, _) = sent(batch(&text).header("content-encoding", "gzip"), &[]).await;
@@ -176,11 +194,11 @@ async fn packed_bodies_are_unpacked_within_their_limits() {
 
     // A megabyte of blanks packs into a kilobyte.
     let bomb = vec![b' '; 100 << 20];
-    let (reply, _) = sent(gzip(&bomb), &[]).await;
+    let (reply, _) = sent(gzip(&bomb).await, &[]).await;
     assert_eq!(refused(&reply, 413)["type"], "urn:user-activity:problem:body-too-large");
-    let (reply, _) = sent(gzip(&bomb[..4 << 20]), &[]).await;
+    let (reply, _) = sent(gzip(&bomb[..4 << 20]).await, &[]).await;
     assert_eq!(refused(&reply, 413)["type"], "urn:user-activity:problem:ratio-too-large");
-    let (reply, _) = sent(gzip(&bomb[..1 << 20]).path("/events/generate"), &[]).await;
+    let (reply, _) = sent(gzip(&bomb[..1 << 20]).await.path("/events/generate"), &[]).await;
     assert!(refused(&reply, 413)["detail"].as_str().unwrap().contains("262144 bytes"), "the unpacked size counts");
 }
 

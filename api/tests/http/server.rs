@@ -314,6 +314,27 @@ async fn one_connection_more_than_the_limit_waits_until_another_ends() {
 }
 
 #[tokio::test]
+async fn streams_take_half_of_the_connections_and_no_more() {
+    let server = Server::start(app(FakePublisher::default(), &["--http-max-connections", "4"])).await;
+    // Each waits for a tail that nobody reads here, and is then told that the store is away.
+    let mut streams = [server.connect().await, server.connect().await, server.connect().await];
+    for stream in &mut streams {
+        stream.send(&get("/events/stream")).await;
+    }
+    let [first, second, third] = &mut streams;
+    let refused = [first.reply(), second.reply(), third.reply()].map(Box::pin);
+    let (reply, which, others) = futures::future::select_all(refused).await;
+    assert_eq!(reply.refusal(429)["type"], "urn:user-activity:problem:too-many-streams", "{which}");
+    assert_eq!(reply.header("retry-after"), "1");
+    assert_eq!(server.reply(&get("/livez")).await.status(), 200, "there is room for others");
+    for reply in futures::future::join_all(others).await {
+        reply.refusal(503);
+    }
+    // A place that was left is free again.
+    server.reply(&get("/events/stream")).await.refusal(503);
+}
+
+#[tokio::test]
 async fn a_drain_answers_what_is_in_flight_closes_what_is_idle_and_takes_nothing_new() {
     let publisher = Held::new();
     let server = Server::start(app(publisher.clone(), &[])).await;
@@ -404,6 +425,62 @@ async fn without_a_key_nothing_is_posted_or_read_and_a_key_does_what_its_scopes_
     assert_eq!(server.reply(&get("/livez")).await.status(), 200);
 }
 
+#[tokio::test]
+async fn trying_keys_out_counts_and_so_does_no_key_but_not_for_who_has_one() {
+    let publisher = FakePublisher::default();
+    let (app, _file) = guarded(&publisher, &["--rate-limit", "1"]);
+    let server = Server::start(app).await;
+    let with_key = async |key: &str| server.reply(&with(&post(EVENT), &format!("X-Api-Key: {key}"))).await;
+    with_key("another").await.refusal(401);
+    let refused = with_key("a-third").await;
+    assert_eq!(refused.header("ratelimit-policy"), "\"client\";q=1;w=1", "{}", refused.head);
+    assert_eq!(refused.refusal(429)["type"], "urn:user-activity:problem:rate-limited");
+    assert_eq!(server.reply(&get("/openapi.json")).await.status(), 429, "of the same address");
+    assert_eq!(with_key(KEY).await.status(), 201);
+}
+
+/// A post that has sent this much of its body and not all.
+async fn unfinished(server: &Server, path: &str, kind: &str, bytes: usize) -> Connection {
+    let mut connection = server.connect().await;
+    let head =
+        format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n", bytes + 1);
+    connection.send(&(head + &" ".repeat(bytes))).await;
+    connection
+}
+
+#[tokio::test]
+async fn large_bodies_have_a_limit_together_and_small_ones_pass() {
+    let limits = ["--http-max-body", "100KiB", "--http-max-batch-body", "100KiB", "--http-body-budget", "100KiB"];
+    let app = app(FakePublisher::default(), &limits);
+    let server = Server::start(Arc::clone(&app)).await;
+    let held = async |bytes: usize| {
+        timeout(PATIENCE, async {
+            while app.memory.held() != bytes {
+                sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .unwrap_or_else(|_| panic!("{} instead of {bytes}", app.memory.held()));
+    };
+    let forms = [("/events/generate", "application/json"), ("/events/batch", "application/json")];
+    for (path, kind) in forms.into_iter().chain([("/events/batch", "application/x-ndjson")]) {
+        let first = unfinished(&server, path, kind, 60_000).await;
+        held(60_000).await;
+        let mut second = unfinished(&server, "/events/batch", "application/json", 60_000).await;
+        let refused = second.reply().await;
+        assert_eq!((refused.header("retry-after"), refused.header("connection")), ("1", "close"), "{path}");
+        let problem = refused.refusal(503);
+        assert_eq!(
+            (&problem["type"], &problem["outcome"]),
+            (&"urn:user-activity:problem:no-room".into(), &"not accepted".into())
+        );
+        assert!(problem["detail"].as_str().unwrap().contains("HTTP_BODY_BUDGET"), "{problem}");
+        assert_eq!(server.reply(&post(EVENT)).await.status(), 201, "{path}");
+        drop(first);
+        held(0).await;
+    }
+}
+
 fn put_level(level: &str) -> String {
     format!("PUT /log-level HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{level}", level.len())
 }
@@ -467,7 +544,14 @@ async fn a_browser_may_ask_without_a_key_and_only_known_origins_may_call() {
 
 #[tokio::test]
 async fn without_settings_there_is_neither_cors_nor_a_key() {
-    let server = Server::start(app(FakePublisher::default(), &[])).await;
-    let reply = server.reply(&with(&post(EVENT), "Origin: https://desk.example")).await;
+    let publisher = FakePublisher::default();
+    let server = Server::start(app(publisher.clone(), &[])).await;
+    // A browser sends this for any page, without asking first.
+    let from_a_page = with(&post(EVENT), "Origin: https://desk.example");
+    let refused = server.reply(&from_a_page).await.refusal(415);
+    assert!(refused["detail"].as_str().unwrap().contains("Origin"), "{refused}");
+    assert!(publisher.published().is_empty());
+    // And this only to an origin that lets it: here it would have asked, and got no leave.
+    let reply = server.reply(&with(&from_a_page, "Content-Type: application/json")).await;
     assert_eq!((reply.status(), reply.header("access-control-allow-origin")), (201, ""));
 }

@@ -162,6 +162,7 @@ pub fn bytes(allowed: RangeInclusive<usize>) -> impl FnOnce(&str) -> Result<usiz
             "" | "B" => Some(1),
             "KiB" => Some(1024),
             "MiB" => Some(1024 * 1024),
+            "GiB" => Some(1024 * 1024 * 1024),
             _ => None,
         };
         let number = digits.parse::<usize>().ok().zip(factor).and_then(|(n, f)| n.checked_mul(f));

@@ -73,6 +73,11 @@ pub fn producer_config(settings: &KafkaSettings, client_id: &str) -> ClientConfi
         .set("socket.timeout.ms", settings.request_timeout.as_millis().max(10).to_string())
         .set("retry.backoff.ms", settings.retry_backoff.as_millis().max(1).to_string())
         .set("compression.type", settings.compression)
+        // The API and the topic have the last word on sizes.
+        .set("message.max.bytes", "1000000000")
+        // A topic's max.message.bytes is for the whole batch, and all records of one that is too large are refused for
+        // good. The default of 1 MB is too much for a topic whose limit was lowered; more than this makes nothing faster.
+        .set("batch.size", "131072")
         .set("queue.buffering.max.kbytes", settings.queue_kbytes.to_string());
     if let Some(retries) = settings.retries {
         config.set("retries", retries.to_string());
@@ -80,17 +85,13 @@ pub fn producer_config(settings: &KafkaSettings, client_id: &str) -> ClientConfi
     config
 }
 
-/// As [`producer_config`], with librdkafka's largest limits: a record that fitted its topic once must get through with
-/// its headers, and a batch of dead letters must find room in the queue. The topic has the last word on sizes.
+/// As [`producer_config`], with librdkafka's largest queue: a batch of dead letters must find room in it.
 #[must_use]
 pub fn dead_letter_producer_config(settings: &KafkaSettings, client_id: &str) -> ClientConfig {
     let mut config = producer_config(settings, client_id);
     // A worker waits for its dead letters, and must not wait so long that the group takes it for dead.
     let timeout = settings.delivery_timeout.min(Duration::from_secs(10)).as_millis().to_string();
-    config
-        .set("message.max.bytes", "1000000000")
-        .set("queue.buffering.max.kbytes", "1048576")
-        .set("message.timeout.ms", timeout);
+    config.set("queue.buffering.max.kbytes", "1048576").set("message.timeout.ms", timeout);
     config
 }
 
@@ -215,11 +216,13 @@ mod tests {
             [
                 "acks=all",
                 "allow.auto.create.topics=false",
+                "batch.size=131072",
                 "bootstrap.servers=localhost:9092",
                 "client.id=api",
                 "compression.type=none",
                 "enable.idempotence=true",
                 "linger.ms=0",
+                "message.max.bytes=1000000000",
                 "message.timeout.ms=5000",
                 "partitioner=murmur2_random",
                 "queue.buffering.max.kbytes=65536",

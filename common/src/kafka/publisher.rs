@@ -1,6 +1,6 @@
 //! Publishing: a record is handed over, and the answer comes when the brokers have it.
 //!
-//! An error is classified here, at the edge that knows its cause; whoever publishes reads only the class.
+//! A backend classifies its errors, at the edge that knows their cause; whoever publishes reads only the class.
 
 use std::time::Duration;
 

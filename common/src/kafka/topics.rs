@@ -60,18 +60,29 @@ pub async fn create_topics(settings: &KafkaSettings, client_id: &str) -> Result<
     let admin: AdminClient<LogContext> = producer_config(settings, client_id)
         .create_with_context(LogContext::default())
         .map_err(TopicError::Settings)?;
+    let created = create_missing(&admin, settings, &partitions).await;
+    // Waits for a thread of the client.
+    drop(tokio::task::spawn_blocking(move || drop(admin)));
+    created
+}
+
+async fn create_missing(
+    admin: &AdminClient<LogContext>,
+    settings: &KafkaSettings,
+    partitions: &HashMap<String, i32>,
+) -> Result<(), TopicError> {
     let Topics { events, dead_letters, .. } = &settings.topics;
     let replication = || TopicReplication::Fixed(settings.topics.replication_factor);
     if !partitions.contains_key(events) {
-        create(&admin, settings, NewTopic::new(events, settings.topics.partitions, replication())).await?;
+        create(admin, settings, NewTopic::new(events, settings.topics.partitions, replication())).await?;
     }
     if !partitions.contains_key(dead_letters) {
         let like_main = partitions.get(events).copied().unwrap_or(settings.topics.partitions);
-        let size = (max_message_bytes(settings, &admin).await + DEAD_LETTER_HEADROOM).to_string();
+        let size = (max_message_bytes(settings, admin).await + DEAD_LETTER_HEADROOM).to_string();
         let topic = NewTopic::new(dead_letters, like_main, replication())
             .set("retention.ms", "-1")
             .set("max.message.bytes", &size);
-        create(&admin, settings, topic).await?;
+        create(admin, settings, topic).await?;
     }
     Ok(())
 }

@@ -65,9 +65,27 @@ pub enum StoreError {
         /// Its policy.
         policy: String,
     },
+    /// The server lacks commands that are needed.
+    #[error("Redis at {address} is version {found}, {needed} or later is needed: set REDIS_URL to such a server")]
+    TooOld {
+        /// Host and port.
+        address: String,
+        /// Its version.
+        found: String,
+        /// The oldest version that will do.
+        needed: &'static str,
+    },
     /// A reply that can't be read as what it should be.
     #[error("Redis holds something unexpected: {0}")]
     Corrupt(String),
+}
+
+impl StoreError {
+    /// Whether asking again is no use until somebody has changed the server or the settings.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Layout { .. } | Self::Unfit { .. } | Self::TooOld { .. })
+    }
 }
 
 #[derive(Default)]

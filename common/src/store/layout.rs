@@ -63,7 +63,9 @@ impl StoredId {
     /// Takes what Redis holds; `None` when it can't be an id.
     pub(super) fn read(stored: Vec<u8>) -> Option<Self> {
         let id = Self(stored);
-        id.with_text(|text| EventId::parse(text).is_some()).unwrap_or(false).then_some(id)
+        // 16 bytes are a UUID whatever they are.
+        let is_id = id.0.len() == 16 || id.with_text(|text| EventId::parse(text).is_some()).unwrap_or(false);
+        is_id.then_some(id)
     }
 
     pub(super) fn bucket(&self) -> usize {
@@ -94,13 +96,15 @@ impl fmt::Display for StoredId {
 #[derive(Debug, Clone)]
 pub struct Layout {
     prefix: String,
+    /// What the names of each bucket's events begin with: a list makes a thousand of these names.
+    events: [String; BUCKETS],
 }
 
 impl Layout {
     /// Keys that begin with `prefix`.
     #[must_use]
     pub fn new(prefix: &str) -> Self {
-        Self { prefix: prefix.to_owned() }
+        Self { prefix: prefix.to_owned(), events: TAGS.map(|tag| [prefix, "ev:{", tag, "}:"].concat()) }
     }
 
     pub(super) fn event(&self, bucket: usize, id: &StoredId) -> Vec<u8> {
@@ -108,8 +112,8 @@ impl Layout {
     }
 
     /// What the names of a bucket's events begin with.
-    pub(super) fn events(&self, bucket: usize) -> String {
-        [&self.prefix, "ev:{", TAGS[bucket], "}:"].concat()
+    pub(super) fn events(&self, bucket: usize) -> &str {
+        &self.events[bucket]
     }
 
     pub(super) fn index(&self, bucket: usize) -> String {

@@ -15,22 +15,37 @@ const MOST_STEPS: usize = 500;
 /// How far below its limit the guard goes, in percent, so that it does not act for each event.
 const MARGIN: u64 = 2;
 
-/// Removes the oldest events up to a score, bodies first. ARGV: highest score, most entries, what the names of bodies
-/// begin with. Replies with their number.
-const MAKE_ROOM: &str = "local ids = redis.call('ZRANGE', KEYS[1], '-inf', ARGV[1], 'BYSCORE', 'LIMIT', 0, ARGV[2]) \
-    for _, id in ipairs(ids) do redis.call('DEL', ARGV[3] .. id) end \
-    if #ids > 0 then redis.call('ZREM', KEYS[1], unpack(ids)) end \
-    return #ids";
+/// The last byte of a body that a userId can reach: before it come the names of two members, an eventId of 64 bytes and
+/// itself of 256, each of which takes at most six in JSON.
+const END_OF_USER: usize = 2_047;
 
-/// Moves a mark forward, never back.
+/// Removes the oldest events up to a score, bodies first. ARGV: highest score, most entries, what the names of bodies
+/// begin with, how far to read them. Replies with the ids and the beginnings of the bodies, empty where there is none.
+const MAKE_ROOM: &str = "local ids = redis.call('ZRANGE', KEYS[1], '-inf', ARGV[1], 'BYSCORE', 'LIMIT', 0, ARGV[2]) \
+    local bodies = {} \
+    for i, id in ipairs(ids) do \
+      bodies[i] = redis.call('GETRANGE', ARGV[3] .. id, 0, ARGV[4]) \
+      redis.call('DEL', ARGV[3] .. id) \
+    end \
+    if #ids > 0 then redis.call('ZREM', KEYS[1], unpack(ids)) end \
+    return {ids, bodies}";
+
+/// Moves a mark forward, never back. A Redis that is full refuses `SET`, but not in a script that has written something
+/// before, and `PERSIST` takes no memory.
 const MARK: &str = "local mark = tonumber(redis.call('GET', KEYS[1]) or '0') \
-    if tonumber(ARGV[1]) > mark then redis.call('SET', KEYS[1], ARGV[1]) end \
+    if tonumber(ARGV[1]) > mark then \
+      redis.call('PERSIST', KEYS[1]) \
+      redis.call('SET', KEYS[1], ARGV[1]) \
+    end \
     return 1";
+
+/// Events that are gone: their ids as they are stored, and the beginnings of their bodies.
+type Trimmed = (Vec<Vec<u8>>, Vec<Vec<u8>>);
 
 /// How full a Redis is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
-    /// Bytes in use.
+    /// Bytes in use, of those that count.
     pub used: u64,
     /// Bytes that it may use: its `maxmemory`.
     pub max: u64,
@@ -56,8 +71,18 @@ pub struct Room {
 fn parse(info: &str) -> Option<Memory> {
     let fields: HashMap<&str, &str> = info.lines().filter_map(|line| line.split_once(':')).collect();
     let number = |name: &str| fields.get(name)?.trim().parse::<u64>().ok();
-    let memory = Memory { used: number("used_memory")?, max: number("maxmemory")? };
+    // What waits for replicas and for the append-only file does not count towards the limit.
+    let elsewhere = number("mem_not_counted_for_evict").unwrap_or_default();
+    let memory = Memory { used: number("used_memory")?.saturating_sub(elsewhere), max: number("maxmemory")? };
     (memory.max > 0).then_some(memory)
+}
+
+/// Whose an event is, from the beginning of its body. No string before it can look like the member's name: a quotation
+/// mark in one has a backslash before it.
+fn user_of(body: &[u8]) -> Option<String> {
+    const NAME: &[u8] = br#""userId":"#;
+    let value = body.windows(NAME.len()).position(|part| part == NAME)? + NAME.len();
+    serde_json::Deserializer::from_slice(&body[value..]).into_iter().next()?.ok()
 }
 
 impl Store {
@@ -85,12 +110,9 @@ impl Store {
             let Some(highest) = self.oldest_step().await? else { break };
             // Everything of this millisecond goes, so that the mark is exact.
             let before = Timestamp::from_millis(highest / 1024 + 1).unwrap_or_else(Timestamp::now);
-            // First, so that nobody misses an event without being told. A Redis that is full already refuses it.
-            let marked = self.mark_trimmed(before).await;
+            // First, so that nobody misses an event without being told.
+            self.mark_trimmed(before).await?;
             let removed = self.trim_to(before.millis() * 1024 - 1).await?;
-            if marked.is_err() {
-                self.mark_trimmed(before).await?;
-            }
             room = Some(Room { removed: removed + room.map_or(0, |room| room.removed), before });
             if !full(self.memory().await?, percent.saturating_sub(MARGIN)) {
                 break;
@@ -116,15 +138,35 @@ impl Store {
             let scripts = (0..BUCKETS).map(|bucket| {
                 let mut script = redis::cmd("EVAL");
                 script.arg(MAKE_ROOM).arg(1).arg(self.layout.index(bucket));
-                script.arg(highest).arg(STEP).arg(self.layout.events(bucket));
+                script.arg(highest).arg(STEP).arg(self.layout.events(bucket)).arg(END_OF_USER);
                 script
             });
-            let counts: Vec<usize> = self.read.scatter(scripts).await?;
-            removed += counts.iter().sum::<usize>();
-            if counts.iter().all(|count| *count < STEP) {
+            let steps: Vec<Trimmed> = self.read.scatter(scripts).await?;
+            self.trim_users(&steps).await?;
+            removed += steps.iter().map(|(ids, _)| ids.len()).sum::<usize>();
+            if steps.iter().all(|(ids, _)| ids.len() < STEP) {
                 return Ok(removed);
             }
         }
+    }
+
+    /// Takes events that are gone out of their users' indexes, which would otherwise be all that is left in the end.
+    async fn trim_users(&self, steps: &[Trimmed]) -> Result<(), StoreError> {
+        let mut users: HashMap<String, Vec<&[u8]>> = HashMap::new();
+        for (id, body) in steps.iter().flat_map(|(ids, bodies)| ids.iter().zip(bodies)) {
+            if let Some(user) = user_of(body) {
+                users.entry(user).or_default().push(id);
+            }
+        }
+        if users.is_empty() {
+            return Ok(());
+        }
+        let removals = users.into_iter().map(|(user, ids)| {
+            let mut removal = redis::cmd("ZREM");
+            removal.arg(self.layout.user_index(bucket_of(&user), &user)).arg(ids);
+            removal
+        });
+        self.read.scatter::<usize>(removals).await.map(drop)
     }
 
     async fn mark_trimmed(&self, before: Timestamp) -> Result<(), StoreError> {
@@ -141,30 +183,28 @@ impl Store {
         let millis: Option<i64> = self.read.command(redis::cmd("GET").arg(self.layout.trimmed())).await?;
         Ok(millis.and_then(Timestamp::from_millis))
     }
+}
 
-    /// Remembers for a day that an event has become a dead letter, and why.
-    ///
-    /// # Errors
-    /// [`StoreError`] when Redis has no good answer.
-    pub async fn note_dead_letters(&self, letters: &[(String, String)]) -> Result<(), StoreError> {
-        const DAY_MS: u32 = 86_400_000;
-        if letters.is_empty() {
-            return Ok(());
-        }
-        let notes = letters.iter().map(|(event_id, reason)| {
-            let mut note = redis::cmd("SET");
-            note.arg(self.layout.dead_letter(bucket_of(event_id), event_id)).arg(reason).arg("PX").arg(DAY_MS);
-            note
-        });
-        self.read.scatter::<()>(notes).await.map(drop)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_for_replicas_does_not_count() {
+        let info = "# Memory\r\nused_memory:900\r\nmem_not_counted_for_evict:400\r\nmaxmemory:1000\r\n";
+        assert_eq!(parse(info).unwrap().percent(), 50);
+        assert_eq!(parse("used_memory:900\r\nmaxmemory:0"), None);
     }
 
-    /// Why an event became a dead letter; `None` when it is not known to be one.
-    ///
-    /// # Errors
-    /// [`StoreError`] when Redis has no good answer.
-    pub async fn dead_letter(&self, event_id: &str) -> Result<Option<String>, StoreError> {
-        let key = self.layout.dead_letter(bucket_of(event_id), event_id);
-        self.read.command(redis::cmd("GET").arg(key)).await
+    #[test]
+    fn the_user_is_read_from_the_beginning_of_a_body() {
+        let body = |id: &str, user: &str| {
+            serde_json::json!({"eventId": id, "userId": user, "x": "x".repeat(200)}).to_string().into_bytes()
+        };
+        let (id, user) = ("\u{1}".repeat(64), "\u{1}".repeat(256));
+        assert_eq!(user_of(&body(&id, &user)[..END_OF_USER]), Some(user));
+        assert_eq!(user_of(&body(r#","userId":"no","#, "a\"é")), Some("a\"é".to_owned()));
+        assert_eq!(user_of(b""), None);
+        assert_eq!(user_of(br#"{"eventId":"e","userId":"cut"#), None);
     }
 }

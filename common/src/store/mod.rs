@@ -13,7 +13,7 @@
 //! | `ev:{t}:<id>` | string | the event's JSON, a zero byte, its origin; expires |
 //! | `ix:{t}` | sorted set | id by score |
 //! | `ux:{u}:<userId>` | sorted set | the same of one user, in the bucket of the userId; expires |
-//! | `tl:{t}` | stream | partition, offset and id of what was stored last; capped |
+//! | `tl:{t}` | stream | topic, partition, offset and id of what was stored last, and where logs began; capped |
 //! | `at:{t}` | hash | `<group>\|<topic>:<partition>` → next offset |
 //! | `wk:<member>`, `workers` | hash, sorted set | heartbeats of the workers |
 //! | `dl:{t}:<eventId>` | string | why an event became a dead letter; expires |
@@ -23,6 +23,7 @@
 //! An `<id>` is the eventId as `StoredId` writes it: 16 bytes for a UUID, else its text.
 
 mod connection;
+mod dead_letters;
 mod layout;
 mod memory;
 mod positions;
@@ -34,6 +35,7 @@ mod trim;
 mod workers;
 mod write;
 
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use self::connection::Lane;
@@ -62,6 +64,8 @@ pub struct Store {
     tail: Vec<Lane>,
     retention: Duration,
     user_index: UserIndex,
+    /// Bodies that the next page fetches at a time, by the size of those that were fetched last.
+    portion: AtomicUsize,
 }
 
 impl Store {
@@ -81,22 +85,35 @@ impl Store {
             tail: (0..waiting).map(|_| lane()).collect::<Result<_, _>>()?,
             retention: settings.retention,
             user_index: settings.user_index,
+            portion: AtomicUsize::new(read::FIRST_BODIES),
         })
     }
 
-    /// Whether Redis answers and its data was written with this layout; claims an empty Redis for it.
+    /// Whether Redis answers, is new enough and its data was written with this layout; claims an empty Redis for it.
     ///
     /// # Errors
-    /// [`StoreError::Layout`] when the data is of another layout, else what kept Redis from answering.
+    /// [`StoreError::TooOld`] when it lacks commands, [`StoreError::Layout`] when the data is of another layout, else what
+    /// kept Redis from answering.
     pub async fn check(&self) -> Result<(), StoreError> {
+        self.check_version().await?;
         let key = self.layout.meta();
-        let mut claim = redis::pipe();
-        claim.cmd("SET").arg(&key).arg(layout::VERSION).arg("NX").ignore().cmd("GET").arg(&key);
-        let (found,): (String,) = self.read.pipeline(&claim).await?;
+        let held: Option<String> = self.read.command(redis::cmd("GET").arg(&key)).await?;
+        let found = match held {
+            Some(found) => found,
+            // Only where there is none: a Redis that is full refuses it, and must still be seen to be ours to be trimmed.
+            None => self.claim(&key).await?,
+        };
         if found == layout::VERSION {
             return Ok(());
         }
         Err(StoreError::Layout { key, found, wanted: layout::VERSION })
+    }
+
+    /// Claims the layout, unless another process has just done so. Gives whose it is.
+    async fn claim(&self, key: &str) -> Result<String, StoreError> {
+        let mut claim = redis::pipe();
+        claim.cmd("SET").arg(key).arg(layout::VERSION).arg("NX").ignore().cmd("GET").arg(key);
+        self.read.pipeline(&claim).await.map(|(found,)| found)
     }
 
     /// The oldest time that lists still show.

@@ -3,23 +3,28 @@
 
 use std::collections::HashMap;
 
+use super::tail::MAX_ENTRIES;
 use super::{BUCKETS, Store, StoreError};
 
 /// Writes the place where a partition starts, which is always safe when it lowers a position or when nothing of the
-/// partition is left before it. ARGV: field, start, 1 if start is the beginning of the log, and so on. Replies with 1
-/// or 0 for each.
-const PLACE: &str = "local placed = {} \
-    for i = 1, #ARGV, 3 do \
-      local held = tonumber(redis.call('HGET', KEYS[1], ARGV[i]) or '-1') \
-      if ARGV[i + 2] == '1' or held >= tonumber(ARGV[i + 1]) then \
+/// partition is left before it. The tail is told where a log ends that is read from its beginning: it may be another one
+/// than before. ARGV: most entries of the tail, topic, then field, start, partition, end of the log if start is its
+/// beginning, and so on. Replies with 1 or 0 for each.
+const PLACE: &str = "local placed, ends = {}, {ARGV[2], ''} \
+    for i = 3, #ARGV, 4 do \
+      local held, beginning = tonumber(redis.call('HGET', KEYS[1], ARGV[i]) or '-1'), ARGV[i + 3] ~= '' \
+      if beginning or held >= tonumber(ARGV[i + 1]) then \
         redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) placed[#placed + 1] = 1 \
       else placed[#placed + 1] = 0 end \
+      if beginning then ends[#ends + 1] = ARGV[i + 2] ends[#ends + 1] = ARGV[i + 3] end \
     end \
+    if #ends > 2 then redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[1], '*', unpack(ends)) end \
     return placed";
 
 /// Whose positions: each consumer group has its own for each topic.
 #[derive(Debug, Clone)]
 pub struct PositionScope {
+    topic: String,
     prefix: String,
 }
 
@@ -27,17 +32,23 @@ impl PositionScope {
     /// The positions of `group` in `topic`.
     #[must_use]
     pub fn new(group: &str, topic: &str) -> Self {
-        Self { prefix: format!("{group}|{topic}:") }
+        Self { topic: topic.to_owned(), prefix: format!("{group}|{topic}:") }
     }
 
     pub(super) fn field(&self, partition: i32) -> String {
         format!("{}{partition}", self.prefix)
     }
+
+    pub(super) fn topic(&self) -> &str {
+        &self.topic
+    }
 }
 
-/// The partition that a field is of, whosever it is.
-pub(super) fn partition_of(field: &str) -> Option<i32> {
-    field.rsplit_once(':')?.1.parse().ok()
+/// The topic and the partition that a field is of, whosever it is.
+pub(super) fn partition_of(field: &str) -> Option<(&str, i32)> {
+    let (scope, partition) = field.rsplit_once(':')?;
+    // The name of a group may have such a bar in it, that of a topic can't.
+    Some((scope.rsplit_once('|')?.1, partition.parse().ok()?))
 }
 
 /// One partition's position in every bucket, `None` where there is none.
@@ -50,8 +61,8 @@ pub struct Placement {
     pub partition: i32,
     /// The next offset to read.
     pub start: i64,
-    /// Whether `start` is the beginning of the log, before which nothing is left to store.
-    pub beginning: bool,
+    /// If `start` is the beginning of the log, before which nothing is left to store: where the log ends.
+    pub beginning: Option<i64>,
 }
 
 impl Store {
@@ -89,9 +100,11 @@ impl Store {
         }
         let scripts = (0..BUCKETS).map(|bucket| {
             let mut script = redis::cmd("EVAL");
-            script.arg(PLACE).arg(1).arg(self.layout.positions(bucket));
+            script.arg(PLACE).arg(2).arg(self.layout.positions(bucket)).arg(self.layout.tail(bucket));
+            script.arg(MAX_ENTRIES).arg(scope.topic());
             for Placement { partition, start, beginning } in placements {
-                script.arg(scope.field(*partition)).arg(*start).arg(u8::from(*beginning));
+                let end = beginning.map(|end| end.to_string()).unwrap_or_default();
+                script.arg(scope.field(*partition)).arg(*start).arg(*partition).arg(end);
             }
             script
         });

@@ -3,8 +3,10 @@
 //! A list is a merge of the sixteen buckets' indexes. A row may be given out only when no bucket can still hold a row
 //! before it, so a bucket whose buffered rows are used up is asked again before the merge goes on.
 
+use std::array;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use tokio::sync::mpsc::{self, error::TryRecvError};
@@ -18,14 +20,25 @@ use crate::event::Timestamp;
 
 /// Entries that one page may look at. A filter that admits few of them gets a short page, and a cursor to go on with.
 const SCAN_BUDGET: usize = 10_000;
-/// Entries that are looked at in one step, at least, where a filter may drop most of them.
+/// Rows that a page asks of the indexes at a time, at least, where its own number of them was not enough.
 const SCAN_STEP: usize = 500;
+/// Bytes of events that end a page.
+const PAGE_BYTES: usize = 4 * 1024 * 1024;
+/// Bodies that are fetched in one exchange, at most: they may all be of the largest size.
+const MOST_BODIES: usize = 250;
+/// As many are fetched while nothing is known of their size.
+pub(super) const FIRST_BODIES: usize = 16;
 /// Rows that a [`ReadAhead`] takes from the indexes at a time: their entries come in about 64 KiB, which is what Redis writes
 /// to a connection before it executes what else has come over it. Behind larger replies it goes on to execute and stops
 /// to write, and then has nothing to do while we read all that at once.
 const ROWS_AHEAD: usize = 500;
 /// Steps of it whose bodies are fetched at a time, so that Redis has work while those before are given out.
 const BODIES_AHEAD: usize = 3;
+/// More bytes than an origin has with the zero byte before it: three numbers and the name of a worker, which has up to 64.
+const LONGEST_ORIGIN: i32 = 200;
+/// Bytes of events that such a step is kept to. With what is stored beside them they come in the 64 KiB that Redis writes
+/// to a connection before it executes the next step.
+const STEP_BYTES: usize = 48 * 1024;
 
 /// A page of a list.
 #[derive(Debug, Default)]
@@ -71,9 +84,10 @@ impl List {
     }
 
     /// The JSON of those events that are asked for.
-    async fn events(&self, rows: &[Row]) -> Result<Vec<Bytes>, StoreError> {
+    async fn events(&self, rows: &[Row]) -> Result<Step, StoreError> {
         let bodies = self.store.bodies(self.lane(), rows).await?;
-        Ok(bodies.into_iter().flatten().filter(|json| self.admits(json)).collect())
+        let (rows, bytes) = (rows.len(), size(&bodies));
+        Ok(Step { rows, bytes, events: bodies.into_iter().flatten().filter(|json| self.admits(json)).collect() })
     }
 
     fn lane(&self) -> &Lane {
@@ -81,8 +95,28 @@ impl List {
     }
 }
 
+/// What some rows gave.
+#[derive(Debug, PartialEq, Eq)]
+struct Step {
+    /// How many they were.
+    rows: usize,
+    /// What was fetched for them, admitted or not.
+    bytes: usize,
+    events: Vec<Bytes>,
+}
+
+fn size(bodies: &[Option<Bytes>]) -> usize {
+    bodies.iter().flatten().map(Bytes::len).sum()
+}
+
+/// How many bodies to fetch next, so that about `target` bytes come, where `rows` rows had `bytes`. Never more than twice
+/// as many as `before`: rows that are all large may follow those that are all small.
+fn portion(target: usize, before: usize, rows: usize, bytes: usize) -> usize {
+    (target * rows).checked_div(bytes).unwrap_or(MOST_BODIES).clamp(1, 2 * before).min(MOST_BODIES)
+}
+
 /// A walk over a list, a few rows at a time. Every row that was there at its start is visited once; one that is inserted
-/// meanwhile is visited if it lies beyond what has been fetched of its index.
+/// meanwhile is visited if it lies beyond what has been fetched of its index, the end of which is looked for once.
 pub struct Walk {
     list: Arc<List>,
     low: i64,
@@ -118,32 +152,45 @@ impl Walk {
     /// [`StoreError`] when Redis has no good answer.
     pub async fn step(&mut self, limit: usize) -> Result<Option<Vec<Bytes>>, StoreError> {
         let rows = self.next_rows(limit).await?;
-        if rows.is_empty() { Ok(None) } else { self.list.events(&rows).await.map(Some) }
+        if rows.is_empty() { Ok(None) } else { Ok(Some(self.list.events(&rows).await?.events)) }
     }
 
-    /// Whether it is known without asking that nothing comes after what was given out.
-    #[must_use]
-    pub fn is_at_end(&self) -> bool {
-        self.merged.is_empty() && self.all_is_merged()
+    /// Whether the list ends within the next `limit` rows. Fetches no body.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis has no good answer.
+    pub async fn ends_within(&mut self, limit: usize) -> Result<bool, StoreError> {
+        self.fill(limit + 1).await?;
+        Ok(self.merged.len() <= limit)
     }
 
     fn all_is_merged(&self) -> bool {
         self.heads.iter().all(|head| head.exhausted && head.buffered.is_empty())
     }
 
-    /// Whether anything comes after what was given out. Moves on by one row.
-    async fn has_more(&mut self) -> Result<bool, StoreError> {
-        Ok(!self.next_rows(1).await?.is_empty())
+    async fn next_rows(&mut self, limit: usize) -> Result<Vec<Row>, StoreError> {
+        self.fill(limit).await?;
+        Ok(self.take(limit))
     }
 
-    async fn next_rows(&mut self, limit: usize) -> Result<Vec<Row>, StoreError> {
-        while self.merged.len() < limit && !self.all_is_merged() {
-            // A bucket's share of the rows varies; half as much again is seldom too little.
-            let share = if self.heads.len() == 1 { limit } else { 2 * limit / BUCKETS + 4 };
+    /// Reads the indexes until so many rows are at hand, if there are so many.
+    async fn fill(&mut self, wanted: usize) -> Result<(), StoreError> {
+        let share = match self.heads.len() {
+            // The last row given out comes again, and one more tells whether the list goes on.
+            1 => wanted + 2,
+            // A bucket's share of the rows varies: four standard deviations are hardly ever too little.
+            buckets => wanted / buckets + 4 * (wanted / buckets).isqrt() + 4,
+        };
+        while self.merged.len() < wanted && !self.all_is_merged() {
             self.refill(share).await?;
             self.merge();
         }
-        Ok(self.merged.drain(..limit.min(self.merged.len())).collect())
+        Ok(())
+    }
+
+    /// Up to `limit` of the rows that are at hand.
+    fn take(&mut self, limit: usize) -> Vec<Row> {
+        self.merged.drain(..limit.min(self.merged.len())).collect()
     }
 
     /// Takes the rows up to the one behind which some bucket has not been read.
@@ -205,7 +252,9 @@ pub struct ReadAhead {
     rows: VecDeque<Row>,
     /// No rows come any more.
     ended: bool,
-    steps: VecDeque<JoinHandle<Result<Vec<Bytes>, StoreError>>>,
+    steps: VecDeque<JoinHandle<Result<Step, StoreError>>>,
+    /// Rows of the next step.
+    portion: usize,
 }
 
 impl From<Walk> for ReadAhead {
@@ -213,11 +262,11 @@ impl From<Walk> for ReadAhead {
         let (sender, merged) = mpsc::channel(1);
         let list = Arc::clone(&walk.list);
         tokio::spawn(merge_ahead(walk, sender));
-        Self { list, merged, rows: VecDeque::new(), ended: false, steps: VecDeque::new() }
+        Self { list, merged, rows: VecDeque::new(), ended: false, steps: VecDeque::new(), portion: FIRST_BODIES }
     }
 }
 
-/// Ends with the list, for which no rows stand, with a failure, or when nobody reads on.
+/// Ends with a failure, when nobody reads on, or with the list: then no rows are the last that is sent.
 async fn merge_ahead(mut walk: Walk, merged: mpsc::Sender<Result<Vec<Row>, StoreError>>) {
     loop {
         let rows = walk.next_rows(ROWS_AHEAD).await;
@@ -229,16 +278,14 @@ async fn merge_ahead(mut walk: Walk, merged: mpsc::Sender<Result<Vec<Row>, Store
 }
 
 impl ReadAhead {
-    /// As [`Walk::step`].
+    /// As [`Walk::step`], of as many rows as fit a step by what was seen of their size.
     ///
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
-    pub async fn step(&mut self, limit: usize) -> Result<Option<Vec<Bytes>>, StoreError> {
+    pub async fn step(&mut self) -> Result<Option<Vec<Bytes>>, StoreError> {
         while self.steps.len() < BODIES_AHEAD {
-            if self.rows.is_empty() && !self.ended {
-                self.take_rows().await?;
-            }
-            let rows: Vec<Row> = self.rows.drain(..limit.min(self.rows.len())).collect();
+            while self.rows.len() < self.portion && !self.ended && self.take_rows().await? {}
+            let rows: Vec<Row> = self.rows.drain(..self.portion.min(self.rows.len())).collect();
             if rows.is_empty() {
                 break;
             }
@@ -246,20 +293,22 @@ impl ReadAhead {
             self.steps.push_back(tokio::spawn(async move { list.events(&rows).await }));
         }
         let Some(first) = self.steps.pop_front() else { return Ok(None) };
-        first.await.map_err(|error| StoreError::Corrupt(error.to_string()))?.map(Some)
+        let step = first.await.map_err(|error| StoreError::Corrupt(error.to_string()))??;
+        self.portion = portion(STEP_BYTES, self.portion, step.rows, step.bytes);
+        Ok(Some(step.events))
     }
 
-    /// Only who has nothing else to give out waits for rows.
-    async fn take_rows(&mut self) -> Result<(), StoreError> {
+    /// Whether rows came. Only who has nothing else to give out waits for them.
+    async fn take_rows(&mut self) -> Result<bool, StoreError> {
         let broke_off = || StoreError::Corrupt("the walk over the indexes broke off".into());
         let rows = match self.merged.try_recv() {
             Ok(rows) => rows?,
-            Err(TryRecvError::Empty) if !self.steps.is_empty() => return Ok(()),
+            Err(TryRecvError::Empty) if !(self.steps.is_empty() && self.rows.is_empty()) => return Ok(false),
             Err(_) => self.merged.recv().await.ok_or_else(broke_off)??,
         };
         self.ended = rows.is_empty();
         self.rows.extend(rows);
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -279,8 +328,8 @@ impl Head {
 }
 
 impl Store {
-    /// One page of a list. It may be short, or even empty, and still have a next one: the filters then admit few of the
-    /// many events that were looked at.
+    /// One page of a list. It may be short, or even empty, and still have a next one: the events are large then, or the
+    /// filters admit few of the many that were looked at.
     ///
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
@@ -291,27 +340,33 @@ impl Store {
         limit: usize,
     ) -> Result<Page, StoreError> {
         let mut walk = Walk::new(self, query, cursor, false);
-        let by_user_index = walk.heads.len() == 1;
-        let selective = !query.types.is_empty() || (query.user.is_some() && !by_user_index);
-        let (mut page, mut scanned) = (Page::default(), 0);
-        while page.events.len() < limit && scanned < SCAN_BUDGET {
-            let missing = limit - page.events.len();
-            let rows = walk.next_rows(if selective { missing.max(SCAN_STEP) } else { missing }).await?;
+        let (mut page, mut scanned, mut bytes) = (Page::default(), 0, 0);
+        while page.events.len() < limit && bytes < PAGE_BYTES && scanned < SCAN_BUDGET {
+            let (admitted, missing) = (page.events.len(), limit - page.events.len());
+            if walk.merged.is_empty() {
+                walk.fill(if scanned == 0 { limit } else { missing.max(SCAN_STEP) }).await?;
+            }
+            let most = self.portion.load(Ordering::Relaxed);
+            // As many as are missing, if as few of them are left away as of those before.
+            let rows = walk.take((missing * scanned.max(1) / admitted.max(1)).min(most));
             if rows.is_empty() {
                 page.next = None;
                 return Ok(page);
             }
             scanned += rows.len();
             let bodies = self.bodies(&self.read, &rows).await?;
+            self.portion.store(portion(PAGE_BYTES, most, rows.len(), size(&bodies)), Ordering::Relaxed);
             for (row, json) in rows.into_iter().zip(bodies) {
-                if page.events.len() == limit {
+                if page.events.len() == limit || bytes >= PAGE_BYTES {
                     return Ok(page);
                 }
-                page.events.extend(json.filter(|json| walk.list.admits(json)));
+                let json = json.filter(|json| walk.list.admits(json));
+                bytes += json.as_ref().map_or(0, Bytes::len);
+                page.events.extend(json);
                 page.next = Some(Cursor(row));
             }
         }
-        if !walk.has_more().await? {
+        if walk.ends_within(0).await? {
             page.next = None;
         }
         Ok(page)
@@ -348,10 +403,14 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn look_up(&self, ids: &[&str]) -> Result<Vec<Found>, StoreError> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
         let commands = ids.iter().flat_map(|id| {
-            let (mut body, mut score) = (redis::cmd("GET"), redis::cmd("ZSCORE"));
+            let (mut body, mut score) = (redis::cmd("GETRANGE"), redis::cmd("ZSCORE"));
             let (bucket, id) = (bucket_of(id), StoredId::of(id));
-            body.arg(self.layout.event(bucket, &id));
+            // Only what is behind the JSON: it is of any size. What is not there has an empty end.
+            body.arg(self.layout.event(bucket, &id)).arg(-LONGEST_ORIGIN).arg(-1);
             score.arg(self.layout.index(bucket)).arg(id.as_bytes());
             [body, score]
         });
@@ -368,7 +427,8 @@ impl Store {
     async fn bodies(&self, lane: &Lane, rows: &[Row]) -> Result<Vec<Option<Bytes>>, StoreError> {
         let ids: Vec<&StoredId> = rows.iter().map(|row| &row.id).collect();
         let json = |mut body: Vec<u8>| {
-            body.truncate(body.iter().position(|byte| *byte == 0).unwrap_or(body.len()));
+            // The origin is the shorter part by far.
+            body.truncate(body.iter().rposition(|byte| *byte == 0).unwrap_or(body.len()));
             Bytes::from(body)
         };
         Ok(self.whole_bodies(lane, &ids).await?.into_iter().map(|body| body.map(json)).collect())
@@ -380,20 +440,19 @@ impl Store {
         lane: &Lane,
         ids: &[&StoredId],
     ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
-        let mut asked: [Vec<usize>; BUCKETS] = Default::default();
-        ids.iter().enumerate().for_each(|(nth, id)| asked[id.bucket()].push(nth));
-        let commands = asked.iter().enumerate().filter(|(_, nths)| !nths.is_empty()).map(|(bucket, nths)| {
-            let mut command = redis::cmd("MGET");
-            nths.iter().for_each(|nth| {
-                command.arg(self.layout.event(bucket, ids[*nth]));
-            });
-            command
-        });
+        let mut asked: [(Vec<usize>, redis::Cmd); BUCKETS] = array::from_fn(|_| (Vec::new(), redis::cmd("MGET")));
+        for (nth, id) in ids.iter().enumerate() {
+            let bucket = id.bucket();
+            // One command, where one server has all buckets.
+            let (nths, command) = &mut asked[if lane.is_cluster() { bucket } else { 0 }];
+            nths.push(nth);
+            command.arg(self.layout.event(bucket, id));
+        }
+        let (nths, commands): (Vec<_>, Vec<_>) = asked.into_iter().filter(|(nths, _)| !nths.is_empty()).unzip();
         let answers: Vec<Vec<Option<Vec<u8>>>> = lane.scatter(commands).await?;
         let mut bodies = vec![None; ids.len()];
-        let nths = asked.iter().filter(|nths| !nths.is_empty());
-        for (nth, body) in nths.zip(answers).flat_map(|(nths, answer)| nths.iter().zip(answer)) {
-            bodies[*nth] = body;
+        for (nth, body) in nths.into_iter().zip(answers).flat_map(|(nths, answer)| nths.into_iter().zip(answer)) {
+            bodies[nth] = body;
         }
         Ok(bodies)
     }
@@ -402,6 +461,41 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::RedisSettings;
+
+    #[tokio::test]
+    async fn a_walk_that_breaks_off_is_no_end_of_the_list() {
+        let nowhere = RedisSettings { url: "redis://127.0.0.1:1".into(), ..RedisSettings::default() };
+        let store = Arc::new(Store::new(&nowhere).unwrap());
+        let list = || Walk::new(&store, &Query::default(), None, true).list;
+        let ahead = |merged| {
+            let (rows, steps) = (VecDeque::new(), VecDeque::new());
+            ReadAhead { list: list(), merged, rows, ended: false, steps, portion: 10 }
+        };
+        let (sender, merged) = mpsc::channel(1);
+        sender.send(Ok(Vec::new())).await.unwrap();
+        assert_eq!(ahead(merged).step().await.unwrap(), None, "no rows stand for the end");
+        let (gone, merged) = mpsc::channel(1);
+        drop(gone);
+        let broken = ahead(merged).step().await;
+        assert!(matches!(broken, Err(StoreError::Corrupt(_))), "{broken:?}");
+    }
+
+    #[test]
+    fn the_longest_origin_is_looked_up_whole() {
+        let (processed_at, worker) = (Timestamp::parse("9999-12-31T23:59:59.999Z").unwrap(), "w".repeat(64));
+        let longest = Origin { processed_at, partition: i32::MAX, offset: i64::MAX, worker };
+        assert!(longest.append_to(Vec::new()).len() <= LONGEST_ORIGIN as usize);
+    }
+
+    #[test]
+    fn as_many_bodies_are_fetched_as_fit_by_those_before_and_never_more_than_twice_as_many() {
+        assert_eq!(portion(STEP_BYTES, 200, 50, 50 * 200), 245);
+        assert_eq!(portion(STEP_BYTES, 50, 50, 50 * 200), 100, "twice as many");
+        assert_eq!(portion(STEP_BYTES, 50, 50, 50 * 256 * 1024), 1, "one at least");
+        assert_eq!(portion(PAGE_BYTES, 250, 1, 200), MOST_BODIES);
+        assert_eq!(portion(PAGE_BYTES, 16, 16, 0), 32, "nothing to go by");
+    }
 
     #[test]
     fn rows_up_to_the_last_one_given_out_are_left_away() {

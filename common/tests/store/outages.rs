@@ -11,7 +11,7 @@ use futures::future::{BoxFuture, join_all};
 use crate::support::event_json;
 use crate::world::{RETENTION, Server, World, eventually, stored};
 
-const SHORT: Duration = Duration::from_millis(500);
+const SHORT: Duration = Duration::from_secs(2);
 
 impl World {
     /// Every kind of exchange at once; how each ended, and how long the slowest took.
@@ -39,7 +39,7 @@ impl World {
         for end in ends {
             assert!(matches!(end, Err(StoreError::Unreachable { .. })), "{end:?}");
         }
-        assert!(took < SHORT + Duration::from_millis(500), "{took:?}");
+        assert!(took < 2 * SHORT, "{took:?}");
     }
 
     async fn everything_works(&self) {
@@ -71,7 +71,7 @@ async fn a_redis_that_is_killed_is_an_error_in_time_and_the_same_store_works_wit
     world.everything_fails_in_time().await;
     world.everything_fails_in_time().await;
     server.restart().await;
-    tokio::time::sleep(Duration::from_millis(150)).await;
+    eventually(async || world.store.check().await).await;
     world.everything_works().await;
 }
 
@@ -83,7 +83,7 @@ async fn many_callers_of_a_redis_that_is_away_fail_together_not_one_after_the_ot
     let start = Instant::now();
     let ends = join_all((0..200).map(|_| world.store.event("e"))).await;
     assert!(ends.iter().all(Result::is_err));
-    assert!(start.elapsed() < SHORT + Duration::from_millis(500), "{:?}", start.elapsed());
+    assert!(start.elapsed() < 2 * SHORT, "{:?}", start.elapsed());
 }
 
 fn open(url: &str) -> Result<Store, StoreError> {

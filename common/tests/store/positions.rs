@@ -18,11 +18,11 @@ fn step(partition: i32, from: i64, to: i64) -> Move {
 }
 
 fn start(partition: i32, start: i64) -> Placement {
-    Placement { partition, start, beginning: false }
+    Placement { partition, start, beginning: None }
 }
 
 fn beginning(partition: i32, start: i64) -> Placement {
-    Placement { partition, start, beginning: true }
+    Placement { partition, start, beginning: Some(start) }
 }
 
 /// A batch of one event that makes the same moves in every bucket.

@@ -1,6 +1,8 @@
 //! The layout that a store claims, the server it asks for, and the heartbeats of the workers.
 
 use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 
 use common::event::Timestamp;
 use common::store::{HEARTBEAT_TTL, Heartbeat, PartitionLag, StoreError};
@@ -28,6 +30,38 @@ async fn an_empty_store_is_claimed_and_one_of_another_layout_is_refused() {
     assert_eq!(world.command::<String>(&["GET", &key]), "2|32|xxh3", "what was found stays");
 }
 
+/// The URL of something that says this of itself, and OK to all else.
+fn pretend(info: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let (mut connection, mut request) = (listener.accept().unwrap().0, [0; 4096]);
+        while let Ok(read @ 1..) = connection.read(&mut request) {
+            for command in String::from_utf8_lossy(&request[..read]).split('*').skip(1) {
+                let info = format!("${}\r\n{info}\r\n", info.len());
+                let reply = if command.contains("\r\nINFO\r\n") { &info } else { "+OK\r\n" };
+                connection.write_all(reply.as_bytes()).unwrap();
+            }
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn a_redis_that_lacks_commands_is_refused_with_its_version_and_the_one_that_is_needed() {
+    let check = async |info| World::on(&pretend(info)).store.check().await.unwrap_err();
+    for (info, version) in [("redis_version:6.0.16\r\n", "6.0.16"), ("os:Linux\r\nredis_version:5.0.14\r\n", "5.0.14")]
+    {
+        let error = check(info).await;
+        assert!(matches!(error, StoreError::TooOld { .. }) && error.is_final(), "{error}");
+        assert!(error.to_string().contains(version) && error.to_string().contains("6.2"), "{error}");
+    }
+    for info in ["redis_version:6.2.0\r\n", "redis_version:7.4.1\r\n", "redis_version:unstable\r\n", ""] {
+        let error = check(info).await;
+        assert!(matches!(error, StoreError::Layout { .. }), "that comes after the version: {error}");
+    }
+}
+
 #[tokio::test]
 async fn a_redis_that_would_throw_data_away_is_unfit_and_other_doubts_are_warnings() {
     let server = Server::start(&["--appendonly", "yes", "--maxmemory-policy", "noeviction"]).await;
@@ -50,6 +84,8 @@ async fn a_redis_that_would_throw_data_away_is_unfit_and_other_doubts_are_warnin
     assert!(matches!(&unfit, StoreError::Unfit { policy, .. } if policy == "allkeys-lru"), "{unfit}");
     world.command::<()>(&["ACL", "SETUSER", "default", "-config"]);
     warned_of("does not say").await;
+    world.command::<()>(&["ACL", "SETUSER", "default", "-info"]);
+    world.store.check().await.unwrap();
 }
 
 #[tokio::test]

@@ -147,3 +147,28 @@ async fn events_of_one_process_are_listed_in_the_order_of_their_making() {
     world.write(jsons.iter().rev().map(|json| stored(json, 1)).collect()).await;
     assert_eq!(world.paged(&Query::default(), 100).await, jsons);
 }
+
+#[tokio::test]
+async fn what_is_beyond_the_retention_leaves_the_indexes_and_nothing_else_does() {
+    let world = World::new();
+    let (old, fresh) = (ago(RETENTION + Duration::from_secs(1)), ago(RETENTION - Duration::from_mins(1)));
+    let event = |id: &str, at| stored(&event_json(id, "u", at, "{}"), 1);
+    let users =
+        || -> Vec<String> { world.command(&["ZRANGE", &world.bucket_key("ux", bucket_of("u"), ":u"), "0", "-1"]) };
+    // One in 64 entries trims the user's index, those before it included.
+    let trims = |id: &String| score_of(fresh, id) % 64 == 0;
+    let quiet = (0..).map(|n| format!("quiet-{n}")).find(|id| !trims(id)).unwrap();
+    world.write(vec![event("old", old), event(&quiet, fresh)]).await;
+    assert_eq!(users().len(), 2);
+    assert_eq!(world.store.trim().await.unwrap(), 1);
+    assert_eq!(world.store.trim().await.unwrap(), 0);
+    let listed =
+        |id: &str| -> Option<i64> { world.command(&["ZSCORE", &world.bucket_key("ix", bucket_of(id), ""), id]) };
+    assert!(listed("old").is_none() && listed(&quiet).is_some());
+
+    let trimming = (0..).map(|n| format!("trimming-{n}")).find(trims).unwrap();
+    world.write(vec![event(&trimming, fresh)]).await;
+    let mut left = users();
+    left.sort();
+    assert_eq!(left, [quiet, trimming]);
+}

@@ -105,7 +105,7 @@ async fn act(plan: Plan, logs: &Path) -> Result<Report> {
     tokio::time::sleep(CALM).await;
     traffic.stop().await;
     let written = outsider.stop().await?;
-    let (counts, verify) = run.judge(written).await;
+    let (counts, verify) = run.judge(written, faults.len()).await;
     run.stage.save_engine_logs();
     Ok(Report {
         seconds: seconds(run.started.elapsed()),

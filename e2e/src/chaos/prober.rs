@@ -88,8 +88,8 @@ impl Probe {
     /// Posts until one event is acknowledged, and waits for it.
     async fn pass(&self, journal: &Journal) -> Result<Value> {
         let id = loop {
-            if let Outcome::Acknowledged(id) = self.post(journal).await? {
-                break id;
+            if let Outcome::Acknowledged(promise) = self.post(journal).await? {
+                break promise.id;
             }
             tokio::time::sleep(crate::POLL_INTERVAL).await;
         };

@@ -16,8 +16,11 @@ use crate::{
     oracle::{Attempt, Journal, Outcome},
 };
 
-/// Users of each API.
+/// Users of each API that post one event at a time. One more posts batches.
 const USERS: usize = 6;
+
+/// Events of a batch.
+const BATCH: u64 = 8;
 
 /// Between two posts of one user: a load that leaves two cores room for what is tested.
 const PACE: Duration = Duration::from_millis(20);
@@ -66,6 +69,15 @@ impl Traffic {
             };
             users.spawn(user.post_until(stop.clone(), gate.clone()));
         }
+        for api in apis {
+            let user = User {
+                name: format!("batch-{}", Uuid::now_v7().simple()),
+                apis: vec![api.clone()],
+                journal: journal.clone(),
+                violations: violations.clone(),
+            };
+            users.spawn(user.post_batches_until(stop.clone(), gate.clone()));
+        }
         Self { stop, users }
     }
 
@@ -95,6 +107,21 @@ impl User {
                 self.violations.add(format!("a reply breaks the contract: {error:#}"));
             }
             tokio::time::sleep(PACE).await;
+        }
+    }
+
+    /// As many events as the others in the same time, but at once: what could overtake each other.
+    async fn post_batches_until(self, stop: CancellationToken, gate: Gate) {
+        for batch in 0.. {
+            if stop.is_cancelled() {
+                return;
+            }
+            let items = batch * BATCH..(batch + 1) * BATCH;
+            let attempts = items.map(|sequence| Attempt::new(&self.name, sequence)).collect();
+            if let Err(error) = gate.pass(self.journal.post_batch(&self.apis[0], attempts)).await {
+                self.violations.add(format!("a reply breaks the contract: {error:#}"));
+            }
+            tokio::time::sleep(PACE * u32::try_from(BATCH).unwrap_or_default()).await;
         }
     }
 

@@ -33,17 +33,21 @@ const AUDIT: Duration = Duration::from_secs(300);
 /// Rows of a page: the largest there is.
 const PAGE: usize = 1_000;
 
+/// A fault may have a record read again, once by each worker that comes to have its partition.
+const MOST_LETTERS_A_FAULT: usize = 2;
+
 /// A partition and an offset in it.
 type Place = (i32, i64);
 
 impl Run {
-    /// Judges. What is violated goes to the violations.
-    pub(super) async fn judge(&mut self, written: Written) -> (Counts, Value) {
+    /// Judges, after so many faults. What is violated goes to the violations.
+    pub(super) async fn judge(&mut self, written: Written, faults: usize) -> (Counts, Value) {
         let violations = self.violations.clone();
         violations.check("at the end", self.settles().await);
         let list = self.judged_list().await;
         let stored = violations.check("the list", list).map_or(0, |list| list.len());
-        let letters = self.judged_dead_letters(&written).await;
+        violations.check("the users' lists", self.judged_users().await);
+        let letters = self.judged_topics(&written, faults).await;
         let (poison, dead_letters) = violations.check("dead letters", letters).unwrap_or_default();
         let verify = violations.check("verify", self.verify().await).unwrap_or_default();
         let passes = self.prober.pass(SETTLED).await;
@@ -92,11 +96,34 @@ impl Run {
         Ok(list)
     }
 
-    /// Every poison record is in the dead-letter topic byte for byte, and nothing else is. Gives
-    /// how many poison records and dead letters there are.
-    async fn judged_dead_letters(&self, written: &Written) -> Result<(usize, usize)> {
+    /// What each user is listed, from an index of its own, is that user's part of the whole list.
+    async fn judged_users(&self) -> Result<()> {
+        let client = &self.clients[0];
+        within(SETTLED, "each user's list has the user's part of the whole", async || {
+            let mut whole: BTreeMap<_, Vec<Event>> = BTreeMap::new();
+            for event in all_events(client).await? {
+                whole.entry(event.user_id.clone()).or_default().push(event);
+            }
+            for (user, rows) in whole {
+                let path = format!("/events/processed?userId={user}&limit={PAGE}");
+                let found = client.pages_from(path).await?.concat();
+                ensure!(found == rows, "{user} has {} rows in the whole list and {} alone", rows.len(), found.len());
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// The topic has each user's events in the order they were sent. Every poison record is in the dead-letter topic byte
+    /// for byte, no oftener than faults can explain, and nothing else is. Gives how many poison records and dead letters
+    /// there are.
+    async fn judged_topics(&self, written: &Written, faults: usize) -> Result<(usize, usize)> {
         let (kafka, world) = (self.stage.world.kafka(), &self.stage.world);
-        let poison: BTreeMap<Place, Record> = poison_of(kafka.read(&world.topic)?);
+        let topic = kafka.read(&world.topic)?;
+        for what in self.journal.disorder(&topic) {
+            self.violations.add(format!("out of order on the topic: {what}"));
+        }
+        let poison: BTreeMap<Place, Record> = poison_of(topic);
         let marks: HashSet<_> = poison.values().filter_map(|record| record.header(POISON)).collect();
         for mark in written.poison.iter().filter(|mark| !marks.contains(mark.as_bytes())) {
             self.violations.add(format!("the broker has lost the acknowledged record {mark}"));
@@ -109,8 +136,14 @@ impl Run {
             Ok(letters)
         })
         .await?;
+        let mut repeated: BTreeMap<_, usize> = BTreeMap::new();
         for letter in &letters {
             self.violations.check("a dead letter", is_true_to(&letter.record, &poison));
+            *repeated.entry(origin(&letter.record)).or_default() += 1;
+        }
+        let most = MOST_LETTERS_A_FAULT * (faults + 1);
+        for (place, times) in repeated.into_iter().filter(|(_, times)| *times > most) {
+            self.violations.add(format!("{times} dead letters of {place:?} after {faults} faults"));
         }
         Ok((poison.len(), letters.len()))
     }

@@ -10,20 +10,19 @@ use anyhow::ensure;
 use e2e::{
     client::Client,
     eventually,
-    kafka::Record,
     load::Load,
     oracle::{Attempt, Journal, Outcome},
     redis_cluster::RedisCluster,
-    sample::event,
+    sample::record,
     service::Service,
     world::World,
 };
 use futures::future::join_all;
 
 /// Events that are posted together to see when the last one appears: so many that each of the sixteen buckets has some.
-const PROBES: u64 = 80;
+const PROBES: u64 = 200;
 /// How often one is asked for.
-const PROBE_INTERVAL: Duration = Duration::from_millis(20);
+const PROBE_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A system on a Cluster of its own, with some processed events in it.
 struct Setting {
@@ -35,8 +34,7 @@ struct Setting {
 }
 
 impl Setting {
-    async fn with_processed_events(count: usize) -> Self {
-        let cluster = RedisCluster::start().await;
+    async fn with_processed_events(cluster: RedisCluster, count: usize) -> Self {
         let world = World::on_redis(&cluster.url());
         let (api, worker) = world.start().await;
         let journal = Journal::default();
@@ -58,8 +56,8 @@ async fn freshness(client: &Client, journal: &Journal) -> Duration {
     let start = Instant::now();
     let probes = (0..PROBES).map(async |number| {
         let outcome = journal.post(client, Attempt::new(&format!("{user}-{number}"), 0)).await.unwrap();
-        let Outcome::Acknowledged(id) = outcome else { panic!("Kafka is well, and the post was {outcome:?}") };
-        let path = format!("/events/{id}");
+        let Outcome::Acknowledged(promise) = outcome else { panic!("Kafka is well, and the post was {outcome:?}") };
+        let path = format!("/events/{}", promise.id);
         let late = start + e2e::PATIENCE;
         while client.get(&path).await.unwrap().ok().is_err() {
             assert!(Instant::now() < late, "{path} is not there");
@@ -77,11 +75,7 @@ async fn full_batches_on_a_healthy_cluster_do_not_overtake_each_other() {
     let cluster = RedisCluster::start().await;
     let world = World::on_redis(&cluster.url());
     let api = world.start_api().await;
-    let records = (0..EVENTS).map(|number| {
-        let user = format!(r#""user-{}""#, number % 500);
-        let value = event(&[("userId", &user)]);
-        Record { key: Some(user.into()), ..Record::of(value) }
-    });
+    let records = (0..EVENTS).map(|number| record(&format!("user-{}", number % 500), &[]));
     world.kafka().write(&world.topic, None, &records.collect::<Vec<_>>()).await;
     let start = Instant::now();
     let worker = world.start_worker().await;
@@ -98,7 +92,7 @@ async fn full_batches_on_a_healthy_cluster_do_not_overtake_each_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_that_moves_under_load_loses_and_doubles_nothing() {
-    let setting = Setting::with_processed_events(1_000).await;
+    let setting = Setting::with_processed_events(RedisCluster::start().await, 1_000).await;
     let Setting { cluster, world, api, journal, .. } = &setting;
     let (from, slot) = cluster.place_of(&format!("{}:ix:{{10}}", world.topic)).await;
     let to = (from + 1) % 3;
@@ -132,7 +126,7 @@ async fn a_slot_that_moves_under_load_loses_and_doubles_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failover_under_load_loses_and_doubles_nothing() {
-    let mut setting = Setting::with_processed_events(200).await;
+    let mut setting = Setting::with_processed_events(RedisCluster::start_mortal().await, 200).await;
     let load = Load::start(&[&setting.api.client], &setting.journal);
     setting.journal.grows_by(100).await;
     let before = setting.freshness().await;
@@ -150,7 +144,7 @@ async fn a_failover_under_load_loses_and_doubles_nothing() {
     load.stop().await;
     journal.holds(&api.client).await;
     eprintln!(
-        "failover took {took_over:?} (node time-out 1 s): {PROBES} fresh events visible after {before:?} before, \
+        "failover took {took_over:?} (node time-out 3 s): {PROBES} fresh events visible after {before:?} before, \
          {waited:?} meanwhile, {after:?} afterwards"
     );
 }
@@ -158,7 +152,7 @@ async fn a_failover_under_load_loses_and_doubles_nothing() {
 /// Replication is asynchronous: the last writes of a primary may die with it, and its replica knows nothing of them.
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_that_a_failover_has_lost_are_read_from_the_topic_again_also_in_silence() {
-    let mut setting = Setting::with_processed_events(200).await;
+    let mut setting = Setting::with_processed_events(RedisCluster::start_mortal().await, 200).await;
     setting.cluster.cut_off_replica_of(0).await;
     let Setting { cluster, api, journal, .. } = &mut setting;
     for sequence in 0..100 {
@@ -172,7 +166,7 @@ async fn writes_that_a_failover_has_lost_are_read_from_the_topic_again_also_in_s
         Ok(())
     })
     .await;
-    let keys = async |node: usize| -> usize { cluster.nodes[node].command_line("DBSIZE").await };
+    let keys = async |node: usize| -> i64 { cluster.nodes[node].command_line("DBSIZE").await };
     let lost = keys(0).await - keys(3).await;
     assert!(lost > 10, "{lost} keys are on the primary only");
     cluster.nodes[0].kill().await;

@@ -163,6 +163,8 @@ async fn a_dead_letter_that_cannot_be_published_is_waited_for() {
         Ok(())
     })
     .await;
+    let unready = worker.answers("/readyz", 503).await.text();
+    assert!(unready.contains("partition 4 can't publish the dead letter of offset 1"), "{unready}");
     kafka.write(&world.topic, Some(1), &[good()]).await;
     eventually("the other partitions go on", async || {
         let listed = listed().await?;
@@ -211,6 +213,8 @@ async fn a_flood_of_poison_is_held_back_and_then_goes_on_slowly() {
     letters.sort();
     letters.dedup();
     assert_eq!(letters.len(), 100, "each of them");
+    // No more of it comes.
+    worker.answers("/readyz", 200).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -26,7 +26,11 @@ async fn a_fatal_producer_error_does_not_leave_an_api_that_fails_every_post() {
     let reply = post().await.unwrap();
     assert_ne!(reply.status, 201, "the injected error reached the post");
     reply.unavailable().unwrap();
-    assert!(api.process.output().to_lowercase().contains("fatal"), "the error was meant to be fatal to the producer");
+    eventually("the error was meant to be fatal to the producer", async || {
+        ensure!(api.process.output().to_lowercase().contains("fatal"), "{}", api.process.output());
+        Ok(())
+    })
+    .await;
 
     eventually("posts are taken again", async || {
         ensure!(post().await?.with_status(201)?.status == 201);

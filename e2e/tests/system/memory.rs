@@ -44,10 +44,7 @@ async fn what_the_guard_has_trimmed_is_called_trimmed_by_lists_single_reads_and_
     }
     api.client.listed(ids.len()).await;
     // What is used now is too much from now on.
-    let memory: String = redis.command_line("INFO memory").await;
-    let used =
-        memory.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap().trim().parse::<u64>().unwrap();
-    let _: String = redis.command_line(&format!("CONFIG SET maxmemory {}", used * 3 / 2)).await;
+    let _: String = redis.command_line(&format!("CONFIG SET maxmemory {}", used(&redis).await * 3 / 2)).await;
 
     let first = eventually("the oldest event is trimmed", async || {
         api.client.get(&format!("/events/{}", ids[0])).await?.problem(410)
@@ -64,6 +61,33 @@ async fn what_the_guard_has_trimmed_is_called_trimmed_by_lists_single_reads_and_
     let verified = verify(world.worker_command()).await;
     assert!(verified["holds"] == true && verified["counts"]["trimmed"].as_u64() > Some(0), "{verified}");
     assert!(worker.process.output().contains("REDIS_MEMORY_GUARD"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_is_full_is_trimmed_by_a_worker_that_starts_on_it_and_takes_events_again() {
+    let redis = RedisServer::start().await;
+    let world = World::on_redis(&redis.url()).with("REDIS_MEMORY_GUARD", "60");
+    let (api, mut worker) = world.start().await;
+    let body = json!({"userId": "u", "eventType": "LOGIN", "payload": {"text": text(20_000)}}).to_string();
+    for _ in 0..200 {
+        api.client.publish(body.clone()).await.unwrap().with_status(201).unwrap();
+    }
+    api.client.listed(200).await;
+    // Not by SIGKILL: what is read again then, all of it at once, is more than there will be room for.
+    worker.process.terminate(e2e::PATIENCE).await;
+    let _: String = redis.command_line(&format!("CONFIG SET maxmemory {}", used(&redis).await * 9 / 10)).await;
+    redis.try_command_line::<String>("SET full 1").await.unwrap_err();
+
+    let _worker = world.start_worker().await;
+    let reply = api.client.publish(body).await.unwrap().with_status(201).unwrap();
+    let id = reply.parse::<serde_json::Value>().unwrap()["eventId"].as_str().unwrap().to_owned();
+    eventually("the new event is stored", async || api.client.get(&format!("/events/{id}")).await?.ok()).await;
+}
+
+/// Bytes that Redis has in use.
+async fn used(redis: &RedisServer) -> u64 {
+    let memory: String = redis.command_line("INFO memory").await;
+    memory.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap().trim().parse().unwrap()
 }
 
 async fn verify(mut command: Command) -> serde_json::Value {

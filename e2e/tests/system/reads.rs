@@ -12,7 +12,8 @@ use e2e::{
     eventually, eventually_within,
     kafka::Record,
     oracle::Journal,
-    sample::{event, rfc3339, text},
+    redis_server::RedisServer,
+    sample::{event, record, rfc3339, text},
     service::Service,
     world::World,
 };
@@ -21,7 +22,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpSocket,
+    net::{TcpSocket, TcpStream},
 };
 
 /// A payload that a line-based form must take care of.
@@ -33,14 +34,12 @@ fn begin() -> DateTime<Utc> {
 
 /// `count` records of three users and three types; twelve at a time share a timestamp, one second after those before.
 fn mixture(count: usize, begin: DateTime<Utc>) -> Vec<Record> {
-    let record = |n: usize| {
-        let user = format!(r#""user {}""#, n % 3);
+    let nth = |n: usize| {
         let kind = ["\"LOGIN\"", "\"LOGOUT\"", "\"PRODUCT_VIEW\""][n / 3 % 3];
         let timestamp = format!("\"{}\"", rfc3339(begin + TimeDelta::seconds((n / 12) as i64)));
-        let changes = [("userId", &*user), ("eventType", kind), ("timestamp", &timestamp), ("payload", ODD)];
-        Record { key: Some(user.clone().into()), ..Record::of(event(&changes)) }
+        record(&format!("user {}", n % 3), &[("eventType", kind), ("timestamp", &timestamp), ("payload", ODD)])
     };
-    (0..count).map(record).collect()
+    (0..count).map(nth).collect()
 }
 
 async fn get(client: &Client, path: &str, header: (&str, &str)) -> Reply {
@@ -380,6 +379,9 @@ async fn waiting_for_what_is_not_processed_ends_in_time_and_says_so() {
     }
     api.client.get(&format!("/events/{id}?wait=1s&wait=1s")).await.unwrap().problem(400).unwrap();
     api.client.get(&format!("/events/{id}?limit=1")).await.unwrap().problem(400).unwrap();
+    let begun = Instant::now();
+    api.client.get(&format!("/events/{}?wait=30s", "x".repeat(65))).await.unwrap().problem(404).unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(10), "no id is that long");
 
     // Who already waits when a worker comes is told at once.
     let waiting = api.client.clone();
@@ -398,7 +400,7 @@ async fn a_waiting_request_does_not_hold_a_stop_up() {
     let journal = Journal::default();
     // The request before this one has been taken by then.
     journal.must_post(&api.client, "u", 0).await.unwrap();
-    let status = api.process.terminate(Duration::from_secs(5)).await;
+    let status = api.process.terminate(Duration::from_secs(15)).await;
     assert_eq!(status.code(), Some(0));
     if let Ok(reply) = waiter.await.unwrap() {
         reply.problem(404).unwrap();
@@ -407,9 +409,12 @@ async fn a_waiting_request_does_not_hold_a_stop_up() {
 
 /// A system that has stored so many events with 20,000 bytes of payload each.
 async fn with_large_events(count: usize) -> (Service, Service) {
-    let world = World::shared();
+    with_events_of(20_000, &World::shared(), count).await
+}
+
+async fn with_events_of(bytes: usize, world: &World, count: usize) -> (Service, Service) {
     let (api, worker) = world.start().await;
-    let payload = format!(r#"{{"blob":{}}}"#, text(20_000));
+    let payload = format!(r#"{{"blob":{}}}"#, text(bytes));
     let records: Vec<Record> = (0..count).map(|_| Record::of(event(&[("payload", &payload)]))).collect();
     world.kafka().write(&world.topic, None, &records).await;
     eventually("all are stored", async || {
@@ -425,7 +430,7 @@ async fn with_large_events(count: usize) -> (Service, Service) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_third_full_list_at_a_time_is_told_to_come_back_and_gets_its_turn_then() {
-    const EVENTS: usize = 1_500;
+    const EVENTS: usize = 3_000;
     let (api, _worker) = with_large_events(EVENTS).await;
     // Neither reads on: more than the buffers in between hold is left.
     let whole = async || api.client.request(Method::GET, "/events/processed").send().await.unwrap();
@@ -436,11 +441,76 @@ async fn a_third_full_list_at_a_time_is_told_to_come_back_and_gets_its_turn_then
     assert_eq!(problem["type"], "urn:user-activity:problem:too-many-exports");
     assert_eq!(third.header("retry-after"), "1");
     api.client.get("/events/processed?limit=1").await.unwrap().ok().unwrap();
+    let head = Reply::of(api.client.request(Method::HEAD, "/events/processed")).await.unwrap().ok().unwrap();
+    assert_eq!((head.header("content-type"), head.header("content-length")), ("application/json", ""));
     drop(first);
-    let rows: Vec<Event> = api.client.get("/events/processed").await.unwrap().ok().unwrap().parse().unwrap();
-    assert_eq!(rows.len(), EVENTS);
+    let third = whole().await;
+    assert_eq!(third.status().as_u16(), 200);
+    // Before it is cut off for taking nothing.
     let late: Vec<Event> = serde_json::from_slice(&second.bytes().await.unwrap()).unwrap();
+    let rows: Vec<Event> = serde_json::from_slice(&third.bytes().await.unwrap()).unwrap();
+    assert_eq!(rows.len(), EVENTS);
     assert!(late == rows, "who was slow has it all as well");
+    let output = api.process.output();
+    assert!(!output.contains("broke off"), "a client that goes is worth no warning: {output}");
+}
+
+/// A client that has asked for the full list and read of it that it is a 200: few buffers hold the rest.
+async fn begun(api: &Service, header: &str) -> TcpStream {
+    begun_with(api, "/events/processed", header).await
+}
+
+async fn begun_with(api: &Service, path: &str, header: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(32 * 1024).unwrap();
+    let mut client = socket.connect(([127, 0, 0, 1], api.port).into()).await.unwrap();
+    let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{header}\r\n\r\n");
+    client.write_all(head.as_bytes()).await.unwrap();
+    let mut begun = [0; 1024];
+    client.read_exact(&mut begun).await.unwrap();
+    assert!(begun.starts_with(b"HTTP/1.1 200 "));
+    client
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_that_nobody_takes_have_a_limit_together() {
+    const PAGE: &str = "/events/processed?limit=1000";
+    // A page ends at 4 MiB: two fit.
+    let world = World::shared().with("HTTP_BODY_BUDGET", "10MiB");
+    let (api, _worker) = with_events_of(20_000, &world, 500).await;
+    let first = begun_with(&api, PAGE, "accept: */*").await;
+    let _second = begun_with(&api, PAGE, "accept: */*").await;
+    let third = api.client.get(PAGE).await.unwrap();
+    let problem = third.problem(503).unwrap();
+    assert_eq!(problem["type"], "urn:user-activity:problem:no-room");
+    assert!(
+        problem["outcome"].is_null() && problem["detail"].as_str().unwrap().contains("HTTP_BODY_BUDGET"),
+        "{problem}"
+    );
+    assert_eq!(third.header("retry-after"), "1");
+    api.client.get("/api/activities?limit=1000").await.unwrap().problem(503).unwrap();
+    api.client.get("/events/processed?limit=1").await.unwrap().ok().unwrap();
+    drop(first);
+    eventually("there is room again", async || api.client.get(PAGE).await?.ok()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_whose_redis_dies_halfway_breaks_off_and_never_looks_complete() {
+    const EVENTS: usize = 90;
+    const BYTES: usize = 900_000;
+    let mut redis = RedisServer::start().await;
+    let (api, _worker) = with_events_of(BYTES, &World::on_redis(&redis.url()), EVENTS).await;
+    let mut reader = begun(&api, "accept: application/x-ndjson").await;
+    redis.kill().await;
+    let (mut rest, mut some) = (Vec::new(), [0; 16 * 1024]);
+    while let Ok(count @ 1..) = reader.read(&mut some).await {
+        rest.extend_from_slice(&some[..count]);
+        // Slow enough for what follows a failure to find the list's buffers full.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert!(rest.len() < EVENTS * BYTES, "all was on its way before Redis died");
+    assert!(!rest.ends_with(b"0\r\n\r\n"), "{} bytes look like all", rest.len());
+    assert!(api.process.output().contains("a full list broke off: Redis at"), "it met the outage");
 }
 
 /// A reply of this much is larger than all buffers between the two programs.
@@ -449,17 +519,11 @@ async fn a_client_that_takes_nothing_of_a_large_reply_is_cut_off_in_time_and_hel
     const EVENTS: usize = 4_000;
     let (api, _worker) = with_large_events(EVENTS).await;
     let whole = api.client.get("/events/processed").await.unwrap().ok().unwrap().body.len();
-    let before = api.process.peak_memory();
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_recv_buffer_size(32 * 1024).unwrap();
-    let mut stalled = socket.connect(([127, 0, 0, 1], api.port).into()).await.unwrap();
-    stalled.write_all(b"GET /events/processed HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
-    let mut begun = [0; 1024];
-    stalled.read_exact(&mut begun).await.unwrap();
-    assert!(begun.starts_with(b"HTTP/1.1 200 "));
+    let memory = api.process.memory_watch();
+    let mut stalled = begun(&api, "accept: */*").await;
 
     let start = Instant::now();
-    eventually_within(Duration::from_secs(25), "its turn is given back", async || {
+    eventually_within(Duration::from_secs(45), "its turn is given back", async || {
         let metrics = api.client.get("/metrics").await?.ok()?.text();
         ensure!(metrics.contains("user_activity_exports_in_flight 0\n"));
         Ok(())
@@ -467,9 +531,60 @@ async fn a_client_that_takes_nothing_of_a_large_reply_is_cut_off_in_time_and_hel
     .await;
     let after = start.elapsed();
     assert!(after > Duration::from_secs(10), "who reads slowly is not cut: after {after:?}");
-    let grown = api.process.peak_memory() - before;
+    let grown = memory.growth();
     assert!(grown < 20, "{grown} MiB more for a list of {} MiB", whole / 1024 / 1024);
     let mut rest = Vec::new();
     stalled.read_to_end(&mut rest).await.ok();
     assert!(rest.len() < whole / 2 && !rest.ends_with(b"0\r\n\r\n"), "{} of {whole} bytes came", rest.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_readers_that_trickle_lose_a_turn_to_who_waits_for_it() {
+    const EVENTS: usize = 1_500;
+    let (api, _worker) = with_large_events(EVENTS).await;
+    let trickling = [begun(&api, "accept: */*").await, begun(&api, "accept: */*").await].map(|mut reader| {
+        tokio::spawn(async move {
+            let mut some = [0; 2 * 1024];
+            while let Ok(1..) = reader.read(&mut some).await {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        })
+    });
+    api.client.get("/events/processed").await.unwrap().problem(429).unwrap();
+    let list = eventually_within(Duration::from_secs(30), "the third has its turn", async || {
+        api.client.get("/events/processed").await?.ok()?.parse::<Vec<Event>>()
+    })
+    .await;
+    assert_eq!(list.len(), EVENTS);
+    assert!(api.process.output().contains("others waited, and the client took less than 64 KiB/s"));
+    trickling.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_and_those_who_wait_for_a_full_list_hold_little_however_large_the_events() {
+    const EVENTS: usize = 400;
+    const BYTES: usize = 250_000;
+    let world = World::shared();
+    let _services = with_events_of(BYTES, &world, EVENTS).await;
+    // One whose memory did not grow before.
+    let api = world.start_api().await;
+    let memory = api.process.memory_watch();
+    for path in ["/events/processed?limit=1000", "/api/activities?limit=1000"] {
+        let page = api.client.get(path).await.unwrap().ok().unwrap();
+        assert!(page.body.len() < 5 * 1024 * 1024 && page.next_link().is_some(), "{path}: {}", page.body.len());
+    }
+    let grown = memory.growth();
+    assert!(grown < 40, "{grown} MiB for pages of 4 MiB");
+
+    let _readers = [begun(&api, "accept: */*").await, begun(&api, "accept: */*").await];
+    let memory = api.process.memory_watch();
+    let waiting = [(); 20].map(|()| {
+        let client = api.client.clone();
+        tokio::spawn(async move { client.get("/events/processed").await.unwrap().status })
+    });
+    for status in waiting {
+        assert_eq!(status.await.unwrap(), 429);
+    }
+    let grown = memory.growth();
+    assert!(grown < 40, "{grown} MiB for twenty who wait");
 }

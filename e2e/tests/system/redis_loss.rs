@@ -3,8 +3,7 @@
 
 use anyhow::ensure;
 use e2e::{
-    eventually, kafka::Record, load::Load, oracle::Journal, redis_server::RedisServer, sample::event, service::Service,
-    world::World,
+    eventually, load::Load, oracle::Journal, redis_server::RedisServer, sample::record, service::Service, world::World,
 };
 
 /// A system on a Redis of its own, with a hundred processed events in it.
@@ -72,11 +71,7 @@ async fn a_redis_restored_from_files_of_the_fullest_flight_is_refilled() {
     let mut redis = RedisServer::start().await;
     let world = World::on_redis(&redis.url());
     let api = world.start_api().await;
-    let records = (0..EVENTS).map(|number| {
-        let user = format!(r#""user-{}""#, number % 500);
-        let value = event(&[("userId", &user)]);
-        Record { key: Some(user.into()), ..Record::of(value) }
-    });
+    let records = (0..EVENTS).map(|number| record(&format!("user-{}", number % 500), &[]));
     world.kafka().write(&world.topic, None, &records.collect::<Vec<_>>()).await;
     // Large batches now, each of which touches every bucket: no bucket lags behind that could
     // hide a position that was written ahead of its data.

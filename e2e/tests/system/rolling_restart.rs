@@ -12,12 +12,11 @@ use e2e::{
     PATIENCE,
     client::Client,
     eventually,
-    oracle::{Attempt, Journal, Outcome},
+    oracle::{Attempt, Journal, Outcome, Promise},
     process::Signal,
     service::Service,
     world::World,
 };
-use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -115,8 +114,8 @@ impl HalfPost {
         self.stream.read_to_string(&mut reply).await.expect("a whole reply");
         assert!(reply.starts_with("HTTP/1.1 201 "), "{reply:?}");
         let (_, json) = reply.split_once("\r\n\r\n").unwrap();
-        let id = serde_json::from_str::<Value>(json).unwrap()["eventId"].as_str().unwrap().to_owned();
-        journal.record(self.attempt, Outcome::Acknowledged(id));
+        let promise = Promise::of(&serde_json::from_str(json).unwrap()).unwrap();
+        journal.record(self.attempt, Outcome::Acknowledged(promise));
     }
 }
 

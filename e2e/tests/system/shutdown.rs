@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use anyhow::ensure;
 use e2e::{
     broker::Broker,
     chaos::admin::Admin,
+    eventually,
     load::Load,
     oracle::{Attempt, Journal},
     process::Signal,
@@ -13,9 +15,10 @@ use e2e::{
     world::{World, free_port},
 };
 
-/// What these tests set as `SHUTDOWN_TIMEOUT`, and the longest that a stop may take then.
+/// What these tests set as `SHUTDOWN_TIMEOUT`, and the longest that a stop may take then on a busy machine: less than
+/// without the setting.
 const TIMEOUT: &str = "3s";
-const LONGEST: Duration = Duration::from_secs(3 + 2);
+const LONGEST: Duration = Duration::from_secs(12);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_under_load_is_a_clean_stop_and_keeps_every_acknowledged_event() {
@@ -83,7 +86,7 @@ async fn sigint_stops_cleanly_too_and_an_idle_system_stops_at_once() {
     let (mut api, mut worker) = world.start().await;
     for service in [&mut api, &mut worker] {
         service.process.signal(Signal::SIGINT);
-        let status = service.process.ended_within(Duration::from_secs(5)).await;
+        let status = service.process.ended_within(Duration::from_secs(15)).await;
         assert_eq!(status.code(), Some(0));
     }
 }
@@ -92,13 +95,16 @@ async fn sigint_stops_cleanly_too_and_an_idle_system_stops_at_once() {
 async fn sigterm_ends_in_time_while_kafka_is_dead() {
     let mut broker = Broker::start().await;
     let world = World::on_kafka(&broker.address()).with("SHUTDOWN_TIMEOUT", TIMEOUT);
+    // For longer than a stop may take, no post is given up.
+    let world = world.with("KAFKA_PRODUCER_TIMEOUT_MS", "30000");
     let (api, worker) = world.start().await;
     let journal = Journal::default();
     let load = Load::start(&[&api.client], &journal);
     journal.grows_by(50).await;
     // With posts in flight, and offsets that were never committed.
     broker.kill().await;
-    end_in_time([api, worker]).await;
+    let [api, _] = end_in_time([api, worker]).await;
+    assert_ne!(api, 0, "posts were left without an answer");
     load.stop().await;
 }
 
@@ -107,19 +113,24 @@ async fn sigterm_ends_in_time_where_neither_kafka_nor_redis_ever_answered() {
     let redis_url = format!("redis://127.0.0.1:{}", free_port());
     let brokers = format!("127.0.0.1:{}", free_port());
     let world = World::on(&brokers, &redis_url).with("SHUTDOWN_TIMEOUT", TIMEOUT);
+    let world = world.with("KAFKA_PRODUCER_TIMEOUT_MS", "30000");
     let (mut api, mut worker) = (world.spawn_api(), world.spawn_worker());
     api.answers("/livez", 200).await;
     worker.answers("/livez", 200).await;
     let client = api.client.clone();
     let post = tokio::spawn(async move { client.publish(Attempt::new("u", 0).body()).await });
-    end_in_time([api, worker]).await;
+    in_flight(&api).await;
+    assert!(
+        matches!(end_in_time([api, worker]).await, [1, 0]),
+        "the post was left without an answer, and nothing else"
+    );
     let _ = post.await.expect("no panic");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_ends_in_time_while_redis_hangs() {
     let redis = RedisServer::start().await;
-    let world = World::on_redis(&redis.url()).with("SHUTDOWN_TIMEOUT", TIMEOUT);
+    let world = World::on_redis(&redis.url()).with("SHUTDOWN_TIMEOUT", TIMEOUT).with("REDIS_TIMEOUT", "30s");
     let (api, worker) = world.start().await;
     let journal = Journal::default();
     redis.freeze();
@@ -129,7 +140,15 @@ async fn sigterm_ends_in_time_while_redis_hangs() {
     }
     let client = api.client.clone();
     let read = tokio::spawn(async move { client.list().await });
-    end_in_time([api, worker]).await;
+    in_flight(&api).await;
+    eventually("the worker has read what it cannot store", async || {
+        let metrics = worker.client.get("/metrics").await?.ok()?.text();
+        let mut ages = metrics.lines().filter(|line| line.starts_with("user_activity_consumer_lag_seconds"));
+        ensure!(ages.any(|line| !line.ends_with(" 0")), "{metrics}");
+        Ok(())
+    })
+    .await;
+    assert_eq!(end_in_time([api, worker]).await, [1, 1], "both left something unfinished");
     let _ = read.await.expect("no panic");
 
     redis.thaw();
@@ -137,15 +156,25 @@ async fn sigterm_ends_in_time_while_redis_hangs() {
     journal.holds(&api.client).await;
 }
 
-/// SIGTERM to both; both end by themselves within the longest time.
-async fn end_in_time(services: [Service; 2]) {
+/// Waits until an API has a request in flight besides this look.
+async fn in_flight(api: &Service) {
+    eventually("a request is in flight", async || {
+        let metrics = api.client.get("/metrics").await?.ok()?.text();
+        ensure!(metrics.contains("user_activity_http_requests_in_flight 2\n"));
+        Ok(())
+    })
+    .await;
+}
+
+/// SIGTERM to both; both end by themselves within the longest time. Gives their exit codes.
+async fn end_in_time(services: [Service; 2]) -> [i32; 2] {
     for service in &services {
         service.process.signal(Signal::SIGTERM);
     }
     let ends = services.map(async |mut service| {
         let status = service.process.ended_within(LONGEST).await;
-        assert!(status.code().is_some(), "ended by itself: {status}");
         assert!(!service.process.output().contains("panicked"));
+        status.code().unwrap_or_else(|| panic!("it did not end by itself: {status}"))
     });
-    futures::future::join_all(ends).await;
+    futures::future::join_all(ends).await.try_into().expect("two")
 }

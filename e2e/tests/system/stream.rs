@@ -15,7 +15,7 @@ use e2e::{
     oracle::Journal,
     redis_cluster::RedisCluster,
     redis_server::RedisServer,
-    sample::{event, rfc3339, text},
+    sample::{record, rfc3339, text},
     service::Service,
     sse::Sse,
     world::World,
@@ -28,6 +28,9 @@ use tokio::{
     sync::watch,
     task::JoinHandle,
 };
+
+/// For a reader to get all there is, thousands of events at once, on a busy machine.
+const LONG: Duration = e2e::PATIENCE.saturating_mul(3);
 
 /// Of a reader that does not leave by itself.
 const STEADY: usize = usize::MAX / 2;
@@ -73,13 +76,6 @@ fn equals(mut seen: Vec<Event>, list: &[Event]) {
     let missing = expected.iter().filter(|event| !unique.contains(&*event.event_id)).count();
     assert_eq!(missing, 0, "of {} are missing; {} were seen", expected.len(), seen.len());
     assert!(seen == expected, "what is seen is what is listed");
-}
-
-/// A record of the topic with this event, keyed by its user.
-fn record(user: &str, changes: &[(&str, &str)]) -> Record {
-    let user = format!("\"{user}\"");
-    let value = event(&[&[("userId", &*user)], changes].concat());
-    Record { key: Some(user.into()), ..Record::of(value) }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,7 +134,7 @@ async fn a_quiet_stream_says_every_fifteen_seconds_that_it_lives_and_where_to_go
     let (began, opened) = (quiet.last_id().to_owned(), Instant::now());
     is_silent(&api.client, &mut all).await;
 
-    let comment = tokio::time::timeout(Duration::from_secs(20), quiet.comment()).await.expect("a heartbeat in time");
+    let comment = tokio::time::timeout(Duration::from_secs(40), quiet.comment()).await.expect("a heartbeat in time");
     assert_eq!(comment.unwrap(), "heartbeat");
     let after = opened.elapsed();
     assert!(after > Duration::from_secs(10), "no more often than it must: after {after:?}");
@@ -237,7 +233,7 @@ async fn restless_readers_miss_nothing(world: &World, count: usize, longest: &[u
     let list = api.client.list().await.unwrap();
     told.send_replace(Some(list.len()));
     for reader in readers {
-        let seen = tokio::time::timeout(e2e::PATIENCE, reader).await.expect("all are seen").unwrap();
+        let seen = tokio::time::timeout(LONG, reader).await.expect("all are seen").unwrap();
         equals(seen, &list);
     }
 }
@@ -289,7 +285,7 @@ async fn workers_that_come_and_go_and_die_leave_no_gap() {
     journal.holds(&api.client).await;
     let list = api.client.list().await.unwrap();
     told.send_replace(Some(list.len()));
-    equals(tokio::time::timeout(e2e::PATIENCE, reader).await.expect("all are seen").unwrap(), &list);
+    equals(tokio::time::timeout(LONG, reader).await.expect("all are seen").unwrap(), &list);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -304,7 +300,7 @@ async fn a_burst_reaches_a_reader_that_comes_back_when_it_is_told_to() {
     let mut stream = open(&api.client).await;
     let _worker = world.start_worker().await;
     stream.event().await.unwrap();
-    let seen = tokio::time::timeout(e2e::PATIENCE, reader).await.expect("all are seen").unwrap();
+    let seen = tokio::time::timeout(LONG, reader).await.expect("all are seen").unwrap();
     drop(told);
     equals(seen, &api.client.list().await.unwrap());
 }
@@ -370,7 +366,7 @@ async fn a_redis_that_is_emptied_under_load_leaves_no_gap_and_repeats_nothing() 
     own.journal.holds(client).await;
     let list = client.list().await.unwrap();
     told.send_replace(Some(list.len()));
-    equals(tokio::time::timeout(e2e::PATIENCE, reader).await.expect("all are seen").unwrap(), &list);
+    equals(tokio::time::timeout(LONG, reader).await.expect("all are seen").unwrap(), &list);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -399,6 +395,109 @@ async fn a_position_that_redis_no_longer_holds_is_answered_with_a_reset_and_then
     is_silent(client, &mut again).await;
 }
 
+/// More than the buffers of a [`stalled`] connection hold, in events of this many bytes.
+const LARGE: (usize, usize) = (100, 200_000);
+
+impl Own {
+    /// A reader that has missed [`LARGE`] events.
+    async fn far_behind(&self) -> String {
+        self.post(1).await;
+        let last_id = open(&self.api.client).await.last_id().to_owned();
+        let (count, size) = LARGE;
+        let payload = text(size);
+        for number in 0..count {
+            let body = format!(r#"{{"userId":"far-{number}","eventType":"LOGIN","payload":{{"b":{payload}}}}}"#);
+            post(&self.api.client, body).await;
+        }
+        self.api.client.listed(count + self.journal.acknowledged()).await;
+        last_id
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_is_overtaken_by_the_end_of_what_redis_holds_while_it_catches_up_is_told() {
+    let own = Own::start().await;
+    let client = &own.api.client;
+    let last_id = own.far_behind().await;
+    // It takes nothing for now, so that it has not caught up yet when more comes and goes.
+    let mut stream = stalled(own.api.port, &format!("Last-Event-ID: {last_id}\r\n")).await;
+    for number in 0..60 {
+        post(client, format!(r#"{{"userId":"late-{number}","eventType":"LOGIN"}}"#)).await;
+    }
+    client.listed(LARGE.0 + 60 + own.journal.acknowledged()).await;
+    for key in own.redis.command_line::<Vec<String>>("KEYS *tl:*").await {
+        own.redis.command_line::<i64>(&format!("XTRIM {key} MAXLEN 1")).await;
+    }
+    let (mut read, mut some) = (Vec::new(), vec![0; 256 * 1024]);
+    let until_reset = async {
+        while !read.windows(12).rev().take(some.len()).any(|text| text == b"event: reset") {
+            let length = stream.read(&mut some).await.unwrap();
+            read.extend_from_slice(&some[..length]);
+        }
+    };
+    tokio::time::timeout(e2e::PATIENCE, until_reset).await.expect("a reset");
+    let read = String::from_utf8_lossy(&read);
+    let (before, _) = read.split_once("event: reset").unwrap();
+    let count = |user: &str| before.matches(&format!("\"userId\":\"{user}-")).count();
+    assert_eq!((count("far"), count("late")), (LARGE.0, 0), "the gap is told where it is");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_that_are_trimmed_unread_are_told_however_young_they_are() {
+    let own = Own::start().await;
+    let client = &own.api.client;
+    let mut stream = open(client).await;
+    own.post(1).await;
+    take(&mut stream, 2).await;
+    // What was announced last, again and again, in one step: only the gap is news.
+    let again = "local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1][2] \
+        for i = 1, 700 do redis.call('XADD', KEYS[1], 'MAXLEN', '~', 500, '*', unpack(last)) end";
+    let mut streams = Vec::new();
+    for key in own.redis.command_line::<Vec<String>>("KEYS *tl:*").await {
+        let last: Vec<(String, Vec<Vec<u8>>)> = own.redis.command_line(&format!("XREVRANGE {key} + - COUNT 1")).await;
+        streams.push((last[0].0.clone(), key));
+    }
+    let (_, key) = streams.into_iter().max().unwrap();
+    own.redis.send::<()>(redis::cmd("EVAL").arg(again).arg(1).arg(key)).await.unwrap();
+    let reset = tokio::time::timeout(e2e::PATIENCE, stream.next()).await.expect("a reset").unwrap().unwrap();
+    assert_eq!(reset.event, "reset", "{reset:?}");
+    is_silent(client, &mut stream).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_made_anew_is_streamed_from_its_beginning_and_so_is_another_one() {
+    let world = World::shared();
+    let (api, mut worker) = world.start().await;
+    let (client, kafka) = (&api.client, world.kafka());
+    let write = async |topic: &str, user: &str, count: usize| {
+        let records: Vec<Record> = (0..count).map(|_| record(user, &[])).collect();
+        kafka.write(topic, Some(0), &records).await;
+    };
+    write(&world.topic, "old", 20).await;
+    client.listed(20).await;
+    let mut stream = open(client).await;
+    let last_id = stream.last_id().to_owned();
+
+    worker.process.terminate(e2e::PATIENCE).await;
+    kafka.delete_topic(&world.topic).await.unwrap();
+    let mut worker = world.start_worker().await;
+    write(&world.topic, "anew", 5).await;
+    let mut resumed = Sse::open(client, "", Some(&last_id)).await.unwrap();
+    for stream in [&mut stream, &mut resumed] {
+        let seen = take(stream, 5).await;
+        assert!(seen.iter().all(|event| event.user_id == "anew"), "{seen:?}");
+    }
+
+    worker.process.terminate(e2e::PATIENCE).await;
+    let other = format!("{}-v2", world.topic);
+    let _worker = world.clone().with("KAFKA_TOPIC", &other).start_worker().await;
+    write(&other, "other", 3).await;
+    for stream in [&mut stream, &mut resumed] {
+        let seen = take(stream, 3).await;
+        assert!(seen.iter().all(|event| event.user_id == "other"), "{seen:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_cannot_be_given_is_refused_with_the_reason() {
     let api = World::shared().start_api().await;
@@ -424,7 +523,7 @@ async fn sigterm_ends_every_stream_with_a_word_and_the_process_in_time() {
     let mut streams = [open(&api.client).await, open(&api.client).await];
     is_silent(&api.client, &mut streams[0]).await;
     assert_eq!(streams[1].event().await.unwrap().user_id, "next");
-    let status = api.process.terminate(Duration::from_secs(5)).await;
+    let status = api.process.terminate(Duration::from_secs(15)).await;
     assert_eq!(status.code(), Some(0), "a clean end");
     for stream in &mut streams {
         let end = stream.next().await.unwrap().expect("a last word");
@@ -434,12 +533,30 @@ async fn sigterm_ends_every_stream_with_a_word_and_the_process_in_time() {
     }
 }
 
-/// A client that opens a stream and reads only its beginning.
-async fn stalled(port: u16) -> TcpStream {
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_does_not_wait_for_a_reader_that_catches_up_slowly() {
+    let mut own = Own::start().await;
+    let last_id = own.far_behind().await;
+    let mut slow = stalled(own.api.port, &format!("Last-Event-ID: {last_id}\r\n")).await;
+    let reading = tokio::spawn(async move {
+        let mut some = vec![0; 64 * 1024];
+        // At this rate all of it takes more than a minute.
+        while matches!(slow.read(&mut some).await, Ok(1..)) {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    });
+    let status = own.api.process.terminate(Duration::from_secs(20)).await;
+    assert_eq!(status.code(), Some(0), "a clean end");
+    tokio::time::timeout(e2e::PATIENCE, reading).await.unwrap().unwrap();
+}
+
+/// A client that opens a stream, with these headers besides, and reads only its beginning.
+async fn stalled(port: u16, headers: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(32 * 1024).unwrap();
     let mut stream = socket.connect(([127, 0, 0, 1], port).into()).await.unwrap();
-    stream.write_all(b"GET /events/stream HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    let head = format!("GET /events/stream HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
     let mut begun = String::new();
     while !begun.contains("id: ") {
         let mut some = [0; 1024];
@@ -454,20 +571,20 @@ async fn a_reader_that_reads_nothing_is_dropped_and_memory_stays_bounded() {
     const EVENTS: usize = 800;
     let world = World::shared();
     let (api, _worker) = world.start().await;
-    let mut stalled = stalled(api.port).await;
+    let mut stalled = stalled(api.port, "").await;
     let start = Instant::now();
     let (_told, total) = watch::channel(Some(EVENTS));
     let reader = restless([&api.client; 2], &total, STEADY).await;
-    let before = api.process.peak_memory();
+    let memory = api.process.memory_watch();
     let payload = format!(r#"{{"blob":{}}}"#, text(200_000));
     for _ in 0..EVENTS / 50 {
         let records: Vec<Record> = (0..50).map(|n| record(&format!("user-{n}"), &[("payload", &payload)])).collect();
         world.kafka().write(&world.topic, None, &records).await;
     }
-    let seen = tokio::time::timeout(e2e::PATIENCE, reader).await.expect("the others get everything").unwrap();
+    let seen = tokio::time::timeout(LONG, reader).await.expect("the others get everything").unwrap();
     let unique: HashSet<&str> = ids(&seen).into_iter().collect();
     assert_eq!((seen.len(), unique.len()), (EVENTS, EVENTS));
-    let grown = api.process.peak_memory() - before;
+    let grown = memory.growth();
     assert!(grown < 120, "{grown} MiB more for {} MiB of events", EVENTS * 200_000 / 1024 / 1024);
     let mut rest = Vec::new();
     let late = start.elapsed() > Duration::from_secs(15);
@@ -496,12 +613,12 @@ async fn a_reader_that_has_missed_many_large_events_gets_them_within_bounded_mem
         Ok(())
     })
     .await;
-    let before = own.api.process.peak_memory();
+    let memory = own.api.process.memory_watch();
     let mut resumed = Sse::open(client, "", Some(&last_id)).await.unwrap();
     let seen = take(&mut resumed, EVENTS).await;
     let unique: HashSet<&str> = ids(&seen).into_iter().collect();
     assert_eq!(unique.len(), EVENTS);
-    let grown = own.api.process.peak_memory() - before;
+    let grown = memory.growth();
     assert!(grown < 120, "{grown} MiB more for {} MiB of events", EVENTS * 200_000 / 1024 / 1024);
 }
 
@@ -510,4 +627,33 @@ async fn a_reader_that_has_missed_many_large_events_gets_them_within_bounded_mem
 async fn on_a_cluster_readers_see_everything_once_wherever_they_come_back() {
     let cluster = RedisCluster::start().await;
     restless_readers_miss_nothing(&World::on_redis(&cluster.url()), 500, &[5, 40, STEADY]).await;
+}
+
+/// Each bucket is waited for by itself, and they stop being read together: when nobody has read for half a minute.
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_cluster_a_reader_that_comes_as_reading_ends_misses_nothing() {
+    let cluster = RedisCluster::start().await;
+    let (api, _worker) = World::on_redis(&cluster.url()).start().await;
+    let mut last = open(&api.client).await;
+    // One by one: the waits for the buckets begin at different times.
+    for _ in 0..40 {
+        is_silent(&api.client, &mut last).await;
+    }
+    drop(last);
+    // The moment itself is what this is about.
+    tokio::time::sleep(Duration::from_millis(30_250)).await;
+    let mut stream = open(&api.client).await;
+    for _ in 0..60 {
+        let id = post(&api.client, r#"{"userId":"next","eventType":"LOGIN"}"#).await;
+        let next = tokio::time::timeout(e2e::PATIENCE, async {
+            loop {
+                let message = stream.next().await.unwrap().expect("the stream goes on");
+                // If it was late after all, that is said.
+                if message.event != "reset" {
+                    return message;
+                }
+            }
+        });
+        assert!(next.await.expect("an event of any bucket comes").data.contains(&id));
+    }
 }

@@ -81,12 +81,14 @@ impl Consumer {
         };
         let counted = &self.status.counters.dead_lettered;
         batch.letters.iter().filter(is_done).for_each(|letter| counted.add_one(letter.reason()));
-        let slots: Vec<_> = failures.keys().filter_map(|partition| Some(batch.ends.get(partition)?.0)).collect();
+        let mut waiting = Vec::new();
         for (partition, (offset, error)) in &failures {
             log::error!(partition, offset = offset.0;
                 "partition {partition} waits at offset {}: its dead letter can't be published: {error}; the topic {} must exist, \
                  be writable, and allow a max.message.bytes above that of the events' topic",
                 offset.0, self.config.kafka.topics.dead_letters);
+            let why = format!("partition {partition} can't publish the dead letter of offset {}: {error}", offset.0);
+            waiting.extend(batch.ends.get(partition).map(|(slot, _)| (*slot, why)));
             batch.cut(*partition, *offset);
         }
         for partition in batch.ends.keys().filter(|partition| !failures.contains_key(partition)) {
@@ -94,8 +96,8 @@ impl Consumer {
         }
         self.failed += failures.len();
         self.write(batch);
-        for slot in slots {
-            self.backoffs.entry(slot.partition).or_default().lengthen(Instant::now());
+        for (slot, why) in waiting {
+            self.backoffs.entry(slot.partition).or_default().lengthen(Instant::now(), why);
             self.displace(slot);
         }
     }

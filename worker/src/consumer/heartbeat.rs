@@ -37,6 +37,7 @@ impl Consumer {
         if now >= self.settle_after {
             self.settle_after = now + SETTLE_PERIOD;
             self.settle();
+            self.tell_partitions();
             self.tell_lags(now);
         }
     }
@@ -52,9 +53,6 @@ impl Consumer {
             if let Some(slot) = self.ledger.current(partition) {
                 self.displace(slot);
             }
-        }
-        if !self.breakers.reasons(now).is_empty() {
-            self.tell_partitions();
         }
     }
 
@@ -98,12 +96,13 @@ impl Consumer {
             let found = async {
                 store.check().await?;
                 let mut warnings = store.inspect().await?;
-                store.beat(&heartbeat).await?;
+                // Before anything is written, which a Redis that is full refuses.
                 if heartbeat.partitions.first() == Some(&0) {
-                    store.trim(Timestamp::now()).await?;
+                    store.trim().await?;
                     make_room(&store, guard).await?;
                     warnings.extend(alarm_of(store.memory().await?, alarm));
                 }
+                store.beat(&heartbeat).await?;
                 Ok((warnings, store.positions(&scope, &partitions).await?))
             };
             let found = found.await;
@@ -114,7 +113,7 @@ impl Consumer {
     pub(super) fn on_beaten(&mut self, (acknowledged, found): Beaten) -> anyhow::Result<()> {
         let (warnings, found) = match found {
             Ok(found) => found,
-            Err(error @ (StoreError::Layout { .. } | StoreError::Unfit { .. })) => return Err(error.into()),
+            Err(error) if error.is_final() => return Err(error.into()),
             Err(error) => {
                 self.status.store.down(&error.to_string());
                 return Ok(());

@@ -55,9 +55,9 @@ impl Consumer {
 
     /// Tells the metrics how the partitions are, and the health check whether they move.
     pub(super) fn tell_lags(&mut self, now: Instant) {
-        if !self.status.store.get().ok || !self.status.kafka.get().ok {
-            self.lags.excuse(now);
-        }
+        let away = !self.status.store.get().ok || !self.status.kafka.get().ok;
+        // Of a held partition the check of the partitions tells.
+        self.lags.excuse(now, |partition| away || self.breakers.is_open(partition));
         let lags = self.lags.report(now, Timestamp::now().millis());
         let state = |lag: PartitionLag| PartitionState { held: self.breakers.is_open(lag.partition), lag };
         self.status.assign(lags.into_iter().map(state).collect());

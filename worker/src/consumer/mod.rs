@@ -143,7 +143,7 @@ impl Consumer {
     /// Works until `shutdown` is cancelled, then drains.
     ///
     /// # Errors
-    /// When the client has failed for good, the store's data is of another layout, or the drain left something behind.
+    /// When the client has failed for good, the store can't be used as it is, or the drain left something behind.
     pub async fn run(mut self, shutdown: &Shutdown) -> anyhow::Result<()> {
         self.kafka.subscribe(&[&self.config.kafka.topics.events])?;
         match self.work(shutdown).await {

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::mutation::{Mutation, active};
-use common::store::StoreError;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 
@@ -23,16 +22,18 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 /// What became of an attempt to place partitions.
 pub(super) type Placing = Result<Vec<Placed>, PlaceError>;
 
-/// How long a partition waits before its dead letter is tried again.
+/// How long a partition waits before its dead letter is tried again, and why, for people.
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
     until: Option<Instant>,
     wait: Duration,
+    why: String,
 }
 
 impl Backoff {
     /// Doubles the wait, from one second up to thirty.
-    pub(super) fn lengthen(&mut self, now: Instant) {
+    pub(super) fn lengthen(&mut self, now: Instant, why: String) {
+        self.why = why;
         self.wait = (self.wait * 2).clamp(SHORTEST_BACKOFF, LONGEST_BACKOFF);
         self.until = Some(now + self.wait);
     }
@@ -117,7 +118,7 @@ impl Consumer {
                 self.status.store.up("Redis answers");
                 placed.into_iter().for_each(|placed| self.resume(placed));
             }
-            Err(PlaceError::Store(error @ StoreError::Layout { .. })) => return Err(error.into()),
+            Err(PlaceError::Store(error)) if error.is_final() => return Err(error.into()),
             Err(PlaceError::Store(error)) => self.status.store.down(&error.to_string()),
             Err(error @ PlaceError::Kafka(_)) => self.status.kafka.down(&error.to_string()),
         }
@@ -141,6 +142,7 @@ impl Consumer {
             return;
         }
         self.lags.place(partition, start);
+        self.breakers.resumed(partition, Instant::now());
         log::info!(partition, offset = start.0; "partition {partition}: reading from offset {}", start.0);
         if missing > 0 {
             self.count_missing(partition, missing, Offset(start.0));
@@ -148,13 +150,20 @@ impl Consumer {
     }
 
     pub(super) fn tell_partitions(&self) {
-        let (assigned, unplaced) = (self.ledger.assigned().len(), self.ledger.unplaced().len());
+        let (assigned, unplaced) = (self.ledger.assigned().len(), self.ledger.unplaced());
         let (partitions, held) = (&self.status.partitions, self.breakers.reasons(Instant::now()));
-        match (assigned, unplaced) {
+        match (assigned, unplaced.len()) {
             _ if !held.is_empty() => partitions.down(&held.join("; ")),
             (0, _) => partitions.up("none assigned: more workers than partitions, or joining"),
             (_, 0) => partitions.up(&format!("{assigned} assigned")),
-            (_, _) => partitions.down(&format!("{unplaced} of {assigned} wait for their place; see store and kafka")),
+            (_, waiting) => {
+                let backoffs = unplaced.iter().filter_map(|vacancy| self.backoffs.get(&vacancy.slot.partition));
+                let mut whys: Vec<&str> = backoffs.map(|backoff| backoff.why.as_str()).collect();
+                if whys.len() < waiting {
+                    whys.push("see store and kafka");
+                }
+                partitions.down(&format!("{waiting} of {assigned} wait for their place; {}", whys.join("; ")));
+            }
         }
     }
 
@@ -176,7 +185,7 @@ mod tests {
         assert!(backoff.is_over(now));
         let mut waits = Vec::new();
         for _ in 0..7 {
-            backoff.lengthen(now);
+            backoff.lengthen(now, String::new());
             waits.push(backoff.wait.as_secs());
         }
         assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);

@@ -2,6 +2,7 @@
 
 pub mod dead_letters;
 pub mod positions;
+pub mod reader;
 pub mod verify;
 
 use common::kafka::{LogContext, consumer_config};

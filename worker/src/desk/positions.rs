@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::{LOOKUP_TIMEOUT, Observer, observer, partitions};
 use crate::Config;
+use crate::placement::{Log, decide};
 
 /// What to do with positions.
 #[derive(Debug, Clone, Subcommand)]
@@ -60,9 +61,8 @@ impl Row {
         let all: Option<Vec<i64>> = positions.iter().copied().collect();
         let lowest = all.as_ref().and_then(|all| all.iter().min().copied());
         let highest = all.as_ref().and_then(|all| all.iter().max().copied());
-        let start = committed.zip(lowest).map_or(low, |(commit, lowest)| commit.min(lowest));
-        let start = if start > high { low } else { start.max(low) };
-        Self { partition, log_start: low, log_end: high, committed, lowest, highest, to_read: high - start }
+        let (start, ..) = decide(Log { low, high, committed }, positions);
+        Self { partition, log_start: low, log_end: high, committed, lowest, highest, to_read: high - start.0 }
     }
 }
 
@@ -205,6 +205,8 @@ mod tests {
         lagging[0] = None;
         assert_eq!((row(&lagging).to_read, row(&lagging).lowest), (90, None));
         assert_eq!(row(&[Some(5); BUCKETS]).to_read, 90);
+        // A commit beyond the end of the log counts as none.
+        assert_eq!(Row::new(3, (10, 100), Some(101), &[Some(60); BUCKETS]).to_read, 90);
     }
 
     #[test]

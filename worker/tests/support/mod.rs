@@ -147,8 +147,14 @@ impl World {
         let producer: FutureProducer = self.client().set("transactional.id", topic).create().unwrap();
         producer.init_transactions(PATIENCE).unwrap();
         producer.begin_transaction().unwrap();
-        send(&producer, topic, record).await;
+        let (partition, offset) = send(&producer, topic, record).await;
         producer.commit_transaction(PATIENCE).unwrap();
+        // The mark of its end is written by and by, behind the record.
+        let (consumer, start) = (self.consumer(), Instant::now());
+        while consumer.fetch_watermarks(topic, partition, PATIENCE).unwrap().1 < offset + 2 {
+            assert!(start.elapsed() < PATIENCE, "no mark in time");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// As retention does.
@@ -200,7 +206,8 @@ impl World {
     }
 }
 
-async fn send(producer: &FutureProducer, topic: &str, record: &Record) {
+/// Gives the partition and the offset.
+async fn send(producer: &FutureProducer, topic: &str, record: &Record) -> (i32, i64) {
     let record = FutureRecord {
         topic,
         partition: None,
@@ -209,7 +216,8 @@ async fn send(producer: &FutureProducer, topic: &str, record: &Record) {
         timestamp: record.timestamp,
         headers: Some(record.owned_headers()),
     };
-    producer.send::<[u8], [u8], _>(record, PATIENCE).await.unwrap();
+    let delivered = producer.send::<[u8], [u8], _>(record, PATIENCE).await.unwrap();
+    (delivered.partition, delivered.offset)
 }
 
 /// The next record. The client may wake up without one.

@@ -1,14 +1,18 @@
 //! Reading a batch: a body becomes items, whatever pieces it comes in.
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use bytes::{Bytes, BytesMut};
 use common::event::Violation;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use serde::Deserializer;
+use serde::de::{Error, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::body::{Limits, Pieces};
+use crate::memory::Share;
 use crate::problem::Problem;
 
 /// An item, or why there is none and none after it.
@@ -19,23 +23,52 @@ pub(super) type Item = Result<Bytes, Problem>;
 /// # Errors
 /// When it is none, or has none or too many.
 pub(super) fn array(body: &Bytes, most: usize) -> Result<BoxStream<'static, Item>, Problem> {
+    let (mut items, mut json) = (Vec::new(), serde_json::Deserializer::from_slice(body));
+    let read = json.deserialize_seq(Items { body, most, items: &mut items }).and_then(|()| json.end());
+    if items.len() > most {
+        return Err(Problem::TooManyItems(most));
+    }
     let invalid = |detail| Problem::InvalidPayload(vec![Violation::document(detail)]);
-    let items: Vec<&RawValue> = serde_json::from_slice(body)
-        .map_err(|error| invalid(format!("Request body must be a JSON array of events: {error}")))?;
-    match items.len() {
-        0 => Err(Problem::EmptyBatch),
-        count if count > most => Err(Problem::TooManyItems(most)),
-        _ => {
-            let items: Vec<Item> = items.iter().map(|item| Ok(body.slice_ref(item.get().as_bytes()))).collect();
-            Ok(stream::iter(items).boxed())
+    read.map_err(|error| invalid(format!("Request body must be a JSON array of events: {error}")))?;
+    if items.is_empty() { Err(Problem::EmptyBatch) } else { Ok(stream::iter(items).boxed()) }
+}
+
+/// Collects the items of an array, but of those that are too many only the first: millions fit into a small body.
+struct Items<'a> {
+    body: &'a Bytes,
+    most: usize,
+    items: &'a mut Vec<Item>,
+}
+
+impl<'de> Visitor<'de> for Items<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<(), A::Error> {
+        while let Some(item) = array.next_element::<&RawValue>()? {
+            self.items.push(Ok(self.body.slice_ref(item.get().as_bytes())));
+            if self.items.len() > self.most {
+                return Err(A::Error::custom("too many items"));
+            }
         }
+        Ok(())
     }
 }
 
 /// The lines of NDJSON as they arrive; blank ones are left away. A line that is too long is an item without a body. What
 /// ends the request before its end, a limit or a broken connection, is the last item.
-pub(super) fn lines(pieces: Pieces, limits: Limits, longest: usize, most: usize) -> BoxStream<'static, Item> {
-    let lines = Lines { pieces, rest: BytesMut::new(), ready: VecDeque::new(), overlong: false, ended: false, longest };
+pub(super) fn lines(
+    pieces: Pieces,
+    limits: Limits,
+    longest: usize,
+    most: usize,
+    share: Share,
+) -> BoxStream<'static, Item> {
+    let (rest, ready) = Default::default();
+    let lines = Lines { pieces, rest, ready, overlong: false, ended: false, longest, share };
     let numbered = stream::unfold((lines, 0_usize), move |(mut lines, count)| async move {
         let item = match tokio::time::timeout(limits.time, lines.next()).await {
             Ok(None) => return None,
@@ -60,6 +93,8 @@ struct Lines {
     overlong: bool,
     ended: bool,
     longest: usize,
+    /// Of the line that has come in part.
+    share: Share,
 }
 
 impl Lines {
@@ -72,7 +107,12 @@ impl Lines {
                 return None;
             }
             match self.pieces.next().await {
-                Some(Ok(piece)) => self.take(&piece),
+                Some(Ok(piece)) => {
+                    self.take(&piece);
+                    if let Err(full) = self.share.hold(self.rest.len()) {
+                        return Some(Err(Problem::NoRoom(full)));
+                    }
+                }
                 Some(Err(problem)) => return Some(Err(problem)),
                 None => {
                     self.ended = true;
@@ -124,6 +164,7 @@ mod tests {
 
     use super::*;
     use crate::body;
+    use crate::memory::Memory;
 
     const LIMITS: Limits = Limits { size: 1 << 20, time: Duration::from_secs(10) };
     /// Of a line, in bytes.
@@ -175,6 +216,21 @@ mod tests {
         prop::collection::vec(prop::sample::select(FRAGMENTS), 0..40).prop_map(|parts| parts.concat())
     }
 
+    #[test]
+    fn what_comes_behind_too_many_items_is_not_looked_at() {
+        let (body, mut items) = (Bytes::from_static(b"[0,0,0,0,0,0,0]"), Vec::new());
+        let all = serde_json::Deserializer::from_slice(&body).deserialize_seq(Items {
+            body: &body,
+            most: 3,
+            items: &mut items,
+        });
+        assert!(all.is_err() && items.len() == 4, "{}", items.len());
+        let refused = |body: &'static [u8], most| array(&Bytes::from_static(body), most).err().unwrap();
+        assert!(matches!(refused(b"[0,0,0,0 and no JSON", 3), Problem::TooManyItems(3)));
+        assert!(matches!(refused(b"[0,0,0 and no JSON", 3), Problem::InvalidPayload(_)));
+        assert!(matches!(refused(b"[0,0,0] and no JSON", 3), Problem::InvalidPayload(_)));
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
@@ -182,7 +238,7 @@ mod tests {
         fn lines_are_the_same_however_a_body_is_cut(
             body in nearly_lines(), cuts: Vec<prop::sample::Index>, broken: bool, most in 1_usize..20,
         ) {
-            let found = read(lines(pieces(&body, &cuts, broken), LIMITS, LONGEST, most));
+            let found = read(lines(pieces(&body, &cuts, broken), LIMITS, LONGEST, most, Memory::new(0).share()));
             prop_assert_eq!(found, expected(&body, broken, most));
         }
 
@@ -193,7 +249,8 @@ mod tests {
         ) {
             let body = format!("{blank}[{blank}{}{blank}]{blank}", bodies.join(&format!("{blank},{blank}")));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-            let whole = runtime.block_on(body::whole(pieces(body.as_bytes(), &cuts, false), LIMITS)).unwrap();
+            let whole = runtime.block_on(body::whole(pieces(body.as_bytes(), &cuts, false), LIMITS, &Memory::new(0)));
+            let (whole, _share) = whole.unwrap();
             match array(&whole, most) {
                 Ok(items) => {
                     let items: Vec<Read> = read(items);
@@ -208,7 +265,7 @@ mod tests {
 
         #[test]
         fn no_bytes_make_the_reader_panic(body: Vec<u8>, cuts: Vec<prop::sample::Index>, broken: bool) {
-            let items = read(lines(pieces(&body, &cuts, broken), LIMITS, LONGEST, 20));
+            let items = read(lines(pieces(&body, &cuts, broken), LIMITS, LONGEST, 20, Memory::new(0).share()));
             prop_assert!(items.iter().all(|item| item.as_ref().is_ok_and(|json| json.len() <= LONGEST) || item.is_err()));
             drop(array(&body.into(), 20));
         }

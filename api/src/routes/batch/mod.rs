@@ -17,7 +17,7 @@ use common::kafka::{PublishError, Published};
 use futures::stream::{self, BoxStream, poll_fn};
 use futures::{Stream, StreamExt};
 use serde::Serialize;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use warp::http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use warp::http::{HeaderMap, StatusCode};
 use warp::{Filter, Rejection, Reply};
@@ -27,9 +27,10 @@ use crate::body::{self, Kind, Limits};
 use crate::format::Format;
 use crate::idempotency::IdempotencyKey;
 use crate::keys::Caller;
+use crate::memory::Share;
 use crate::problem::Problem;
 use crate::query::validate_only;
-use crate::{App, too_late};
+use crate::{App, request_id, too_late};
 
 /// Items that wait for the brokers at a time.
 const WINDOW: usize = 1000;
@@ -73,6 +74,8 @@ struct Context {
     caller: Caller,
     key: Option<IdempotencyKey>,
     validate_only: bool,
+    /// Of an array, which is kept whole.
+    _share: Option<Share>,
 }
 
 pub(super) fn route(
@@ -96,16 +99,29 @@ async fn batch<B: Buf, E>(
     let streamed = Format::of_batch(headers)? == Format::Ndjson;
     let limits = Limits { size: app.config.max_batch_body, time: app.config.read_timeout };
     let pieces = body::pieces(headers, body, limits)?;
-    let items = match kind {
-        Kind::Json => array(&body::whole(pieces, limits).await?, app.config.max_batch_items)?,
-        Kind::Ndjson => lines(pieces, limits, app.config.max_body, app.config.max_batch_items),
+    let (items, share) = match kind {
+        Kind::Json => {
+            let (body, share) = body::whole(pieces, limits, &app.memory).await?;
+            (array(&body, app.config.max_batch_items)?, Some(share))
+        }
+        Kind::Ndjson => {
+            let (longest, most) = (app.config.max_body, app.config.max_batch_items);
+            (lines(pieces, limits, longest, most, app.memory.share()), None)
+        }
     };
-    let context = Context { key: IdempotencyKey::of(headers)?, validate_only: validate_only(query)?, caller, app };
+    let (key, validate_only) = (IdempotencyKey::of(headers)?, validate_only(query)?);
+    let context = Context { key, validate_only, caller, app, _share: share };
     let mut results = Box::pin(results(context, items).peekable());
     if results.as_mut().peek().await.is_none() {
         return Err(Problem::EmptyBatch);
     }
-    Ok(if streamed { stream_results(results.boxed()) } else { summary(results.collect().await) })
+    if streamed {
+        return Ok(stream_results(results.boxed()));
+    }
+    // Items that were read are published whether or not the client still waits.
+    let all = tokio::spawn(request_id::kept(results.collect())).await;
+    all.map(summary)
+        .map_err(|error| Problem::Publish { error: PublishError::Unknown(error.to_string()), retry_after: 1 })
 }
 
 /// An item with its number, and how many equal ones came before it.
@@ -125,7 +141,8 @@ fn results(context: Context, items: BoxStream<'static, Item>) -> BoxStream<'stat
         let ordinal = item.as_ref().ok().filter(|_| has_key).map_or(0, |json| count(&mut ordinals, json));
         Numbered { index, item, ordinal }
     });
-    let groups = numbered.ready_chunks(GROUP).map(move |items| handle(Arc::clone(&context), items));
+    let mut turns = Turns::default();
+    let groups = numbered.ready_chunks(GROUP).map(move |items| handle(Arc::clone(&context), items, turns.next()));
     let results = groups.buffered(WINDOW / GROUP).flat_map(stream::iter).boxed();
     if validate_only { results } else { app.publish_all(results, was_published) }
 }
@@ -145,14 +162,47 @@ fn count(ordinals: &mut HashMap<Bytes, usize>, json: &Bytes) -> usize {
     *seen - 1
 }
 
-/// Hands a group over at once, in the order of the calls, unless the store is to be asked first. The future is its
-/// results.
-fn handle(context: Arc<Context>, items: Vec<Numbered>) -> impl Future<Output = Vec<ItemResult>> + Send + 'static {
+/// The order of groups that are not handed over at once: each has its turn when the one before has had its.
+#[derive(Default)]
+struct Turns {
+    last: Option<oneshot::Receiver<()>>,
+}
+
+/// The end of it, or of a group that is given up, is the beginning of the next one's turn.
+struct Turn {
+    before: Option<oneshot::Receiver<()>>,
+    _end: oneshot::Sender<()>,
+}
+
+impl Turns {
+    fn next(&mut self) -> Turn {
+        let (end, ended) = oneshot::channel();
+        Turn { before: self.last.replace(ended), _end: end }
+    }
+}
+
+impl Turn {
+    async fn comes(&mut self) {
+        if let Some(before) = &mut self.before {
+            // Nothing is ever sent.
+            drop(before.await);
+        }
+        self.before = None;
+    }
+}
+
+/// Hands a group over at once, in the order of the calls, unless the store is to be asked first: then in its turn. The
+/// future is its results.
+fn handle(
+    context: Arc<Context>,
+    items: Vec<Numbered>,
+    turn: Turn,
+) -> impl Future<Output = Vec<ItemResult>> + Send + 'static {
     let begun = context.key.is_none().then(|| begin(&context, &items));
     async move {
         let begun = match begun {
             Some(begun) => begun,
-            None => begin_new(&context, &items).await,
+            None => begin_new(&context, &items, turn).await,
         };
         answers(context.app.config.request_timeout, begun).await
     }
@@ -173,10 +223,11 @@ fn begin(context: &Context, items: &[Numbered]) -> Vec<Begun> {
 }
 
 /// As [`begin`], without those that the store knows already.
-async fn begin_new(context: &Context, items: &[Numbered]) -> Vec<Begun> {
+async fn begin_new(context: &Context, items: &[Numbered], mut turn: Turn) -> Vec<Begun> {
     let checked: Vec<_> = items.iter().map(|item| check(context, item)).collect();
     let ids: Vec<&str> = checked.iter().flatten().map(|event| event.event_id.as_str()).collect();
     let mut known = crate::idempotency::known(&context.app, &ids).await.into_iter();
+    turn.comes().await;
     let publish = |(item, checked): (&Numbered, Result<UserEvent<'_>, ItemResult>)| match checked {
         // The body is part of the id, so the first one had the same.
         Ok(event) if known.next() == Some(true) => {
@@ -268,7 +319,7 @@ fn summary(results: Vec<ItemResult>) -> warp::reply::Response {
 /// The results as NDJSON, while they come.
 fn stream_results(results: BoxStream<'static, ItemResult>) -> warp::reply::Response {
     let (sender, mut receiver) = mpsc::channel::<Result<Vec<u8>, Infallible>>(4);
-    tokio::spawn(async move {
+    tokio::spawn(request_id::kept(async move {
         let mut chunks = results.ready_chunks(RESULTS);
         while let Some(chunk) = chunks.next().await {
             let mut piece = Vec::with_capacity(chunk.len() * 80);
@@ -280,8 +331,44 @@ fn stream_results(results: BoxStream<'static, ItemResult>) -> warp::reply::Respo
             // Items that were read are published whether or not the client still listens.
             drop(sender.send(Ok(piece)).await);
         }
-    });
+    }));
     let mut response = warp::reply::stream(poll_fn(move |context| receiver.poll_recv(context))).into_response();
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::future::{FutureExt, join_all};
+
+    use super::*;
+
+    #[test]
+    fn groups_have_their_turns_in_order_and_one_that_is_given_up_holds_none_up() {
+        let mut turns = Turns::default();
+        let [mut first, mut second, mut third] = [turns.next(), turns.next(), turns.next()];
+        assert!(second.comes().now_or_never().is_none() && third.comes().now_or_never().is_none());
+        assert!(first.comes().now_or_never().is_some());
+        assert!(second.comes().now_or_never().is_none(), "the first one is not over");
+        drop(first);
+        assert!(third.comes().now_or_never().is_none());
+        drop(second);
+        assert!(third.comes().now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn whichever_is_looked_up_first_they_are_handed_over_in_order() {
+        let (mut turns, handed_over) = (Turns::default(), std::sync::Mutex::default());
+        let groups =
+            (0..20_u64).map(|nth| (nth, turns.next())).collect::<Vec<_>>().into_iter().map(|(nth, mut turn)| {
+                let handed_over: &std::sync::Mutex<Vec<u64>> = &handed_over;
+                async move {
+                    tokio::time::sleep(Duration::from_millis((7 * nth) % 20)).await;
+                    turn.comes().await;
+                    handed_over.lock().unwrap().push(nth);
+                }
+            });
+        join_all(groups).await;
+        assert_eq!(handed_over.into_inner().unwrap(), (0..20).collect::<Vec<_>>());
+    }
 }

@@ -26,14 +26,12 @@ use futures::future::BoxFuture;
 use self::link::{Link, LinkSettings};
 use self::queue::{Next, Queue};
 use super::publisher::{KafkaBackend, Published, Unflushed};
-use super::{Delivered, PublishError, Publisher};
+use super::{Delivered, Publisher};
 use crate::config::{KafkaSettings, Protocol};
 use crate::event::UserEvent;
 use crate::health::Check;
 use crate::mutation::{Mutation, active};
 
-/// Largest record, as librdkafka's `message.max.bytes`, so that both clients refuse the same ones.
-const LARGEST_RECORD: usize = 1_000_000;
 /// How often the metadata are asked for: new partitions, new leaders, and whether the brokers are there.
 const REFRESH: Duration = Duration::from_secs(1);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
@@ -131,10 +129,6 @@ impl Drop for KafkaRustPublisher {
 impl Publisher for KafkaRustPublisher {
     fn publish(&self, event: &UserEvent<'_>, json: &[u8]) -> Published {
         let key = event.user_id.as_str().as_bytes();
-        if key.len() + json.len() > LARGEST_RECORD {
-            let refused = PublishError::Refused(format!("larger than {LARGEST_RECORD} bytes"));
-            return Box::pin(std::future::ready(Err(refused)));
-        }
         match self.shared.queue.push(key, json, Instant::now() + self.shared.delivery_timeout) {
             Ok(_) if active(Mutation::ReplyBeforeAck) => {
                 Box::pin(std::future::ready(Ok(Delivered { partition: -1, offset: -1 })))

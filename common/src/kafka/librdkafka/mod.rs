@@ -1,9 +1,9 @@
 //! Publishing through librdkafka.
 
-mod group;
+mod group_commit;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
@@ -16,13 +16,16 @@ use rdkafka::util::Timeout;
 use tokio::sync::mpsc::{self, error::SendError};
 use tokio::sync::oneshot;
 
-use self::group::{Group, Waiting};
+use self::group_commit::{Group, Waiting};
 use super::client::LogContext;
 use super::publisher::{Delivered, KafkaBackend, PublishError, Published, Publisher, Unflushed};
 use crate::event::UserEvent;
 use crate::health::Check;
 use crate::mutation::{Mutation, active};
 use crate::traces;
+
+/// A producer is not replaced sooner: each new one connects and logs in to the brokers.
+const SHORTEST_TURN: Duration = Duration::from_secs(1);
 
 type Client = ThreadedProducer<LogContext>;
 type Record<'a> = BaseRecord<'a, [u8], [u8], Box<Ticket>>;
@@ -47,18 +50,18 @@ impl KafkaPublisher {
         Ok(Self { topic: topic.to_owned(), current, groups: None, under_way: Arc::default() })
     }
 
-    /// As [`KafkaPublisher::new`], for settings without a linger: events that come while others are under way go in
-    /// groups. Their order is that of the calls.
+    /// As [`KafkaPublisher::new`], for settings without a linger: events that come while others are under way wait
+    /// for most of those, and go together. Their order is that of the calls.
     ///
     /// # Errors
     /// When librdkafka refuses the settings.
     ///
     /// # Panics
     /// Outside of a runtime.
-    pub fn by_group(config: ClientConfig, topic: &str) -> KafkaResult<Self> {
+    pub fn with_group_commit(config: ClientConfig, topic: &str) -> KafkaResult<Self> {
         let mut publisher = Self::new(config, topic)?;
         let (groups, waiting) = mpsc::unbounded_channel();
-        tokio::spawn(group::hand_over_by_group(topic.to_owned(), Arc::clone(&publisher.current), waiting));
+        tokio::spawn(group_commit::run(topic.to_owned(), Arc::clone(&publisher.current), waiting));
         publisher.groups = Some(groups);
         Ok(publisher)
     }
@@ -168,13 +171,14 @@ struct Current {
     config: ClientConfig,
     context: LogContext,
     client: RwLock<Arc<Client>>,
+    replaced: Mutex<Option<Instant>>,
 }
 
 impl Current {
     fn new(config: ClientConfig) -> KafkaResult<Self> {
         let context = LogContext::default();
         let client = RwLock::new(Arc::new(config.create_with_context(context.clone())?));
-        Ok(Self { config, context, client })
+        Ok(Self { config, context, client, replaced: Mutex::default() })
     }
 
     fn get(&self) -> Arc<Client> {
@@ -188,16 +192,22 @@ impl Current {
         }
     }
 
-    /// Puts a new producer in the place of one that has failed for good, unless somebody else was faster.
+    /// Puts a new producer in the place of one that has failed for good, unless somebody else is at it. Where the next one
+    /// fails as fast, as without the right to write, records are not accepted until its turn is over.
     fn replace_if_fatal(&self) {
         if self.get().client().fatal_error().is_none() {
             return;
         }
-        let mut client = self.client.write().unwrap_or_else(PoisonError::into_inner);
-        let Some((_, reason)) = client.client().fatal_error() else { return };
+        let Ok(mut replaced) = self.replaced.try_lock() else { return };
+        let Some((_, reason)) = self.get().client().fatal_error() else { return };
+        if replaced.is_some_and(|at| at.elapsed() < SHORTEST_TURN) {
+            return;
+        }
+        *replaced = Some(Instant::now());
         match self.config.create_with_context(self.context.clone()) {
             Ok(new) => {
                 log::error!("fatal producer error: {reason}; a new producer takes over");
+                let mut client = self.client.write().unwrap_or_else(PoisonError::into_inner);
                 let failed = std::mem::replace(&mut *client, Arc::new(new));
                 // It lives on until its records in flight have their answers.
                 std::thread::spawn(move || failed.flush(Timeout::Never));

@@ -1,16 +1,15 @@
 //! An entry of a stream: what one transaction stored, as it is written and read.
 
 use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
 
 use super::varint::{pull, push};
 use crate::store::StoreError;
 use crate::store::layout::StoredId;
 
-/// The one field of an entry: its records one behind the other, as [`push_record`] writes them.
-pub(in crate::store) const RECORDS: &str = "r";
-
 /// Where an entry stands in its stream: milliseconds, and a number within them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct EntryId {
     pub(super) millis: u64,
     pub(super) number: u64,
@@ -46,15 +45,21 @@ pub struct Announced {
     pub event_id: String,
 }
 
-/// What one transaction stored.
+/// What one transaction stored, or where logs began. Its first field has the name of the topic, and the records one behind
+/// the other, as `push_record` writes them. Others follow only where logs began: a partition, and its log's end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// The bucket.
     pub bucket: usize,
     /// Where it stands in the bucket's stream.
     pub id: EntryId,
+    /// The topic of its records.
+    pub topic: Arc<str>,
     /// Its records, in their order.
     pub records: Vec<Announced>,
+    /// Partitions that were to be read from the beginning of their logs, and where these ended then: whatever was
+    /// announced from there on before this entry was of another log.
+    pub ends: Vec<(i32, i64)>,
 }
 
 /// A stream's entries as Redis gives them: id, and fields with values in turn.
@@ -66,12 +71,19 @@ pub(super) fn entries(bucket: usize, raw: Raw) -> Result<Vec<Entry>, StoreError>
 }
 
 fn entry(bucket: usize, id: &str, fields: &[Vec<u8>]) -> Option<Entry> {
-    let [_, records] = fields else { return None };
+    let [topic, records, ends @ ..] = fields else { return None };
+    let (ends, []) = ends.as_chunks() else { return None };
+    let ends = ends.iter().map(|[partition, end]| Some((number(partition)?, number(end)?)));
     let (mut rest, mut records) = (records.as_slice(), Vec::new());
     while !rest.is_empty() {
         records.push(pull_record(&mut rest)?);
     }
-    Some(Entry { bucket, id: EntryId::parse(id)?, records })
+    let topic = std::str::from_utf8(topic).ok()?.into();
+    Some(Entry { bucket, id: EntryId::parse(id)?, topic, records, ends: ends.collect::<Option<_>>()? })
+}
+
+fn number<T: FromStr>(text: &[u8]) -> Option<T> {
+    std::str::from_utf8(text).ok()?.parse().ok()
 }
 
 /// Appends a record to the field of an entry: partition, offset, length of the id, and the id as it is stored.
@@ -107,11 +119,24 @@ mod tests {
             for (partition, offset, id) in &records {
                 push_record(&mut packed, *partition, *offset, &StoredId::of(id));
             }
-            let read = entry(3, "5-1", &[b"r".to_vec(), packed]).unwrap();
+            let read = entry(3, "5-1", &[b"topic".to_vec(), packed]).unwrap();
             let expected = records.into_iter().map(|(partition, offset, event_id)| Announced { partition, offset, event_id });
             prop_assert_eq!(read.records, expected.collect::<Vec<_>>());
             // Whatever is there instead: an answer, not a panic.
-            drop(entry(3, "5-1", &[b"r".to_vec(), garbage]));
+            drop(entry(3, "5-1", &[b"topic".to_vec(), garbage]));
+        }
+    }
+
+    #[test]
+    fn where_logs_ended_reads_back() {
+        let read = |fields: &[&str]| {
+            let fields: Vec<Vec<u8>> = fields.iter().map(|field| field.as_bytes().to_vec()).collect();
+            entry(3, "5-1", &fields)
+        };
+        let marker = read(&["topic", "", "0", "7", "5", "0"]).unwrap();
+        assert_eq!((&*marker.topic, marker.records.len(), marker.ends), ("topic", 0, vec![(0, 7), (5, 0)]));
+        for wrong in [&["topic", "", "0"][..], &["topic", "", "0", "x"], &["topic"]] {
+            assert_eq!(read(wrong), None, "{wrong:?}");
         }
     }
 }

@@ -2,7 +2,7 @@
 //! that stores them, so an entry is never seen before its events can be read.
 //!
 //! An entry says what a transaction wrote, not what was new: a record that is delivered again is announced again, with
-//! the same partition and offset. Who reads tells by [`Seen`].
+//! the same topic, partition and offset. Who reads tells by [`Seen`].
 
 mod entry;
 mod position;
@@ -15,10 +15,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+pub(super) use self::entry::push_record;
 pub use self::entry::{Announced, Entry, EntryId};
-pub(super) use self::entry::{RECORDS, push_record};
 use self::entry::{Raw, entries};
 pub use self::position::TailPosition;
+use self::seen::Place;
 pub use self::seen::Seen;
 use super::layout::StoredId;
 use super::positions::partition_of;
@@ -49,9 +50,9 @@ impl Store {
         Ok((end, seen))
     }
 
-    /// The last offset of each bucket and partition before its position. Positions know of a partition that has been
-    /// quiet for long, too.
-    async fn announced_by_positions(&self) -> Result<HashMap<(usize, i32), i64>, StoreError> {
+    /// The last offset of each place before its position, whose group ever is further. Positions know of a partition that
+    /// has been quiet for long, too.
+    async fn announced_by_positions(&self) -> Result<HashMap<Place, i64>, StoreError> {
         let asked = (0..BUCKETS).map(|bucket| {
             let mut all = redis::cmd("HGETALL");
             all.arg(self.layout.positions(bucket));
@@ -61,8 +62,8 @@ impl Store {
         let mut last = HashMap::new();
         for (bucket, positions) in buckets.into_iter().enumerate() {
             for (field, next) in positions {
-                if let Some(partition) = partition_of(&field) {
-                    let offset = last.entry((bucket, partition)).or_insert(-1);
+                if let Some((topic, partition)) = partition_of(&field) {
+                    let offset = last.entry((topic.into(), bucket, partition)).or_insert(-1);
                     *offset = (next - 1).max(*offset);
                 }
             }
@@ -88,8 +89,9 @@ impl Store {
         let streams: Vec<Raw> = self.read.scatter(ranges).await?;
         let (mut end, mut seen) = (TailPosition::default(), Seen::default());
         for (bucket, raw) in streams.into_iter().enumerate() {
-            let entries = entries(bucket, raw)?;
-            entries.first().into_iter().for_each(|last| end.pass_all(last));
+            let mut entries = entries(bucket, raw)?;
+            entries.reverse();
+            entries.last().into_iter().for_each(|last| end.pass_all(last));
             seen.note(&entries);
         }
         seen.close_below();
@@ -101,14 +103,30 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn tail_holds(&self, position: &TailPosition) -> Result<bool, StoreError> {
-        let ranges = (0..BUCKETS).map(|bucket| {
+        self.buckets_hold(&(0..BUCKETS).collect::<Vec<_>>(), position).await
+    }
+
+    /// Whether entries may be gone that stood between a position and these, which were read there. A stream that has lost
+    /// some to its cap holds more than are read at a time. What else takes entries away takes what they say with it, and
+    /// it will be stored and announced again.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis has no good answer.
+    pub async fn tail_skipped(&self, position: &TailPosition, entries: &[Entry]) -> Result<bool, StoreError> {
+        let read = |bucket: usize| entries.iter().filter(|entry| entry.bucket == bucket).count();
+        let full: Vec<usize> = (0..BUCKETS).filter(|bucket| read(*bucket) >= READ).collect();
+        Ok(!full.is_empty() && !self.buckets_hold(&full, position).await?)
+    }
+
+    async fn buckets_hold(&self, buckets: &[usize], position: &TailPosition) -> Result<bool, StoreError> {
+        let ranges = buckets.iter().map(|bucket| {
             let mut range = redis::cmd("XRANGE");
-            range.arg(self.layout.tail(bucket)).arg("-").arg("+").arg("COUNT").arg(1);
+            range.arg(self.layout.tail(*bucket)).arg("-").arg("+").arg("COUNT").arg(1);
             range
         });
         let firsts: Vec<Raw> = self.read.scatter(ranges).await?;
         let mut cut = Vec::new();
-        for (bucket, raw) in firsts.into_iter().enumerate() {
+        for (bucket, raw) in buckets.iter().copied().zip(firsts) {
             let (first, at) = (entries(bucket, raw)?.pop(), position.entries[bucket]);
             match first {
                 Some(first) if at >= first.id => {}

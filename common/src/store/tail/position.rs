@@ -45,11 +45,23 @@ impl TailPosition {
         self.entries = furthest;
     }
 
+    /// Moves behind a gap, to wherever another position is further. An entry that was begun may be lost in the gap.
+    pub fn skip_to(&mut self, other: &Self) {
+        self.join(other);
+        self.partial = None;
+    }
+
+    /// Whether the whole of an entry lies before this position.
+    #[must_use]
+    pub fn is_behind(&self, entry: &Entry) -> bool {
+        entry.id <= self.entries[entry.bucket]
+    }
+
     /// How many records of an entry lie before this position.
     #[must_use]
     pub fn passed(&self, entry: &Entry) -> usize {
         match self.partial {
-            _ if entry.id <= self.entries[entry.bucket] => entry.records.len(),
+            _ if self.is_behind(entry) => entry.records.len(),
             Some((bucket, records)) if bucket == entry.bucket => records,
             _ => 0,
         }
@@ -118,7 +130,8 @@ mod tests {
 
     fn entry_of(bucket: usize, millis: u64, records: usize) -> Entry {
         let record = |n: usize| Announced { partition: 0, offset: n as i64, event_id: n.to_string() };
-        Entry { bucket, id: EntryId { millis, number: 3 }, records: (0..records).map(record).collect() }
+        let (id, records) = (EntryId { millis, number: 3 }, (0..records).map(record).collect());
+        Entry { bucket, id, topic: "topic".into(), records, ends: Vec::new() }
     }
 
     #[test]
@@ -161,5 +174,14 @@ mod tests {
         further.pass_all(&entry_of(1, 5, 4));
         one.join(&further);
         assert_eq!(one, further);
+    }
+
+    #[test]
+    fn behind_a_gap_no_entry_is_begun() {
+        let (mut one, mut other) = (TailPosition::default(), TailPosition::default());
+        one.pass(&entry_of(1, 5, 4), 1);
+        other.pass_all(&entry_of(0, 10, 1));
+        one.skip_to(&other);
+        assert_eq!((one.passed(&entry_of(0, 10, 1)), one.passed(&entry_of(1, 9, 4))), (1, 0));
     }
 }

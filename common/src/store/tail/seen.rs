@@ -1,32 +1,39 @@
 //! What is new of what is announced.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use super::entry::{Announced, Entry};
 
 /// Offsets of one bucket and partition that are remembered one by one: more than batches under way together have.
 const REMEMBERED: usize = 1024;
 
-/// What was announced of each bucket and partition. Redelivery, and the refill of a store that has lost something,
-/// announce it again.
+/// What was announced of each bucket and partition of a topic. Redelivery, and the refill of a store that has lost
+/// something, announce it again. A topic that was deleted and made anew announces other records of the same offsets: an
+/// entry says where its logs end, and who has seen more of them has seen others.
 ///
 /// The highest offset alone would not do: of batches under way together an early one may be lost, with a Redis that is
 /// emptied for example, and come again behind a later one.
 #[derive(Debug, Clone, Default)]
-pub struct Seen(HashMap<(usize, i32), Offsets>);
+pub struct Seen(HashMap<Place, Offsets>);
 
-/// What was announced of one bucket and partition.
+/// A topic, a bucket and a partition.
+pub(super) type Place = (Arc<str>, usize, i32);
+
+/// What was announced of one place.
 #[derive(Debug, Clone)]
 struct Offsets {
     /// Everything up to this one.
     floor: i64,
     /// And these, [`REMEMBERED`] at most.
     beyond: BTreeSet<i64>,
+    /// Whether this is everything since the log began, so that nothing else is to be taken for announced.
+    whole: bool,
 }
 
 impl Default for Offsets {
     fn default() -> Self {
-        Self { floor: -1, beyond: BTreeSet::new() }
+        Self { floor: -1, beyond: BTreeSet::new(), whole: false }
     }
 }
 
@@ -37,12 +44,16 @@ impl Offsets {
             self.beyond = self.beyond.split_off(&(floor + 1));
         }
     }
+
+    fn highest(&self) -> i64 {
+        self.beyond.last().copied().unwrap_or(self.floor)
+    }
 }
 
 impl Seen {
-    /// Whether a record is announced for the first time; not any more afterwards.
-    pub fn is_new(&mut self, bucket: usize, record: &Announced) -> bool {
-        let offsets = self.0.entry((bucket, record.partition)).or_default();
+    /// Whether a record of an entry is announced for the first time; not any more afterwards.
+    pub fn is_new(&mut self, entry: &Entry, record: &Announced) -> bool {
+        let offsets = self.0.entry(place(entry, record.partition)).or_default();
         let new = record.offset > offsets.floor && offsets.beyond.insert(record.offset);
         if offsets.beyond.len() > REMEMBERED
             && let Some(lowest) = offsets.beyond.first().copied()
@@ -52,65 +63,131 @@ impl Seen {
         new
     }
 
-    /// Whether a record was announced before.
+    /// Whether a record of an entry was announced before.
     #[must_use]
-    pub fn knows(&self, bucket: usize, record: &Announced) -> bool {
-        let offsets = self.0.get(&(bucket, record.partition));
+    pub fn knows(&self, entry: &Entry, record: &Announced) -> bool {
+        let offsets = self.0.get(&place(entry, record.partition));
         offsets.is_some_and(|offsets| record.offset <= offsets.floor || offsets.beyond.contains(&record.offset))
     }
 
-    /// Takes note of whole entries.
-    pub fn note(&mut self, entries: &[Entry]) {
-        for entry in entries {
-            for record in &entry.records {
-                self.is_new(entry.bucket, record);
+    /// Forgets what was announced of other logs than those that an entry says the ends of. For each entry, before its
+    /// records.
+    pub fn heed(&mut self, entry: &Entry) {
+        for (partition, end) in &entry.ends {
+            let offsets = self.0.entry(place(entry, *partition)).or_default();
+            if offsets.highest() < 0 || offsets.highest() >= *end {
+                *offsets = Offsets { whole: true, ..Offsets::default() };
             }
         }
     }
 
-    /// Takes everything up to an offset of a bucket and partition for announced.
-    pub(super) fn raise(&mut self, place: (usize, i32), offset: i64) {
-        self.0.entry(place).or_default().raise(offset);
+    /// Takes note of whole entries, in the order in which they were stored.
+    pub fn note(&mut self, entries: &[Entry]) {
+        for entry in entries {
+            self.heed(entry);
+            for record in &entry.records {
+                self.is_new(entry, record);
+            }
+        }
+    }
+
+    /// Takes everything up to an offset of a place for announced.
+    pub(super) fn raise(&mut self, place: Place, offset: i64) {
+        let offsets = self.0.entry(place).or_default();
+        if !offsets.whole {
+            offsets.raise(offset);
+        }
     }
 
     /// Takes everything before what is known for announced.
     pub(super) fn close_below(&mut self) {
-        for offsets in self.0.values_mut() {
+        for offsets in self.0.values_mut().filter(|offsets| !offsets.whole) {
             let lowest = offsets.beyond.first().copied();
             lowest.into_iter().for_each(|lowest| offsets.raise(lowest));
         }
     }
 }
 
+fn place(entry: &Entry, partition: i32) -> Place {
+    (Arc::clone(&entry.topic), entry.bucket, partition)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::EntryId;
 
     fn record(partition: i32, offset: i64) -> Announced {
         Announced { partition, offset, event_id: "e".into() }
     }
 
+    fn of(topic: &str, bucket: usize) -> Entry {
+        Entry { bucket, id: EntryId::default(), topic: topic.into(), records: Vec::new(), ends: Vec::new() }
+    }
+
+    /// Says that the log of partition 0 ended there when it was to be read from its beginning.
+    fn begun(bucket: usize, end: i64) -> Entry {
+        Entry { ends: vec![(0, end)], ..of("t", bucket) }
+    }
+
     #[test]
     fn what_is_announced_again_is_not_new_and_what_comes_late_is() {
         let mut seen = Seen::default();
-        assert!(!seen.knows(0, &record(0, 5)));
-        assert!(seen.is_new(0, &record(0, 5)) && seen.knows(0, &record(0, 5)));
-        assert!(!seen.is_new(0, &record(0, 5)));
-        assert!(seen.is_new(0, &record(0, 4)), "its batch was lost at first");
-        assert!(!seen.is_new(0, &record(0, 4)));
-        assert!(seen.is_new(1, &record(0, 5)) && seen.is_new(0, &record(1, 4)) && seen.is_new(0, &record(0, 6)));
+        assert!(!seen.knows(&of("t", 0), &record(0, 5)));
+        assert!(seen.is_new(&of("t", 0), &record(0, 5)) && seen.knows(&of("t", 0), &record(0, 5)));
+        assert!(!seen.is_new(&of("t", 0), &record(0, 5)));
+        assert!(seen.is_new(&of("t", 0), &record(0, 4)), "its batch was lost at first");
+        assert!(!seen.is_new(&of("t", 0), &record(0, 4)));
+        assert!(
+            seen.is_new(&of("t", 1), &record(0, 5))
+                && seen.is_new(&of("t", 0), &record(1, 4))
+                && seen.is_new(&of("t", 0), &record(0, 6))
+        );
     }
 
     #[test]
     fn what_was_announced_long_ago_is_known_without_being_remembered() {
         let mut seen = Seen::default();
-        assert!((0..5_000).all(|n| seen.is_new(3, &record(0, n * 2))));
-        assert!((0..5_000).all(|n| !seen.is_new(3, &record(0, n * 2))));
-        assert!(seen.0[&(3, 0)].beyond.len() <= REMEMBERED);
-        assert!(!seen.is_new(3, &record(0, 1)) && seen.is_new(3, &record(0, 9_997)));
+        assert!((0..5_000).all(|n| seen.is_new(&of("t", 3), &record(0, n * 2))));
+        assert!((0..5_000).all(|n| !seen.is_new(&of("t", 3), &record(0, n * 2))));
+        assert!(seen.0[&("t".into(), 3, 0)].beyond.len() <= REMEMBERED);
+        assert!(!seen.is_new(&of("t", 3), &record(0, 1)) && seen.is_new(&of("t", 3), &record(0, 9_997)));
         let mut resumed = Seen::default();
-        resumed.is_new(3, &record(0, 50));
+        resumed.is_new(&of("t", 3), &record(0, 50));
         resumed.close_below();
-        assert!(resumed.knows(3, &record(0, 49)) && resumed.is_new(3, &record(0, 51)));
+        assert!(resumed.knows(&of("t", 3), &record(0, 49)) && resumed.is_new(&of("t", 3), &record(0, 51)));
+    }
+    #[test]
+    fn each_topic_has_offsets_of_its_own() {
+        let mut seen = Seen::default();
+        assert!(seen.is_new(&of("old", 0), &record(0, 1_000_000)));
+        seen.raise(("old".into(), 0, 0), 1_000_000);
+        assert!(seen.is_new(&of("new", 0), &record(0, 3)) && !seen.is_new(&of("old", 0), &record(0, 3)));
+    }
+
+    #[test]
+    fn what_was_announced_beyond_the_end_of_a_log_was_of_another_one() {
+        let mut seen = Seen::default();
+        for offset in 0..30 {
+            seen.is_new(&of("t", 0), &record(0, offset));
+            seen.is_new(&of("t", 1), &record(0, offset));
+        }
+        // A store that has lost something is filled again from the same log.
+        seen.heed(&begun(0, 30));
+        assert!(seen.knows(&of("t", 0), &record(0, 4)));
+        seen.heed(&begun(0, 5));
+        assert!(seen.is_new(&of("t", 0), &record(0, 4)) && seen.knows(&of("t", 1), &record(0, 4)));
+        assert!(!seen.is_new(&of("t", 0), &record(0, 4)));
+    }
+
+    #[test]
+    fn since_a_log_began_nothing_is_announced_but_what_was_seen() {
+        let mut seen = Seen::default();
+        seen.note(&[Entry { records: vec![record(0, 20)], ..of("t", 0) }, begun(0, 5)]);
+        seen.note(&[Entry { records: vec![record(0, 3)], ..of("t", 0) }]);
+        seen.close_below();
+        // A position that was read before the log began.
+        seen.raise(("t".into(), 0, 0), 20);
+        assert!(seen.knows(&of("t", 0), &record(0, 3)) && seen.is_new(&of("t", 0), &record(0, 2)));
     }
 }

@@ -8,36 +8,7 @@ use common::event::Timestamp;
 use rdkafka::Message;
 use rdkafka::message::{Header, Headers, OwnedHeaders};
 
-/// Counts how often a record was dead-lettered; the only one of our headers that a redriven record keeps.
-pub const ATTEMPTS: &str = "dead-letter-attempts";
-
-const TOPIC: [&str; 2] = ["__connect.errors.topic", "kafka_dlt-original-topic"];
-const PARTITION: [&str; 2] = ["__connect.errors.partition", "kafka_dlt-original-partition"];
-const OFFSET: [&str; 2] = ["__connect.errors.offset", "kafka_dlt-original-offset"];
-const MESSAGE: [&str; 2] = ["__connect.errors.exception.message", "kafka_dlt-exception-message"];
-const TIMESTAMP: &str = "kafka_dlt-original-timestamp";
-const REASON: &str = "dead-letter-reason";
-const WORKER: &str = "dead-letter-worker";
-
-/// What dead-lettering added, apart from [`ATTEMPTS`].
-const ADDED: [&str; 16] = [
-    TOPIC[0],
-    PARTITION[0],
-    OFFSET[0],
-    "__connect.errors.stage",
-    "__connect.errors.exception.class.name",
-    MESSAGE[0],
-    TOPIC[1],
-    PARTITION[1],
-    OFFSET[1],
-    TIMESTAMP,
-    "kafka_dlt-original-timestamp-type",
-    "kafka_dlt-original-consumer-group",
-    "kafka_dlt-exception-fqcn",
-    MESSAGE[1],
-    REASON,
-    WORKER,
-];
+use crate::dead_letter::{ATTEMPTS, MESSAGE, OFFSET, PARTITION, REASON, TIMESTAMP, TOPIC, WORKER, is_added};
 
 type HeaderPair = (String, Option<Vec<u8>>);
 
@@ -64,8 +35,10 @@ pub struct Letter {
     pub key: Option<Vec<u8>>,
     /// The original's value.
     pub value: Option<Vec<u8>>,
-    /// All headers in order, those of the original first; `None` when a name is not UTF-8.
-    pub headers: Option<Vec<HeaderPair>>,
+    /// All headers in order, those of the original first, but for those whose name is not UTF-8.
+    pub headers: Vec<HeaderPair>,
+    /// How many these are.
+    pub unreadable_headers: usize,
 }
 
 /// The coordinates of the record that was dead-lettered.
@@ -83,8 +56,8 @@ impl Letter {
     /// Reads a record of the dead-letter topic.
     #[must_use]
     pub fn of<M: Message>(record: &M) -> Self {
-        let headers = record.headers().map_or_else(|| Some(Vec::new()), readable);
-        let found = Found(headers.as_deref().unwrap_or_default());
+        let (headers, unreadable_headers) = record.headers().map(readable).unwrap_or_default();
+        let found = Found(&headers);
         let original = Original {
             topic: TOPIC.into_iter().find_map(|name| found.text(name)),
             partition: found.number(PARTITION[0]).or_else(|| found.bytes(PARTITION[1]).map(i32::from_be_bytes)),
@@ -103,6 +76,7 @@ impl Letter {
             key: record.key().map(<[u8]>::to_vec),
             value: record.payload().map(<[u8]>::to_vec),
             headers,
+            unreadable_headers,
         }
     }
 
@@ -118,10 +92,10 @@ impl Letter {
         self.key.as_deref().map(|key| String::from_utf8_lossy(key).into_owned())
     }
 
-    /// The headers it had before it was dead-lettered, and how often it was.
+    /// The headers it had before it was dead-lettered, as far as their names can be written, and how often it was.
     #[must_use]
     pub fn redriven_headers(&self) -> OwnedHeaders {
-        let kept = self.headers.iter().flatten().filter(|(name, _)| !ADDED.contains(&name.as_str()));
+        let kept = self.headers.iter().filter(|(name, _)| name == ATTEMPTS || !is_added(name));
         kept.fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: value.as_ref() }))
     }
 }
@@ -137,10 +111,14 @@ pub fn decoded(name: &str, value: &[u8]) -> Option<String> {
     Some(time.map_or_else(|| number.to_string(), |time| format!("{number} ({time})")))
 }
 
-/// The client library panics on a header whose name is not UTF-8. Such a record is a foreign one, and no reason to end.
-fn readable(headers: &impl Headers) -> Option<Vec<HeaderPair>> {
+/// All headers that have a name, and how many have not: the client library panics where it is not UTF-8. The worker
+/// dead-letters a record with such a header as any other, with its own ones behind it.
+fn readable(headers: &impl Headers) -> (Vec<HeaderPair>, usize) {
     let pair = |header: Header<'_, &[u8]>| (header.key.to_owned(), header.value.map(<[u8]>::to_vec));
-    catch_unwind(AssertUnwindSafe(|| headers.iter().map(pair).collect())).ok()
+    let read = |nth| catch_unwind(AssertUnwindSafe(|| headers.try_get(nth).map(pair))).ok().flatten();
+    let pairs: Vec<HeaderPair> = (0..headers.count()).filter_map(read).collect();
+    let unreadable = headers.count() - pairs.len();
+    (pairs, unreadable)
 }
 
 /// Looks headers up; of several with one name the last counts.
@@ -202,7 +180,7 @@ mod tests {
             partition: 1,
             offset: 7,
             timestamp: time(1_000),
-            headers: Some(headers.map(|(name, value)| (name.to_owned(), Some(value.to_vec()))).into()),
+            headers: headers.map(|(name, value)| (name.to_owned(), Some(value.to_vec()))).into(),
             ..Letter::default()
         };
         assert_eq!(read, unknown);
@@ -227,21 +205,32 @@ mod tests {
         assert_eq!(decoded("traceparent", &258_i64.to_be_bytes()), None);
     }
 
-    /// As the client library behaves where the name of a header is not UTF-8.
-    struct Unreadable;
+    /// As the client library gives headers of which the first has a name that is not UTF-8.
+    struct Unreadable(OwnedHeaders);
 
     impl Headers for Unreadable {
         fn count(&self) -> usize {
-            1
+            1 + self.0.count()
         }
 
-        fn try_get(&self, _: usize) -> Option<Header<'_, &[u8]>> {
-            panic!("not UTF-8")
+        fn try_get(&self, nth: usize) -> Option<Header<'_, &[u8]>> {
+            self.0.try_get(nth.checked_sub(1).expect("UTF-8"))
         }
     }
 
     #[test]
-    fn a_header_name_that_is_not_text_does_not_end_the_program() {
-        assert_eq!(readable(&Unreadable), None);
+    fn a_header_name_that_is_not_text_hides_no_other_header() {
+        let names = ["event-id", TOPIC[0], ATTEMPTS];
+        let others = names.iter().fold(OwnedHeaders::new(), |all, key| all.insert(Header { key, value: Some("7") }));
+        let (headers, unreadable_headers) = readable(&Unreadable(others));
+        assert_eq!(headers, names.map(|name| (name.to_owned(), Some(b"7".to_vec()))));
+        assert_eq!(unreadable_headers, 1);
+    }
+
+    #[test]
+    fn of_what_dead_lettering_added_a_redriven_record_keeps_the_attempts() {
+        let dead = letter(&[("event-id", b"7"), (TOPIC[0], b"t"), (REASON, b"json"), (ATTEMPTS, b"2")]);
+        let redriven = dead.redriven_headers();
+        assert_eq!(redriven.iter().map(|header| header.key).collect::<Vec<_>>(), ["event-id", ATTEMPTS]);
     }
 }

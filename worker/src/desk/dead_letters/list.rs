@@ -9,9 +9,9 @@ use serde::Serialize;
 
 use super::filter::Filter;
 use super::letter::Letter;
-use super::reader::Reader;
 use super::text::one_line;
 use crate::Config;
+use crate::desk::reader::Reader;
 
 /// Reasons counted apart. Ours are fewer; those of foreign records must not grow without bound.
 const MOST_REASONS: usize = 100;
@@ -78,9 +78,9 @@ pub async fn list(
     mut each: impl FnMut(&Letter) -> io::Result<()>,
 ) -> anyhow::Result<Counts> {
     request.filter.check()?;
-    let mut reader = Reader::open(config, &config.consumer.group)?;
+    let mut reader = Reader::open(config, &config.kafka.topics.dead_letters, &config.consumer.group)?;
     let mut counts = Counts::default();
-    while let Some(letter) = reader.next().await? {
+    while let Some(letter) = reader.next(|record| Letter::of(record)).await? {
         if !request.filter.matches(&letter) {
             continue;
         }

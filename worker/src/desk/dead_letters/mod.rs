@@ -1,7 +1,7 @@
 //! `dead-letters list`, `show` and `redrive`: what could not be an event, why, and its way back. In the order a letter
 //! passes it:
 //!
-//! 1. [`reader`]: the dead-letter topic, from its beginning to where it ended at the start;
+//! 1. [`reader`](super::reader): the dead-letter topic, from its beginning to where it ended at the start;
 //! 2. [`letter`]: a record of it, with where it came from and why;
 //! 3. [`filter`]: which of them are meant;
 //! 4. [`list`] and [`show`] print them, [`redrive`] publishes them again, with an [`outcome`]; [`progress`] remembers how
@@ -14,7 +14,6 @@ pub mod letter;
 pub mod list;
 pub mod outcome;
 pub mod progress;
-pub mod reader;
 pub mod redrive;
 pub mod show;
 mod text;

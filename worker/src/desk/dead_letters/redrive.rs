@@ -17,7 +17,7 @@ use super::filter::Filter;
 use super::letter::Letter;
 use super::outcome::{End, Outcome, Tally, Verdict};
 use super::progress::{Progress, group};
-use super::reader::Reader;
+use crate::desk::reader::Reader;
 use crate::{Config, NAME};
 
 /// Between two commits of the progress: what a crash makes the next run repeat.
@@ -32,7 +32,8 @@ Examples:
   user-activity-worker dead-letters redrive --reason enum --rate 500
 
 First remove the cause, for instance upgrade the workers that do not know an event type yet. Each letter is published \
-to KAFKA_TOPIC with its original key, value, headers and timestamp, in order. The dead-letter topic keeps it. One that \
+to KAFKA_TOPIC with its original key, value, headers and timestamp, in order; a header whose name is not UTF-8 is left \
+out. The dead-letter topic keeps it. One that \
 fails again is dead-lettered again, with its attempts counted on; --max-attempts ends that circle. Redriving twice is \
 harmless: events are told apart by their eventId. Letters of another topic, or without headers that say where they came \
 from, are left alone and counted.
@@ -97,7 +98,8 @@ impl<'a> Run<'a> {
     fn begin(config: &'a Config, request: &'a Redrive) -> anyhow::Result<Self> {
         request.filter.check()?;
         let topic = config.kafka.topics.events.as_str();
-        let mut reader = Reader::open(config, &group(&config.consumer.group, &request.filter.name()))?;
+        let group = group(&config.consumer.group, &request.filter.name());
+        let mut reader = Reader::open(config, &config.kafka.topics.dead_letters, &group)?;
         reader.ensure_topic(topic)?;
         if request.resume {
             reader.resume()?;
@@ -131,7 +133,7 @@ impl<'a> Run<'a> {
             let next = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Ok(End::Interrupted),
-                next = self.reader.next() => next?,
+                next = self.reader.next(|record| Letter::of(record)) => next?,
             };
             let Some(letter) = next else { return Ok(End::Reached) };
             self.at = Some((letter.partition, letter.offset));

@@ -7,9 +7,9 @@ use clap::{Args, value_parser};
 
 use super::letter::{Letter, decoded};
 use super::list::place;
-use super::reader::Reader;
 use super::text::{in_full, one_line};
 use crate::Config;
+use crate::desk::reader::Reader;
 
 /// Arguments of `dead-letters show`.
 #[derive(Debug, Clone, Args)]
@@ -35,9 +35,9 @@ pub struct Show {
 /// When Kafka has no answer or there is no record at that place.
 pub async fn show(config: &Config, request: &Show) -> anyhow::Result<Letter> {
     let Show { partition, offset } = *request;
-    let mut reader = Reader::open(config, &config.consumer.group)?;
+    let mut reader = Reader::open(config, &config.kafka.topics.dead_letters, &config.consumer.group)?;
     reader.only(partition, offset)?;
-    reader.next().await?.with_context(|| {
+    reader.next(|record| Letter::of(record)).await?.with_context(|| {
         format!("there is no record at offset {offset} of partition {partition}; `dead-letters list` shows them")
     })
 }
@@ -72,15 +72,15 @@ pub fn page(letter: &Letter, topic: &str) -> String {
 }
 
 fn headers(letter: &Letter) -> String {
-    let Some(headers) = &letter.headers else {
-        return "\nheaders: not shown, one of the names is not UTF-8\n".to_owned();
-    };
-    let mut section = format!("\nheaders: {}\n", headers.len());
-    for (name, value) in headers {
+    let mut section = format!("\nheaders: {}\n", letter.headers.len());
+    if letter.unreadable_headers > 0 {
+        // Writing to a string can't fail.
+        writeln!(section, "  and {} whose name is not UTF-8", letter.unreadable_headers).unwrap_or_default();
+    }
+    for (name, value) in &letter.headers {
         let shown = value
             .as_deref()
             .map_or_else(|| "(null)".to_owned(), |value| decoded(name, value).unwrap_or_else(|| short(value)));
-        // Writing to a string can't fail.
         writeln!(section, "  {} = {shown}", one_line(name, usize::MAX)).unwrap_or_default();
     }
     section

@@ -1,0 +1,133 @@
+//! What large bodies, of requests and of replies, may hold of the memory at a time, all connections together.
+//!
+//! A limit for each body bounds nothing as long as there may be ten thousand of them. Small ones do not count: the number
+//! of connections bounds those, and a client that sends large ones must not keep others from posting a single event.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+
+/// Bodies of up to so many bytes do not count.
+const SMALL: usize = 16 * 1024;
+
+/// The memory for large bodies.
+pub struct Memory {
+    limit: usize,
+    held: AtomicUsize,
+}
+
+/// There is no room for so many bytes more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Full {
+    /// Bytes that large bodies may hold at a time.
+    pub limit: usize,
+}
+
+impl Memory {
+    /// Room for this many bytes.
+    pub(crate) fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self { limit, held: AtomicUsize::new(0) })
+    }
+
+    /// A part of it, empty at first.
+    pub(crate) fn share(self: &Arc<Self>) -> Share {
+        Share { memory: Arc::clone(self), bytes: 0 }
+    }
+
+    /// The body of a reply, which holds its share until it is sent or given up.
+    ///
+    /// # Errors
+    /// When there is no room for it.
+    pub(crate) fn body(self: &Arc<Self>, bytes: Vec<u8>) -> Result<Bytes, Full> {
+        let mut share = self.share();
+        share.hold(bytes.len())?;
+        Ok(Bytes::from_owner(Held { bytes, _share: share }))
+    }
+
+    /// Bytes that large bodies hold.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+}
+
+struct Held {
+    bytes: Vec<u8>,
+    _share: Share,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// What one body holds, until it is dropped.
+pub(crate) struct Share {
+    memory: Arc<Memory>,
+    bytes: usize,
+}
+
+impl Share {
+    /// The body has so many bytes now.
+    ///
+    /// # Errors
+    /// When there is no room for them; the share stays as it was.
+    pub(crate) fn hold(&mut self, bytes: usize) -> Result<(), Full> {
+        let bytes = if bytes > SMALL { bytes } else { 0 };
+        let (held, limit) = (&self.memory.held, self.memory.limit);
+        if let Some(more) = bytes.checked_sub(self.bytes) {
+            if held.fetch_add(more, Ordering::Relaxed) + more > limit && more > 0 {
+                held.fetch_sub(more, Ordering::Relaxed);
+                return Err(Full { limit });
+            }
+        } else {
+            held.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
+        }
+        self.bytes = bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.memory.held.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_bodies_have_room_together_and_give_it_back() {
+        let memory = Memory::new(100_000);
+        let (mut first, mut second) = (memory.share(), memory.share());
+        assert_eq!(first.hold(60_000), Ok(()));
+        assert_eq!(second.hold(40_001), Err(Full { limit: 100_000 }));
+        assert_eq!((second.hold(40_000), memory.held()), (Ok(()), 100_000));
+        assert_eq!((first.hold(50_000), memory.held()), (Ok(()), 90_000));
+        drop(first);
+        assert_eq!(memory.held(), 40_000);
+        assert_eq!((second.hold(SMALL), memory.held()), (Ok(()), 0));
+    }
+
+    #[test]
+    fn a_reply_holds_its_share_until_the_last_part_of_it_is_gone() {
+        let memory = Memory::new(100_000);
+        let mut reply = memory.body(vec![b'x'; 60_000]).unwrap();
+        assert!(memory.body(vec![b'x'; 60_000]).is_err());
+        drop(reply.split_to(50_000));
+        assert_eq!((reply.len(), memory.held()), (10_000, 60_000));
+        drop(reply);
+        assert_eq!(memory.held(), 0);
+    }
+
+    #[test]
+    fn small_ones_always_have_room() {
+        let memory = Memory::new(0);
+        assert_eq!(memory.share().hold(SMALL), Ok(()));
+        assert!(memory.share().hold(SMALL + 1).is_err());
+    }
+}
