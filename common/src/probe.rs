@@ -81,7 +81,9 @@ mod tests {
         assert_eq!(ask(answering("HTTP/1.0 200 OK\r\n\r\nfine"), "/readyz"), Ok("fine".into()));
         let sick = ask(answering("HTTP/1.0 503 Service Unavailable\r\n\r\nsick"), "/readyz").unwrap_err();
         assert_eq!(sick, "/readyz answered 503: sick");
-        let unused = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-        assert!(ask(unused, "/readyz").unwrap_err().contains("nothing answers"));
+        // Bound, so that nobody else gets it, and not listened on.
+        let silent = tokio::net::TcpSocket::new_v4().unwrap();
+        silent.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        assert!(ask(silent.local_addr().unwrap().port(), "/readyz").unwrap_err().contains("nothing answers"));
     }
 }

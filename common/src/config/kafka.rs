@@ -52,8 +52,8 @@ pub struct KafkaArgs {
     /// Wait before a retry, in milliseconds
     #[arg(long, env = "KAFKA_PRODUCER_RETRY_BACKOFF_MS", default_value = "100", value_name = "MS")]
     pub kafka_producer_retry_backoff_ms: String,
-    /// Wait for more records before sending, in milliseconds; 0: not at all while there are few records, a fraction of a
-    /// millisecond while there are many
+    /// How long a record waits for others before it is sent, in milliseconds; 0: a lone record is sent at once, and records
+    /// that arrive while others are in flight are sent together
     #[arg(long, env = "KAFKA_LINGER_MS", default_value = "0", value_name = "MS")]
     pub kafka_linger_ms: String,
     /// Compression of produced records: none, gzip, snappy or lz4

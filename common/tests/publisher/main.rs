@@ -19,7 +19,7 @@ use common::kafka::{
     Delivered, KafkaBackend, KafkaPublisher, KafkaRustPublisher, PublishError, Publisher, TopicError, create_topics,
     partition_of, producer_config,
 };
-use futures::future::{BoxFuture, join_all};
+use futures::future::{BoxFuture, FutureExt, join_all};
 use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
@@ -43,12 +43,16 @@ struct Cli {
     kafka: KafkaArgs,
 }
 
-/// The defaults with topics of a test's own, and these flags.
+const TIMEOUT_FLAG: &str = "--kafka-producer-timeout-ms";
+
+/// The defaults with topics of a test's own, and these flags. A delivery takes as long as it may, unless a flag says
+/// otherwise: what must succeed is not to fail on a busy machine.
 fn settings(brokers: &str, flags: &[&str]) -> KafkaSettings {
     let topic = format!("test-{}", Uuid::now_v7());
     let dead_letters = format!("{topic}-dlq");
     let own = ["test", "--kafka-brokers", brokers, "--kafka-topic", &topic, "--kafka-dlq-topic", &dead_letters];
-    let cli: Cli = common::config::parse(own.iter().chain(flags), |_| None).unwrap();
+    let patient = if flags.contains(&TIMEOUT_FLAG) { [].as_slice() } else { &[TIMEOUT_FLAG, "60000"] };
+    let cli: Cli = common::config::parse(own.iter().chain(patient).chain(flags), |_| None).unwrap();
     let mut checks = Checks::default();
     let settings = cli.kafka.check(&mut checks);
     checks.finish(settings).unwrap()
@@ -141,7 +145,8 @@ async fn partitions(settings: &KafkaSettings, topic: &str) -> usize {
     loop {
         let metadata = admin.inner().fetch_metadata(Some(topic), MINUTE).unwrap();
         let partitions = metadata.topics()[0].partitions();
-        let is_led = |id| admin.inner().fetch_watermarks(topic, id, MINUTE).is_ok();
+        // A client that meets a leader too early may wait for an answer until its time is over.
+        let is_led = |id| admin.inner().fetch_watermarks(topic, id, Duration::from_secs(3)).is_ok();
         if !partitions.is_empty() && partitions.iter().all(|partition| is_led(partition.id())) {
             return partitions.len();
         }
@@ -287,7 +292,7 @@ async fn a_record_that_is_too_large_is_refused_by_client_or_broker_and_the_next_
 }
 
 async fn records_that_are_too_large_only_together_are_not_refused(backend: Backend) {
-    let settings = settings(&backend.brokers(), &["--kafka-producer-timeout-ms", "30000"]);
+    let settings = settings(&backend.brokers(), &[]);
     let topic =
         NewTopic::new(&settings.topics.events, 1, TopicReplication::Fixed(-1)).set("max.message.bytes", "150000");
     create(&settings, topic).await;
@@ -298,30 +303,31 @@ async fn records_that_are_too_large_only_together_are_not_refused(backend: Backe
 }
 
 async fn a_broker_that_is_away_is_said_in_time(backend: Backend) {
-    let settings = settings(NOWHERE, &["--kafka-producer-timeout-ms", "500"]);
+    let settings = settings(NOWHERE, &[TIMEOUT_FLAG, "500"]);
     let publisher = backend.publisher(&settings);
     let start = Instant::now();
     let outcome = publish(&*publisher, "u", 1).await;
     assert!(backend.says_away(&outcome), "{outcome:?}");
-    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    // Without a time-out of ours it were librdkafka's, five minutes, or the crate's two.
+    assert!(start.elapsed() < MINUTE, "{:?}", start.elapsed());
 }
 
 async fn a_record_that_finds_the_queue_full_is_not_accepted_at_once_and_flush_says_what_is_left(backend: Backend) {
-    let settings = settings(NOWHERE, &["--kafka-queue-kbytes", "64"]);
+    let settings = settings(NOWHERE, &["--kafka-queue-kbytes", "64", TIMEOUT_FLAG, "5000"]);
     let publisher = backend.publisher(&settings);
     let json = event_json("e", "u", Timestamp::now(), &format!(r#"{{"text":"{}"}}"#, "x".repeat(10_000)));
-    let send = || publisher.publish(&event(&json), json.as_bytes());
+    let send = || publisher.publish(&event(&json), json.as_bytes()).map(|outcome| (outcome, Instant::now()));
     // Six of 10 kB fit, and wait.
-    let waiting: Vec<_> = (0..6).map(|_| send()).collect();
-    let start = Instant::now();
-    let refused = send().await;
+    let waiting: Vec<_> = (0..6).map(|_| tokio::spawn(send())).collect();
+    let (refused, refused_at) = send().await;
     assert!(matches!(refused, Err(PublishError::NotAccepted(_))), "{refused:?}");
-    assert!(start.elapsed() < settings.delivery_timeout / 2, "{:?}", start.elapsed());
     assert!(publisher.flush(Duration::from_millis(10)).is_err());
-    for outcome in join_all(waiting).await {
+    for waited in join_all(waiting).await {
+        let (outcome, answered_at) = waited.unwrap();
         assert!(backend.says_away(&outcome), "{outcome:?}");
+        assert!(refused_at < answered_at, "it had to wait for a place");
     }
-    publisher.flush(Duration::from_secs(5)).unwrap();
+    publisher.flush(MINUTE).unwrap();
 }
 
 #[tokio::test]
@@ -364,19 +370,24 @@ async fn a_producer_that_may_never_write_is_not_replaced_all_the_time() {
     cluster.request_errors(RDKafkaApiKey::InitProducerId, &[error; 1000]);
     let publisher = rdkafka_publisher(&settings);
     let start = Instant::now();
-    let mut outcomes = Vec::new();
-    while start.elapsed() < Duration::from_secs(2) {
-        outcomes.push(publish(&publisher, "u", 1).await);
+    // What a producer takes waits until that one has failed; what comes between two producers is not accepted.
+    let (mut waited, mut not_accepted) = (0, 0);
+    while not_accepted < 200 {
+        match publish(&publisher, "u", 1).await {
+            Err(PublishError::NotAccepted(_)) => not_accepted += 1,
+            Err(_) => waited += 1,
+            Ok(at) => panic!("{at:?}"),
+        }
+        assert!(start.elapsed() < MINUTE, "{waited} waited, {not_accepted} were not accepted");
     }
-    assert!(outcomes.iter().all(Result::is_err) && outcomes.len() > 100, "{}", outcomes.len());
-    let waited = |outcome: &&Outcome| !matches!(outcome, Err(PublishError::NotAccepted(_)));
-    assert!(outcomes.iter().filter(waited).count() < 10, "one for each producer: {outcomes:?}");
+    let producers = 2 + start.elapsed().as_secs();
+    assert!(waited <= producers, "one for each producer, of which there is a new one each second: {waited}");
 }
 
 #[tokio::test]
 async fn a_partition_whose_leader_is_away_holds_no_other_up() {
     let cluster = MockCluster::new(2).unwrap();
-    let settings = settings(&cluster.bootstrap_servers(), &["--kafka-producer-timeout-ms", "30000"]);
+    let settings = settings(&cluster.bootstrap_servers(), &[]);
     cluster.create_topic(&settings.topics.events, 2, 1).unwrap();
     let user_of =
         |partition| (0..).map(|n| n.to_string()).find(|n| partition_of(n.as_bytes(), 2) == partition).unwrap();

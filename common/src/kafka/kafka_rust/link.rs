@@ -1,21 +1,27 @@
 //! One client of the crate `kafka`, for as long as nothing goes wrong with it: it never reconnects by itself.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kafka::client::{KafkaClient, ProduceConfirm, RequiredAcks};
 use kafka::error::KafkaCode;
 use kafka::producer::{Producer, Record};
 
-use super::Stop;
 use super::queue::Pending;
+use super::{Stop, wire};
 use crate::kafka::murmur2::partition_of;
 use crate::kafka::{Delivered, PublishError};
+
+/// In milliseconds, before each further try of what leaders rejected without writing it. A new leader is elected within such times, and no
+/// other record waits for longer than all of them.
+const PAUSES: [u64; 4] = [25, 50, 100, 200];
 
 /// A client that has the topic's metadata.
 pub(super) struct Link {
     producer: Producer,
     topic: String,
+    /// Whether a partition has more than one replica.
+    replicated: bool,
 }
 
 /// What a client is made of.
@@ -35,6 +41,29 @@ struct Placed {
     record: Pending,
 }
 
+/// What a try has left to be answered.
+#[derive(Default)]
+struct Left {
+    /// What leaders rejected without writing it, in the order it came.
+    rejected: Vec<Pending>,
+    /// What was not sent, for want of a leader.
+    leaderless: Vec<Pending>,
+    /// The last reason.
+    why: String,
+}
+
+impl Left {
+    fn reject(&mut self, mut record: Pending, in_doubt: bool, why: String) {
+        record.let_go(in_doubt);
+        self.rejected.push(record);
+        self.why = why;
+    }
+
+    fn give_up(&mut self, records: Vec<Pending>) {
+        records.into_iter().for_each(|record| record.give_up(self.why.clone()));
+    }
+}
+
 impl Link {
     /// A client that starts from `broker`. Blocks, in the worst case for minutes: the crate connects without a time-out
     /// and reads with one of two minutes.
@@ -48,22 +77,23 @@ impl Link {
             .with_ack_timeout(settings.ack_timeout)
             .create()
             .map_err(lost)?;
-        let link = Self { producer, topic: settings.topic.clone() };
-        link.leaders().map(|_| link)
+        let mut link = Self { producer, topic: settings.topic.clone(), replicated: true };
+        link.leaders().map_err(Stop::Lost)?;
+        link.replicated = wire::is_replicated(broker, &settings.topic, settings.ack_timeout)?;
+        Ok(link)
     }
 
     /// Learns of new partitions and leaders. Blocks as [`Link::connect`] does.
     pub(super) fn refresh(&mut self) -> Result<(), Stop> {
         self.producer.client_mut().load_metadata(&[&self.topic]).map_err(lost)?;
-        self.leaders().map(drop)
+        self.leaders().map(drop).map_err(Stop::Lost)
     }
 
     /// The `host:port` of each partition's leader, where there is one.
-    fn leaders(&self) -> Result<Vec<Option<String>>, Stop> {
+    fn leaders(&self) -> Result<Vec<Option<String>>, String> {
         let topics = self.producer.client().topics();
         let partitions = topics.partitions(&self.topic).filter(|partitions| !partitions.is_empty());
-        let partitions =
-            partitions.ok_or_else(|| Stop::Lost(format!("the topic {} does not exist (yet)", self.topic)))?;
+        let partitions = partitions.ok_or_else(|| format!("the topic {} does not exist (yet)", self.topic))?;
         let count = i32::try_from(partitions.len()).unwrap_or(i32::MAX);
         let leader = |id| partitions.partition(id).and_then(|p| p.leader().map(|broker| broker.host().to_owned()));
         Ok((0..count).map(leader).collect())
@@ -76,42 +106,67 @@ impl Link {
         (without > 0).then(|| format!("{without} of {} partitions of {} have no leader", leaders.len(), self.topic))
     }
 
-    /// Sends a batch, one request to each leader, and answers every record. Blocks as [`Link::connect`] does.
+    /// Sends a batch, one request to each leader, and answers every record. What leaders reject without writing it is sent
+    /// again, to whom the metadata name then. Blocks as [`Link::connect`] does.
     ///
     /// # Errors
     /// When this client must not be used any more.
     pub(super) fn send(&mut self, batch: Vec<Pending>) -> Result<(), Stop> {
-        let mut result = Ok(());
-        // A leader that fails makes the fate of its own records unknown, not that of the others.
-        for group in self.by_leader(batch)?.into_values() {
-            result = result.and(self.send_group(group));
+        let mut left = Left::default();
+        let mut result = self.try_once(batch, &mut left);
+        // Others would wait with them, and the next refresh of the metadata may find a leader.
+        let leaderless = std::mem::take(&mut left.leaderless);
+        left.give_up(leaderless);
+        for pause in PAUSES {
+            if result.is_err() || left.rejected.is_empty() {
+                break;
+            }
+            wait(Duration::from_millis(pause));
+            result = self.refresh().and_then(|()| self.try_again(&mut left));
+        }
+        let rejected = std::mem::take(&mut left.rejected);
+        if !rejected.is_empty() {
+            result = result.and_then(|()| Err(Stop::Lost(left.why.clone())));
+        }
+        left.give_up(rejected);
+        result
+    }
+
+    fn try_again(&mut self, left: &mut Left) -> Result<(), Stop> {
+        let now = Instant::now();
+        let mut again = std::mem::take(&mut left.rejected);
+        again.retain(|record| record.claim(now));
+        let result = self.try_once(again, left);
+        for record in std::mem::take(&mut left.leaderless) {
+            left.reject(record, false, left.why.clone());
         }
         result
     }
 
-    fn by_leader(&self, batch: Vec<Pending>) -> Result<BTreeMap<String, Vec<Placed>>, Stop> {
-        let leaders = self.leaders()?;
-        let count = i32::try_from(leaders.len()).unwrap_or(i32::MAX);
-        let mut groups: BTreeMap<String, Vec<Placed>> = BTreeMap::new();
-        for record in batch {
-            let partition = partition_of(&record.key, count);
-            let leader = usize::try_from(partition).ok().and_then(|index| leaders.get(index)).and_then(Option::clone);
-            match leader {
-                Some(leader) => groups.entry(leader).or_default().push(Placed { partition, record }),
-                None => record.answer(Err(PublishError::NotAccepted(format!("partition {partition} has no leader")))),
+    fn try_once(&mut self, batch: Vec<Pending>, left: &mut Left) -> Result<(), Stop> {
+        let leaders = match self.leaders() {
+            Ok(leaders) => leaders,
+            Err(why) => {
+                batch.into_iter().for_each(|record| left.reject(record, false, why.clone()));
+                return Err(Stop::Lost(why));
             }
+        };
+        let mut result = Ok(());
+        // A leader that fails makes the fate of its own records unknown, not that of the others.
+        for group in by_leader(batch, &leaders, left).into_values() {
+            result = result.and(self.send_group(group, left));
         }
-        Ok(groups)
+        result
     }
 
-    fn send_group(&mut self, group: Vec<Placed>) -> Result<(), Stop> {
+    fn send_group(&mut self, group: Vec<Placed>, left: &mut Left) -> Result<(), Stop> {
         let topic = self.topic.as_str();
         let records: Vec<Record<'_, &[u8], &[u8]>> = group
             .iter()
             .map(|p| Record::from_key_value(topic, &*p.record.key, &*p.record.value).with_partition(p.partition))
             .collect();
         match self.producer.send_all(&records) {
-            Ok(confirms) => self.settle(group, &confirms),
+            Ok(confirms) => self.settle(group, &confirms, left),
             Err(error) => {
                 // It does not say what the leader has got of it.
                 for placed in group {
@@ -123,7 +178,7 @@ impl Link {
     }
 
     /// Answers each record by what its leader said of its partition.
-    fn settle(&mut self, group: Vec<Placed>, confirms: &[ProduceConfirm]) -> Result<(), Stop> {
+    fn settle(&mut self, group: Vec<Placed>, confirms: &[ProduceConfirm], left: &mut Left) -> Result<(), Stop> {
         let confirms = confirms.iter().filter(|confirm| confirm.topic == self.topic);
         let said: HashMap<i32, Result<i64, KafkaCode>> =
             confirms.flat_map(|c| &c.partition_confirms).map(|p| (p.partition, p.offset)).collect();
@@ -141,11 +196,16 @@ impl Link {
                     too_large.push(Placed { partition, record });
                 }
                 Some(Err(code)) => {
-                    let error = classify(*code);
-                    if !matches!(error, PublishError::Refused(_)) {
-                        result = Err(Stop::Lost(format!("partition {partition}: {code:?}")));
+                    let why = format!("partition {partition}: {code:?}");
+                    match fate(*code, self.replicated) {
+                        Fate::Refused => record.answer(Err(PublishError::Refused(why))),
+                        Fate::NotWritten => left.reject(record, false, why),
+                        Fate::InDoubt => left.reject(record, true, why),
+                        Fate::Unknown => {
+                            record.answer(Err(PublishError::Unknown(why.clone())));
+                            result = Err(Stop::Lost(why));
+                        }
                     }
-                    record.answer(Err(error));
                 }
                 None => {
                     result = Err(Stop::Lost("the broker did not answer for every partition".into()));
@@ -154,8 +214,41 @@ impl Link {
             }
         }
         // Nothing of these was written: one of them is too large, or all of them together.
-        too_large.into_iter().try_for_each(|placed| self.send_group(vec![placed])).and(result)
+        too_large.into_iter().try_for_each(|placed| self.send_alone(placed, left)).and(result)
     }
+
+    /// Sends one record of several, unless one before it has to be sent again: they keep their order.
+    fn send_alone(&mut self, placed: Placed, left: &mut Left) -> Result<(), Stop> {
+        if left.rejected.is_empty() {
+            return self.send_group(vec![placed], left);
+        }
+        left.reject(placed.record, false, left.why.clone());
+        Ok(())
+    }
+}
+
+/// The batch by its partitions' leaders, each `host:port`.
+fn by_leader(batch: Vec<Pending>, leaders: &[Option<String>], left: &mut Left) -> BTreeMap<String, Vec<Placed>> {
+    let count = i32::try_from(leaders.len()).unwrap_or(i32::MAX);
+    let mut groups: BTreeMap<String, Vec<Placed>> = BTreeMap::new();
+    for mut record in batch {
+        let partition = partition_of(&record.key, count);
+        let leader = usize::try_from(partition).ok().and_then(|index| leaders.get(index)).and_then(Option::clone);
+        match leader {
+            Some(leader) => groups.entry(leader).or_default().push(Placed { partition, record }),
+            None => {
+                record.let_go(false);
+                left.leaderless.push(record);
+                left.why = format!("partition {partition} has no leader");
+            }
+        }
+    }
+    groups
+}
+
+#[expect(clippy::disallowed_methods, reason = "on the crate's own thread, not on one of the runtime's")]
+fn wait(pause: Duration) {
+    std::thread::sleep(pause);
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
@@ -163,10 +256,24 @@ fn lost(error: kafka::Error) -> Stop {
     Stop::Lost(format!("the brokers were lost: {error}"))
 }
 
-/// What a leader's error code for a partition means for its records. With `acks=all` a leader that answers "not the
-/// leader" or "timed out" may have written them before; only what it rejects for their own sake is certain.
-fn classify(code: KafkaCode) -> PublishError {
-    let text = format!("{code:?}");
+/// What a leader's error code for a partition means for its records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// Rejected for their own sake, for good.
+    Refused,
+    /// Rejected before anything was written; another leader, or the same one later, may take them.
+    NotWritten,
+    /// As [`Fate::NotWritten`], or written by a leader that ceased to be one while it waited for its replicas.
+    InDoubt,
+    /// Written, or nobody knows; whether they stay is open.
+    Unknown,
+}
+
+/// Kafka's errors (<https://kafka.apache.org/protocol#protocol_error_codes>) by what its `ReplicaManager` has done when
+/// it answers a request with `acks=all` so. A leader checks that it is one, and that enough replicas are in sync, before
+/// it writes. But it says "not the leader" also where it loses the partition while it waits for its replicas
+/// (`DelayedProduce`), having written; with a single replica there is nothing to wait for.
+fn fate(code: KafkaCode, replicated: bool) -> Fate {
     match code {
         KafkaCode::MessageSizeTooLarge
         | KafkaCode::RecordListTooLarge
@@ -174,7 +281,17 @@ fn classify(code: KafkaCode) -> PublishError {
         | KafkaCode::InvalidTopic
         | KafkaCode::InvalidTimestamp
         | KafkaCode::TopicAuthorizationFailed
-        | KafkaCode::ClusterAuthorizationFailed => PublishError::Refused(text),
-        _ => PublishError::Unknown(text),
+        | KafkaCode::ClusterAuthorizationFailed => Fate::Refused,
+        KafkaCode::NotLeaderForPartition if replicated => Fate::InDoubt,
+        KafkaCode::NotLeaderForPartition
+        | KafkaCode::LeaderNotAvailable
+        | KafkaCode::ReplicaNotAvailable
+        | KafkaCode::BrokerNotAvailable
+        | KafkaCode::UnknownTopicOrPartition
+        | KafkaCode::NotEnoughReplicas
+        | KafkaCode::CorruptMessage
+        | KafkaCode::InvalidRequiredAcks
+        | KafkaCode::UnsupportedVersion => Fate::NotWritten,
+        _ => Fate::Unknown,
     }
 }

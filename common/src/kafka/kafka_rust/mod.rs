@@ -4,16 +4,17 @@
 //! its own behind a bounded queue, and a second thread supervises that one: a panic starts a new one, a call that hangs
 //! is left behind and a new one takes over. A client that met any error is thrown away.
 //!
-//! There is no idempotent producer here: a record is sent once, and when that request fails its fate is unknown (a single
-//! exception: records that a leader rejected together are sent again one by one). Whoever tries an event again may double
-//! its record on the topic. That is harmless: the worker stores an `eventId` once.
+//! There is no idempotent producer here: when a request fails, the fate of its records is unknown. They are sent again
+//! only where their leader has said that it did not take them: it is not the leader (any more), replicas are missing, or
+//! they are too large together. Whoever tries an event again may double its record on the topic. That is harmless: the
+//! worker stores an `eventId` once.
 //!
 //! The crate writes neither headers nor timestamps. The worker reads the event from the record's value alone, and brokers
 //! take the age of a segment without timestamps from its file.
 
 mod link;
 mod queue;
-mod versions;
+mod wire;
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -332,7 +333,7 @@ fn connect(shared: &Shared, duty: &Duty) -> Result<Link, Stop> {
     let mut result = Err(Stop::Lost("no broker is configured".into()));
     for broker in &shared.link.brokers {
         // It has three steps.
-        result = duty.call(|| versions::check(broker, shared.patience() / 4));
+        result = duty.call(|| wire::check_versions(broker, shared.patience() / 4));
         match result {
             Ok(()) => return duty.call(|| Link::connect(&shared.link, broker)),
             Err(Stop::Lost(_)) => {}

@@ -1,7 +1,8 @@
 //! The bounded channel in front of the crate `kafka`, and the one answer that each record gets.
 //!
-//! A record is *claimed* once: by the thread that is about to send it, or by its publisher's time-out. So "not accepted"
-//! is only said of a record that will never be sent, also while that thread is stuck.
+//! A record is *claimed*: by the thread that is about to send it, or by its publisher's time-out. Whoever comes first has
+//! it; a thread that knows that no leader has written the record lets go of it again. So "not accepted" is only said of a
+//! record that will never be on the topic, also while that thread is stuck.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,6 +32,8 @@ pub(super) struct Pending {
     pub(super) value: Vec<u8>,
     deadline: Instant,
     claimed: Arc<AtomicBool>,
+    /// A leader that answered with an error may have written it before.
+    in_doubt: bool,
     answer: oneshot::Sender<Outcome>,
     /// Its share of the byte budget; comes back when the record is done with.
     _room: OwnedSemaphorePermit,
@@ -46,9 +49,23 @@ impl Pending {
         weight(&self.key, &self.value)
     }
 
-    /// Makes the record the caller's to send, unless its time is over.
-    fn claim(&self, now: Instant) -> bool {
-        now < self.deadline && !self.claimed.swap(true, Ordering::AcqRel)
+    /// Makes the record the caller's to send, unless its time is over. One in doubt is the caller's already.
+    pub(super) fn claim(&self, now: Instant) -> bool {
+        now < self.deadline && (self.in_doubt || !self.claimed.swap(true, Ordering::AcqRel))
+    }
+
+    /// After an error, until it is claimed again: `in_doubt` where a leader may have written it nevertheless.
+    pub(super) fn let_go(&mut self, in_doubt: bool) {
+        self.in_doubt |= in_doubt;
+        if !self.in_doubt {
+            self.claimed.store(false, Ordering::Release);
+        }
+    }
+
+    /// The answer of one that [`Pending::let_go`] was called for, and that is not sent any more.
+    pub(super) fn give_up(self, why: String) {
+        let error = if self.in_doubt { PublishError::Unknown(why) } else { PublishError::NotAccepted(why) };
+        self.answer(Err(error));
     }
 }
 
@@ -123,7 +140,7 @@ impl Queue {
         let claimed = Arc::new(AtomicBool::new(false));
         let receipt = Receipt { deadline, claimed: Arc::clone(&claimed), answer };
         let (key, value) = (key.to_vec(), value.to_vec());
-        let pending = Pending { key, value, deadline, claimed, answer: sender, _room: room };
+        let pending = Pending { key, value, deadline, claimed, in_doubt: false, answer: sender, _room: room };
         let mut state = self.lock();
         if let Some(why) = &state.closed {
             return Err(refused(why));
