@@ -239,9 +239,11 @@ impl Tail {
         self.lock().wanted = Instant::now();
         self.wake.notify_one();
         let mut running = self.running.subscribe();
-        // The sender lives as long as self does.
-        let began = tokio::time::timeout(BEGIN_PATIENCE, running.wait_for(|running| *running)).await.is_ok();
-        if began { Ok(()) } else { self.store.check().await }
+        // The sender lives as long as self does. Where Redis answers, the reading is only late, on a busy machine.
+        while tokio::time::timeout(BEGIN_PATIENCE, running.wait_for(|running| *running)).await.is_err() {
+            self.store.check().await?;
+        }
+        Ok(())
     }
 
     /// Everything from now on: where that is, and the frames.

@@ -294,7 +294,7 @@ mod tests {
         let reader = Reader { app, query: Query::default(), key, position, frames, out, period: SOON };
         tokio::spawn(reader.read(false, position));
         let mut next = async || {
-            let piece = tokio::time::timeout(Duration::from_secs(10), body.recv()).await.unwrap();
+            let piece = tokio::time::timeout(Duration::from_secs(60), body.recv()).await.unwrap();
             piece.map(|piece| String::from_utf8(piece.unwrap().to_vec()).unwrap())
         };
         assert!(next().await.unwrap().starts_with("retry"));
@@ -303,7 +303,7 @@ mod tests {
         }
         // The same id, but not the same key.
         std::fs::write(file.path(), line("another-key-of-a-reader", "read")).unwrap();
-        let last = tokio::time::timeout(Duration::from_secs(10), async {
+        let last = tokio::time::timeout(Duration::from_secs(60), async {
             loop {
                 let piece = next().await.unwrap();
                 if !piece.starts_with(": heartbeat") {

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use futures::stream::StreamExt;
-use rdkafka::consumer::{CommitMode, Consumer as _};
-use rdkafka::error::KafkaResult;
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::{CommitMode, Consumer as _, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Consumer, finished};
@@ -69,7 +70,7 @@ impl Consumer {
         let mut kafka = self.kafka;
         let left = within(deadline, move || {
             let list = kafka.context().commit_list(&commits);
-            let committed = if commits.is_empty() { Ok(()) } else { kafka.commit(&list, CommitMode::Sync) };
+            let committed = if commits.is_empty() { Ok(()) } else { commit_by(deadline, &*kafka, &list) };
             // The last owner closes it, and closing may block: that has to be this thread.
             while let Err(shared) = Arc::try_unwrap(kafka) {
                 kafka = shared;
@@ -81,9 +82,60 @@ impl Consumer {
     }
 }
 
+/// Commits, and again where the group is between two assignments, which is over soon: brokers take no commit then.
+fn commit_by<C: ConsumerContext>(
+    deadline: Instant,
+    kafka: &impl rdkafka::consumer::Consumer<C>,
+    list: &TopicPartitionList,
+) -> KafkaResult<()> {
+    const PAUSE: Duration = Duration::from_millis(50);
+    loop {
+        let committed = kafka.commit(list, CommitMode::Sync);
+        let code = committed.as_ref().err().and_then(KafkaError::rdkafka_error_code);
+        if code != Some(RDKafkaErrorCode::RebalanceInProgress) || Instant::now() + PAUSE > deadline {
+            return committed;
+        }
+        std::thread::park_timeout(PAUSE);
+    }
+}
+
 /// Runs something that may block for longer than there is time: on a thread of its own, which is then left behind.
 async fn within<T: Send + 'static>(deadline: Instant, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (sender, receiver) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || drop(sender.send(work())));
     timeout_at(deadline, receiver).await.ok()?.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::consumer::BaseConsumer;
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+    use rdkafka::{ClientConfig, Offset};
+
+    use super::*;
+
+    /// A commit that meets so many answers of this kind first, and has so much time.
+    fn commit_after(answers: usize, error: RDKafkaRespErr, time: Duration) -> KafkaResult<()> {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("events", 1, 1).unwrap();
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", cluster.bootstrap_servers())
+            .set("group.id", "group")
+            .create()
+            .unwrap();
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset("events", 0, Offset::Offset(7)).unwrap();
+        cluster.request_errors(RDKafkaApiKey::OffsetCommit, &vec![error; answers]);
+        commit_by(Instant::now() + time, &consumer, &list)
+    }
+
+    #[test]
+    fn the_last_commit_waits_for_the_end_of_a_rebalance_but_not_beyond_its_time() {
+        let rebalance = RDKafkaRespErr::RD_KAFKA_RESP_ERR_REBALANCE_IN_PROGRESS;
+        commit_after(3, rebalance, Duration::from_mins(1)).unwrap();
+        commit_after(1000, rebalance, Duration::from_millis(200)).unwrap_err();
+        let other = RDKafkaRespErr::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION;
+        commit_after(1, other, Duration::from_mins(1)).unwrap_err();
+    }
 }
