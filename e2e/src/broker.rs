@@ -1,19 +1,24 @@
 //! A Kafka broker of a test's own, for tests that kill it.
 
-use std::{fs::File, path::Path};
+use std::{fs::File, path::Path, time::Duration};
 
 use tempfile::TempDir;
-use tokio::{process::Command, task::spawn_blocking};
+use tokio::process::Command;
 
-use crate::{env, eventually, kafka::Kafka, process::Process, world::free_port};
+use crate::{env, eventually_within, kafka::Kafka, process::Process, world::free_port};
 
 /// The line this system runs on.
 const VERSION: &str = "4.3.1";
 /// The file with what a test adds to its configuration.
 const PROPERTIES: &str = "more.properties";
+/// For a start, which is much work.
+const START: Duration = Duration::from_mins(5);
 
-/// A single-node broker on a port and a folder of its own. Only one exists at a time, over all
-/// test processes: a broker's start takes a core for seconds.
+/// Those that exist at a time, over all test processes: a broker's start takes a core for seconds. Two, because most of
+/// their time goes into waiting.
+const MOST: usize = 2;
+
+/// A single-node broker on a port and a folder of its own. Few exist at a time.
 #[derive(Debug)]
 pub struct Broker {
     version: &'static str,
@@ -31,13 +36,7 @@ impl Broker {
     /// # Panics
     /// When there is no place for its files.
     pub async fn reserve() -> Self {
-        let lock = env::bin_dir().join("e2e-own-broker.lock");
-        let turn = spawn_blocking(move || {
-            let file = File::create(lock)?;
-            file.lock()?;
-            std::io::Result::Ok(file)
-        });
-        let turn = turn.await.expect("no panic").expect("a lock file");
+        let turn = turn().await;
         let folder = tempfile::tempdir().expect("a temporary folder");
         Self {
             version: VERSION,
@@ -119,7 +118,7 @@ impl Broker {
         }
         let process = self.process.insert(Process::spawn("broker", command));
         let kafka = Kafka::new(&format!("127.0.0.1:{}", self.port));
-        eventually("the broker answers", async || {
+        eventually_within(START, "the broker answers", async || {
             process.still_runs().unwrap_or_else(|end| panic!("{end:#}"));
             kafka.answers()
         })
@@ -131,5 +130,19 @@ impl Broker {
         if let Some(mut process) = self.process.take() {
             process.kill().await;
         }
+    }
+}
+
+/// Waits for one of the few places, and gives the lock that holds it.
+async fn turn() -> File {
+    loop {
+        for place in 0..MOST {
+            let lock = std::env::temp_dir().join(format!("user-activity-broker-{place}.lock"));
+            let file = File::create(lock).expect("a lock file");
+            if file.try_lock().is_ok() {
+                return file;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

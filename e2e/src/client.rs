@@ -10,7 +10,7 @@ use serde_json::{Value, value::RawValue};
 use crate::eventually;
 
 /// Longer than any time-out of the service: a request that meets this one was forgotten.
-const TIMEOUT: Duration = Duration::from_secs(40);
+const TIMEOUT: Duration = Duration::from_mins(2);
 
 /// Shorter than the service's patience with an idle connection: a request must not meet its end.
 const IDLE: Duration = Duration::from_secs(1);

@@ -3,7 +3,10 @@
 //! The calls block for as long as a broker round trip takes; tests run on a multi-threaded
 //! runtime and can afford that.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use futures::future::join_all;
@@ -11,13 +14,19 @@ use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication},
     consumer::{BaseConsumer, Consumer},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::{Header, Headers, OwnedHeaders},
     producer::{FutureProducer, FutureRecord},
 };
 use tokio::task::block_in_place;
 
+use crate::{PATIENCE, POLL_INTERVAL, eventually};
+
 /// For one question to a broker.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// For one that is asked again: a client that meets a leader too early may wait for an answer until its time is over.
+const ANSWER: Duration = Duration::from_secs(3);
 
 /// A cluster, by its bootstrap address.
 #[derive(Debug, Clone)]
@@ -129,10 +138,7 @@ impl Kafka {
         let reader = self.reader()?;
         block_in_place(|| {
             let partitions = self.partitions(topic)?;
-            let ends = partitions
-                .into_iter()
-                .map(|partition| Ok((partition, reader.fetch_watermarks(topic, partition, TIMEOUT)?.1)));
-            ends.collect()
+            partitions.into_iter().map(|partition| Ok((partition, end_of(&reader, topic, partition)?))).collect()
         })
     }
 
@@ -146,15 +152,29 @@ impl Kafka {
         Ok(topics.flat_map(|found| found.partitions().iter().map(|partition| partition.id())).collect())
     }
 
-    /// Creates a topic with one setting that is not the broker's default.
+    /// Creates a topic with one setting that is not the broker's default, and waits until it is in use: a log is made
+    /// with its topic's settings.
     ///
     /// # Errors
     /// When the broker does not create it.
     pub async fn create_topic(&self, topic: &str, partitions: i32, (name, value): (&str, &str)) -> Result<()> {
         let admin: AdminClient<_> = self.settings().create()?;
-        let topic = NewTopic::new(topic, partitions, TopicReplication::Fixed(1)).set(name, value);
-        let answers = admin.create_topics([&topic], &AdminOptions::new()).await?;
-        answers.into_iter().try_for_each(|answer| answer.map(drop).map_err(|(_, error)| error.into()))
+        let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1)).set(name, value);
+        let answers = admin.create_topics([&new], &AdminOptions::new()).await?;
+        answers.into_iter().try_for_each(|answer| answer.map(drop).map_err(|(_, error)| anyhow::Error::from(error)))?;
+        self.has_logs(topic, usize::try_from(partitions)?).await;
+        Ok(())
+    }
+
+    /// Waits until a topic has so many partitions, each with a leader that answers: a broker that has taken on a change
+    /// of topics goes about it later.
+    async fn has_logs(&self, topic: &str, partitions: usize) {
+        eventually(&format!("{topic} has {partitions} partitions"), async || {
+            let found = self.end_offsets(topic)?.len();
+            ensure!(found == partitions, "{found} of {partitions}");
+            Ok(())
+        })
+        .await;
     }
 
     /// Gives all settings of a topic their default back.
@@ -176,21 +196,24 @@ impl Kafka {
         let admin: AdminClient<_> = self.settings().create()?;
         let mut offsets = TopicPartitionList::new();
         offsets.add_partition_offset(topic, partition, Offset::Offset(before))?;
-        admin.delete_records(&offsets, &AdminOptions::new()).await?;
-        Ok(())
+        let answers = admin.delete_records(&offsets, &AdminOptions::new()).await?;
+        answers.elements().iter().try_for_each(|answer| answer.error().map_err(anyhow::Error::from))
     }
 
-    /// Deletes a topic, and waits until the broker knows nothing of it.
+    /// Deletes a topic, and waits until the broker knows nothing of it, or of its records where somebody has made it
+    /// anew.
     ///
     /// # Errors
     /// When the broker refuses.
     pub async fn delete_topic(&self, topic: &str) -> Result<()> {
         let admin: AdminClient<_> = self.settings().create()?;
+        let had_records = self.end_offsets(topic)?.values().any(|end| *end > 0);
         let answers = admin.delete_topics(&[topic], &AdminOptions::new()).await?;
         answers.into_iter().try_for_each(|answer| answer.map(drop).map_err(|(_, error)| anyhow::Error::from(error)))?;
-        crate::eventually("the topic is gone", async || {
-            let left = self.partitions(topic).unwrap_or_default();
-            anyhow::ensure!(left.is_empty(), "{left:?}");
+        eventually("the topic is gone", async || {
+            let left = self.end_offsets(topic)?;
+            let is_new = had_records && left.values().all(|end| *end == 0);
+            ensure!(left.is_empty() || is_new, "{left:?}");
             Ok(())
         })
         .await;
@@ -207,14 +230,16 @@ impl Kafka {
         answers.into_iter().try_for_each(|answer| answer.map(drop).map_err(|(_, error)| error.into()))
     }
 
-    /// Gives a topic so many partitions in all.
+    /// Gives a topic so many partitions in all, and waits until they are in use.
     ///
     /// # Errors
     /// When the broker refuses.
     pub async fn add_partitions(&self, topic: &str, all: usize) -> Result<()> {
         let admin: AdminClient<_> = self.settings().create()?;
         let answers = admin.create_partitions([&NewPartitions::new(topic, all)], &AdminOptions::new()).await?;
-        answers.into_iter().try_for_each(|answer| answer.map(drop).map_err(|(_, error)| error.into()))
+        answers.into_iter().try_for_each(|answer| answer.map(drop).map_err(|(_, error)| anyhow::Error::from(error)))?;
+        self.has_logs(topic, all).await;
+        Ok(())
     }
 
     /// The value of one setting of a topic.
@@ -253,12 +278,28 @@ impl Kafka {
         settings
     }
 
-    fn reader(&self) -> rdkafka::error::KafkaResult<BaseConsumer> {
+    fn reader(&self) -> KafkaResult<BaseConsumer> {
         self.settings()
             .set("group.id", "e2e-reader")
             .set("enable.auto.commit", "false")
             .set("fetch.message.max.bytes", "8000000")
             .create()
+    }
+}
+
+/// The end of a partition. Its leader is told of before it answers.
+fn end_of(reader: &BaseConsumer, topic: &str, partition: i32) -> KafkaResult<i64> {
+    use RDKafkaErrorCode as Code;
+    let started = Instant::now();
+    loop {
+        match reader.fetch_watermarks(topic, partition, ANSWER) {
+            Err(KafkaError::MetadataFetch(
+                Code::LeaderNotAvailable | Code::NotLeaderForPartition | Code::OperationTimedOut,
+            )) if started.elapsed() < PATIENCE => {
+                std::thread::park_timeout(POLL_INTERVAL);
+            }
+            found => return found.map(|(_, end)| end),
+        }
     }
 }
 

@@ -9,7 +9,8 @@ use crate::{
     oracle::{Attempt, Journal},
 };
 
-const USERS: usize = 8;
+/// How many users a load has.
+pub const USERS: usize = 8;
 
 /// Between two posts of one user: a load that leaves two cores room for what is tested.
 const PACE: Duration = Duration::from_millis(20);

@@ -241,18 +241,22 @@ impl Journal {
         })
     }
 
-    /// Waits until `count` more attempts are acknowledged than now.
+    /// Waits until `count` more attempts are acknowledged than now, for as long as there are more and more of them.
     ///
     /// # Panics
-    /// When they are not.
+    /// When there are not.
     pub async fn grows_by(&self, count: usize) {
-        let target = self.acknowledged() + count;
-        eventually(&format!("{count} more posts are acknowledged"), async || {
-            let reached = self.acknowledged();
-            ensure!(reached >= target, "{reached} of {target}");
-            Ok(())
-        })
-        .await;
+        let mut reached = self.acknowledged();
+        let target = reached + count;
+        while reached < target {
+            let before = reached;
+            reached = eventually("another post is acknowledged", async || {
+                let now = self.acknowledged();
+                ensure!(now > before, "{now} of {target}");
+                Ok(now)
+            })
+            .await;
+        }
     }
 
     /// Judges what the API lists, waiting for what is still on its way. A fresh event passes, too.

@@ -10,10 +10,12 @@ use crate::{eventually, redis_server::RedisServer};
 const PRIMARIES: usize = 3;
 const SLOTS: usize = 16_384;
 
-/// For how long a node may be silent until the others take it for dead: as long as a busy machine may keep one from its
-/// work, and where that is what a test waits for, not much longer than it must be.
-const STEADY: Duration = Duration::from_secs(5);
+/// For how long a node may be silent until the others take it for dead: much longer than a busy machine keeps one from
+/// its work, and while that is what a test waits for, not much longer than it must be.
+const STEADY: Duration = Duration::from_secs(15);
 const MORTAL: Duration = Duration::from_secs(3);
+/// For the keys of a step of a slot's move, in milliseconds.
+const MIGRATION: usize = 20_000;
 
 /// Three primaries with a replica each.
 #[derive(Debug)]
@@ -25,16 +27,7 @@ pub struct RedisCluster {
 impl RedisCluster {
     /// A Cluster whose nodes agree on each other and whose replicas have what their primaries have.
     pub async fn start() -> Self {
-        Self::start_with(STEADY).await
-    }
-
-    /// The same for a test that kills a node: its replica takes over soon.
-    pub async fn start_mortal() -> Self {
-        Self::start_with(MORTAL).await
-    }
-
-    async fn start_with(node_timeout: Duration) -> Self {
-        let mut nodes: Vec<_> = (0..2 * PRIMARIES).map(|_| RedisServer::reserve_node(node_timeout)).collect();
+        let mut nodes: Vec<_> = (0..2 * PRIMARIES).map(|_| RedisServer::reserve_node(STEADY)).collect();
         join_all(nodes.iter_mut().map(RedisServer::up)).await;
         let cluster = Self { nodes };
         cluster.join().await;
@@ -110,7 +103,7 @@ impl RedisCluster {
         let keys: Vec<Vec<u8>> = self.nodes[from].command_line(&format!("CLUSTER GETKEYSINSLOT {slot} {most}")).await;
         if !keys.is_empty() {
             let mut migrate = redis::cmd("MIGRATE");
-            migrate.arg("127.0.0.1").arg(self.nodes[to].port()).arg("").arg(0).arg(5000).arg("KEYS").arg(&keys);
+            migrate.arg("127.0.0.1").arg(self.nodes[to].port()).arg("").arg(0).arg(MIGRATION).arg("KEYS").arg(&keys);
             self.nodes[from].send::<()>(&migrate).await.expect("the keys can be moved");
         }
         !keys.is_empty()
@@ -144,7 +137,13 @@ impl RedisCluster {
         .await;
     }
 
-    /// Waits until the replica of a primary that is gone has taken its place.
+    /// SIGKILL for a primary. The others miss it soon.
+    pub async fn kill(&mut self, primary: usize) {
+        self.nodes[primary].kill().await;
+        self.miss_after(MORTAL).await;
+    }
+
+    /// Waits until the replica of a primary that was killed has taken its place.
     pub async fn replica_takes_over(&self, primary: usize) {
         eventually("the replica is a primary", async || {
             let info: String = self.replica_of(primary).try_command_line("INFO replication").await?;
@@ -153,6 +152,14 @@ impl RedisCluster {
         })
         .await;
         self.agrees().await;
+        self.miss_after(STEADY).await;
+    }
+
+    async fn miss_after(&self, silence: Duration) {
+        let words = format!("CONFIG SET cluster-node-timeout {}", silence.as_millis());
+        for node in self.nodes.iter().filter(|node| node.runs()) {
+            node.command_line::<()>(&words).await;
+        }
     }
 
     /// The hashes whose keys match a pattern, on all primaries as they were at the start.

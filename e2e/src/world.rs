@@ -1,15 +1,15 @@
 //! A world of a test's own: names that no other test uses, the settings that go with them, and
 //! the processes started in it.
 
-use std::{
-    collections::BTreeMap,
-    sync::atomic::{AtomicU16, Ordering},
-};
+use std::collections::BTreeMap;
 
 use tokio::process::Command;
 use uuid::Uuid;
 
 use crate::{env, kafka::Kafka, process, service::Service};
+
+#[path = "../../common/tests/support/ports.rs"]
+mod ports;
 
 /// What the processes of one test are told.
 #[derive(Debug, Clone)]
@@ -56,6 +56,8 @@ impl World {
             ("KAFKA_CONSUMER_GROUP", &name),
             // The shortest that brokers accept: a killed worker's partitions move on soon.
             ("KAFKA_CONSUMER_SESSION_TIMEOUT_MS", "6000"),
+            // A broker that works on a busy machine is no outage: what must be acknowledged is waited for.
+            ("KAFKA_PRODUCER_TIMEOUT_MS", "30000"),
             ("REDIS_URL", redis_url),
             ("REDIS_KEY_PREFIX", &format!("{name}:")),
             ("LOG_LEVEL", "info"),
@@ -136,24 +138,12 @@ impl World {
     }
 }
 
-/// A TCP port of 127.0.0.1 that is free together with the one above it (a broker wants two).
-///
-/// Below the range that the kernel hands out to outgoing connections, so that no connection of
-/// another test takes it before its owner binds it, and never the same one twice in a process.
+/// A TCP port of 127.0.0.1 that is free together with the one above it (a broker wants two), and that nobody else gets: see
+/// the file that holds it, which the tests of the crates share.
 ///
 /// # Panics
 /// When no port is free.
 #[must_use]
 pub fn free_port() -> u16 {
-    const FIRST: u16 = 12_000;
-    const PAIRS: u16 = 10_000;
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Test processes that start one after the other get far apart.
-    let start = std::process::id().wrapping_mul(61) % u32::from(PAIRS);
-    let start = u16::try_from(start).expect("less than PAIRS");
-    let is_free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
-    (0..PAIRS)
-        .map(|_| FIRST + 2 * ((start + NEXT.fetch_add(1, Ordering::Relaxed) % PAIRS) % PAIRS))
-        .find(|port| is_free(*port) && is_free(port + 1))
-        .expect("a free port")
+    ports::free_port()
 }

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced after common.sh, net.sh, daemon.sh and install.sh: two Kafkas, a Redis and a Redis Cluster
+# Sourced after common.sh, net.sh, daemon.sh, session.sh and install.sh: two Kafkas, a Redis and a Redis Cluster
 # for one test run, on free ports, with their data in a folder that goes away with them.
 
 # The line this system runs on, and the last one that the crate `kafka` can talk to (the API's
@@ -10,15 +10,21 @@ TEST_KAFKA_3_VERSION=3.9.1
 # Three primaries and a replica for each: the smallest Cluster that survives the loss of a node.
 TEST_CLUSTER_SIZE=6
 
-# start_test_servers: starts all without waiting, and says where they are in the variables the
-# tests read. From here on the script's end, whichever it is, stops everything.
-start_test_servers() {
-  need_servers
+# leave_nothing: from here on the script's end, whichever it is, kills what the session still runs, stops the servers and
+# deletes the temporary files, those of the tests included.
+leave_nothing() {
   STATE=$(mktemp -d)
   trap stop_test_servers EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM HUP
+  mkdir "$STATE/tmp"
+  export TMPDIR=$STATE/tmp
+}
 
+# start_test_servers: starts all without waiting, and says where they are in the variables the
+# tests read. Wants leave_nothing before.
+start_test_servers() {
+  need_servers
   TEST_PORTS=
   test_port && TEST_KAFKA_PORT=$PORT
   test_port && TEST_KAFKA_3_PORT=$PORT
@@ -90,30 +96,13 @@ node_serves_all_slots() {
   redis-cli -p "$1" cluster info 2>/dev/null | grep -q '^cluster_state:ok'
 }
 
-# run_in_group COMMAND…: runs it in a process group of its own and, when it has ended or the script
-# is ended, kills what it may have left there.
-run_in_group() {
-  local status=0
-  set -m
-  "$@" </dev/null &
-  TEST_GROUP=$!
-  set +m
-  wait "$TEST_GROUP" || status=$?
-  end_test_group
-  return "$status"
-}
-
-end_test_group() {
-  [ -z "${TEST_GROUP:-}" ] || kill -s KILL -- "-$TEST_GROUP" 2>/dev/null || true
-  TEST_GROUP=
-}
-
 stop_test_servers() {
   local status=$?
-  trap - EXIT INT TERM HUP
-  end_test_group
+  trap - EXIT
+  trap '' INT TERM HUP
+  end_session
   # shellcheck disable=SC2046 # one word a daemon
   daemons_stop 20 $(daemons)
-  rm -rf "$STATE"
+  rm -rf "$STATE" ${PARTIAL:+"$PARTIAL"}
   exit "$status"
 }

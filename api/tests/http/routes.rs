@@ -201,7 +201,8 @@ impl Publisher for Silent {
 #[tokio::test]
 async fn a_post_is_answered_within_the_request_time_out_with_an_unknown_outcome() {
     let app = app(Silent, &["--kafka-producer-timeout-ms", "100", "--http-request-timeout", "200ms"]);
-    let reply = tokio::time::timeout(Duration::from_secs(2), send(&app, post(EVENT))).await.unwrap();
+    // Without the setting it would be 10 s.
+    let reply = tokio::time::timeout(Duration::from_secs(9), send(&app, post(EVENT))).await.unwrap();
     assert_eq!(refusal(&reply, 503)["outcome"], "unknown");
 }
 

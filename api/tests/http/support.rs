@@ -12,7 +12,12 @@ pub(crate) const EVENT: &str = r#"{"userId":"u","eventType":"LOGIN"}"#;
 
 /// The API with these flags. Its store is where nobody listens.
 pub(crate) fn app(publisher: impl Publisher, flags: &[&str]) -> Arc<App> {
-    let args = ["user-activity-api", "--redis-url", "redis://127.0.0.1:9", "--kafka-topic", "the-topic"];
+    app_on("redis://127.0.0.1:9", publisher, flags)
+}
+
+/// The API with this store and these flags.
+pub(crate) fn app_on(redis_url: &str, publisher: impl Publisher, flags: &[&str]) -> Arc<App> {
+    let args = ["user-activity-api", "--redis-url", redis_url, "--kafka-topic", "the-topic"];
     let cli = common::config::parse(args.iter().chain(flags), |_| None).unwrap();
     let config = Config::check(&cli).unwrap();
     let store = Store::new(&config.redis).unwrap();

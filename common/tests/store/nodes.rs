@@ -1,12 +1,10 @@
 //! What only a Cluster has: several nodes.
 
-use std::time::Duration;
-
 use common::store::{BUCKETS, HEARTBEAT_TTL, Heartbeat, Query, StoreError};
 use futures::future::join_all;
 
 use crate::support::{event_json, required};
-use crate::world::{World, ago, stored};
+use crate::world::{TIMEOUT, World, ago, stored};
 
 /// Host and port of one node.
 fn any_node() -> String {
@@ -65,7 +63,8 @@ async fn each_bucket_of_a_cluster_has_a_tail_that_can_be_waited_for() {
     let (end, _) = world.store.tail_end().await.unwrap();
     let readers = world.store.tail_readers();
     assert_eq!(readers.len(), BUCKETS, "one connection for each");
-    let wait = Duration::from_secs(2);
+    // Longer than the write takes: a reader whose time is over has heard nothing.
+    let wait = TIMEOUT / 2;
     let heard = join_all(readers.into_iter().map(|buckets| world.store.tail_next(buckets, &end, wait)));
     let jsons: Vec<String> = (0..200).map(|n| event_json(&format!("e-{n}"), "u", ago(HEARTBEAT_TTL), "{}")).collect();
     let (heard, _) = tokio::join!(heard, async {

@@ -1,21 +1,29 @@
 //! A Redis that hangs, goes away, comes back or lets nobody in.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::config::{RedisSettings, Secret};
 use common::event::Timestamp;
 use common::store::{Batch, Heartbeat, Query, Store, StoreError, UserIndex, Walk};
 use futures::TryFutureExt;
 use futures::future::{BoxFuture, join_all};
+use tokio::time::{sleep, timeout};
 
 use crate::support::event_json;
-use crate::world::{RETENTION, Server, World, eventually, stored};
+use crate::world::{PATIENCE, RETENTION, Server, TIMEOUT, World, eventually, stored};
 
+/// For one exchange with a Redis that is to be missed.
 const SHORT: Duration = Duration::from_secs(2);
 
+/// Ends behind every exchange that was begun before it and ends in time. One clock tells both in one thread: what makes the
+/// exchanges late on a busy machine makes this late as well.
+async fn half_as_long_again() {
+    sleep(SHORT * 3 / 2).await;
+}
+
 impl World {
-    /// Every kind of exchange at once; how each ended, and how long the slowest took.
-    async fn everything(&self) -> (Vec<Result<(), StoreError>>, Duration) {
+    /// Every kind of exchange at once; how each ended.
+    async fn everything(&self) -> Vec<Result<(), StoreError>> {
         let events = vec![stored(&event_json("e", "u", Timestamp::now(), "{}"), 1)];
         let batch = Batch { events, ..Batch::default() };
         let all = Query::default();
@@ -30,21 +38,23 @@ impl World {
             Box::pin(self.store.check()),
             Box::pin(self.store.beat(&heartbeat)),
         ];
-        let start = Instant::now();
-        (join_all(exchanges).await, start.elapsed())
+        join_all(exchanges).await
     }
 
     async fn everything_fails_in_time(&self) {
-        let (ends, took) = self.everything().await;
+        let ends = tokio::select! {
+            biased;
+            ends = self.everything() => ends,
+            () = half_as_long_again() => panic!("not everything has failed within {SHORT:?}"),
+        };
         for end in ends {
             assert!(matches!(end, Err(StoreError::Unreachable { .. })), "{end:?}");
         }
-        assert!(took < 2 * SHORT, "{took:?}");
     }
 
+    /// In the end: a busy machine may take longer than `SHORT` for what works.
     async fn everything_works(&self) {
-        let (ends, _) = self.everything().await;
-        assert!(ends.iter().all(Result::is_ok), "{ends:?}");
+        eventually(async || self.everything().await.into_iter().collect::<Result<(), _>>()).await;
     }
 }
 
@@ -58,7 +68,6 @@ async fn a_redis_that_hangs_is_an_error_in_time_and_the_same_store_works_afterwa
     // By now the connection itself has to be made anew, which hangs as well.
     world.everything_fails_in_time().await;
     server.thaw();
-    eventually(async || world.store.check().await).await;
     world.everything_works().await;
 }
 
@@ -71,7 +80,6 @@ async fn a_redis_that_is_killed_is_an_error_in_time_and_the_same_store_works_wit
     world.everything_fails_in_time().await;
     world.everything_fails_in_time().await;
     server.restart().await;
-    eventually(async || world.store.check().await).await;
     world.everything_works().await;
 }
 
@@ -80,14 +88,13 @@ async fn many_callers_of_a_redis_that_is_away_fail_together_not_one_after_the_ot
     let server = Server::start(&[]).await;
     let world = World::on(&server.url()).again(SHORT, RETENTION);
     server.freeze();
-    let start = Instant::now();
-    let ends = join_all((0..200).map(|_| world.store.event("e"))).await;
+    // One after the other they would take more than six minutes.
+    let ends = timeout(PATIENCE, join_all((0..200).map(|_| world.store.event("e")))).await.unwrap();
     assert!(ends.iter().all(Result::is_err));
-    assert!(start.elapsed() < 2 * SHORT, "{:?}", start.elapsed());
 }
 
 fn open(url: &str) -> Result<Store, StoreError> {
-    Store::new(&RedisSettings { url: Secret::new(url.to_owned()), timeout: SHORT, ..RedisSettings::default() })
+    Store::new(&RedisSettings { url: Secret::new(url.to_owned()), timeout: TIMEOUT, ..RedisSettings::default() })
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use common::store::{
 };
 
 use crate::support::event_json;
-use crate::world::{RETENTION, World, stored};
+use crate::world::{RETENTION, TIMEOUT, World, stored};
 
 const PARTITION: i32 = 3;
 
@@ -111,7 +111,7 @@ async fn an_event_can_be_read_as_soon_as_it_is_announced() {
 
 #[tokio::test]
 async fn what_is_stored_after_the_end_is_waited_for_and_comes_alone() {
-    let world = World::new().again(Duration::from_secs(30), RETENTION);
+    let world = World::new().again(2 * TIMEOUT, RETENTION);
     let (start, _) = world.store.tail_end().await.unwrap();
     assert_eq!(start, TailPosition::default(), "an empty store");
     world.write(events(0..50)).await;
@@ -119,11 +119,11 @@ async fn what_is_stored_after_the_end_is_waited_for_and_comes_alone() {
     assert_eq!(end, behind(&world.after(&start).await));
     assert_eq!(world.after(&end).await, []);
     let begun = Instant::now();
-    let (entries, ()) = tokio::join!(world.store.tail_next(0..BUCKETS, &end, Duration::from_secs(20)), async {
+    let (entries, ()) = tokio::join!(world.store.tail_next(0..BUCKETS, &end, TIMEOUT), async {
         tokio::time::sleep(Duration::from_millis(50)).await;
         world.write(vec![event_of("new", 50)]).await;
     });
-    assert!(begun.elapsed() < Duration::from_secs(10), "as soon as it is there: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < TIMEOUT / 2, "as soon as it is there: {:?}", begun.elapsed());
     let entries = entries.unwrap();
     assert_eq!(records(&entries).map(|record| &*record.event_id).collect::<Vec<_>>(), ["new"]);
     let nothing = world.store.tail_next(0..BUCKETS, &behind(&entries), Duration::from_millis(50)).await;

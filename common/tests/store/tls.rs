@@ -10,7 +10,7 @@ use common::store::{Query, Store, StoreError, UserIndex};
 use tempfile::TempDir;
 
 use crate::support::event_json;
-use crate::world::{Server, World, eventually, free_port, stored};
+use crate::world::{Server, TIMEOUT, World, eventually, free_port, stored};
 
 const PASSWORD: &str = "hunter2:@/,%the-password";
 const ENCODED: &str = "hunter2%3A%40%2F%2C%25the-password";
@@ -62,7 +62,7 @@ impl Encrypted {
             url: Secret::new(self.server.url().replace("redis://", &format!("rediss://{login}@"))),
             authorities: authority.map(|name| std::fs::read(self.files.path().join(name)).unwrap()),
             key_prefix: "tls:".into(),
-            timeout: Duration::from_secs(3),
+            timeout: TIMEOUT,
             retention: Duration::from_hours(1),
             user_index: UserIndex::On,
         }

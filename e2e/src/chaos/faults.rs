@@ -17,10 +17,10 @@ use crate::process::Signal;
 const QUIET: Duration = Duration::from_secs(4);
 
 /// How long a loss in silence may last: a look at the positions every 3 s, and the refill.
-const RESTORED: Duration = Duration::from_secs(60);
+const RESTORED: Duration = Duration::from_mins(4);
 
 /// For a silent system to have done all it had to do.
-const DRAINED: Duration = Duration::from_secs(90);
+const DRAINED: Duration = Duration::from_mins(4);
 
 /// Above what Redis uses at the moment: a second's worth of events.
 const HEADROOM: u64 = 100_000;

@@ -23,8 +23,8 @@ const APIS: usize = 2;
 const WORKERS: usize = 3;
 
 /// For a binary to start on a busy machine, and to end after SIGTERM (its own limit is 20 s).
-const START: Duration = Duration::from_secs(60);
-const END: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_mins(2);
+const END: Duration = Duration::from_mins(2);
 
 /// Everything that runs.
 #[derive(Debug)]
@@ -62,7 +62,8 @@ impl Stage {
         let mut broker =
             Broker::reserve().await.with_doors(&[(doors[0], api_to_kafka.port()), (doors[1], worker_to_kafka.port())]);
         broker.up().await;
-        let mut world = World::on(&broker.address(), &redis.url());
+        // The product's own, which every outage of Kafka is to meet.
+        let mut world = World::on(&broker.address(), &redis.url()).with("KAFKA_PRODUCER_TIMEOUT_MS", "5000");
         if let Some(mutation) = mutation {
             world = world.with("MUTATION", mutation);
         }

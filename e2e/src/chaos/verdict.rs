@@ -22,10 +22,10 @@ use crate::{
 };
 
 /// For the last effects of the last fault to pass.
-const SETTLED: Duration = Duration::from_secs(60);
+const SETTLED: Duration = Duration::from_mins(2);
 
 /// What is missing may yet come; so long without any progress, it will not.
-const STALLED: Duration = Duration::from_secs(20);
+const STALLED: Duration = Duration::from_mins(1);
 
 /// For an audit of the whole topic on a busy machine.
 const AUDIT: Duration = Duration::from_secs(300);
@@ -173,7 +173,7 @@ impl Run {
 
 /// Page by page: a list of a long run takes longer than a request may.
 async fn all_events(client: &Client) -> Result<Vec<Event>> {
-    Ok(client.pages(PAGE).await?.concat())
+    within(SETTLED, "the list is read", async || Ok(client.pages(PAGE).await?.concat())).await
 }
 
 fn poison_of(topic: Vec<Located>) -> BTreeMap<Place, Record> {

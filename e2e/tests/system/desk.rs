@@ -1,11 +1,11 @@
 //! The operators' subcommands, and what happens to a topic behind the workers' back.
 
-use std::process::Output;
+use std::{process::Output, time::Duration};
 
 use anyhow::{Context, ensure};
 use e2e::{
     client::{Client, Event},
-    eventually,
+    eventually, eventually_within,
     kafka::Record,
     oracle::Journal,
     redis_server::RedisServer,
@@ -17,6 +17,8 @@ use rdkafka::{
     producer::{FutureProducer, FutureRecord, Producer},
 };
 use serde_json::Value;
+
+use crate::patient;
 
 async fn desk(world: &World, words: &[&str]) -> Output {
     world.worker_command().args(words).output().await.unwrap()
@@ -45,6 +47,16 @@ async fn read_again(worker: &mut Service, count: u64) {
     eventually("all of it is read again", async || {
         let again = counter(worker, "duplicates").await;
         ensure!(again >= count, "{again} of {count}");
+        Ok(())
+    })
+    .await;
+}
+/// Stops the only worker, and waits until the brokers have noticed that it has left.
+async fn stopped(world: &World, worker: &mut Service) {
+    worker.process.terminate(e2e::PATIENCE).await;
+    eventually("the group is empty", async || {
+        let members = world.kafka().members(&world.group)?;
+        ensure!(members.is_empty(), "{members:?}");
         Ok(())
     })
     .await;
@@ -83,7 +95,7 @@ async fn verified(world: &World, code: i32) -> Value {
 /// A world whose topics are there, with positions, and no worker.
 async fn at_rest() -> World {
     let world = World::shared();
-    world.start_worker().await.process.terminate(e2e::PATIENCE).await;
+    stopped(&world, &mut world.start_worker().await).await;
     world
 }
 
@@ -159,12 +171,15 @@ async fn verify_goes_on_where_it_was_and_stays_within_its_times() {
 async fn verify_fetches_no_bodies() {
     let redis = RedisServer::start().await;
     let world = World::on_redis(&redis.url());
-    let (api, mut worker) = world.start().await;
+    let (mut api, mut worker) = world.start().await;
     let payload = format!(r#"{{"text":{}}}"#, e2e::sample::text(500_000));
     let record = e2e::sample::record("u", &[("payload", &payload)]);
     world.kafka().write(&world.topic, None, &[record]).await;
     api.client.listed(1).await;
-    worker.process.terminate(e2e::PATIENCE).await;
+    // Nobody else is to ask Redis meanwhile, however long it takes.
+    for process in [&mut worker.process, &mut api.process] {
+        process.terminate(e2e::PATIENCE).await;
+    }
     let sent = async || {
         let stats: String = redis.command_line("INFO stats").await;
         let bytes = stats.lines().find_map(|line| line.strip_prefix("total_net_output_bytes:")).unwrap();
@@ -178,13 +193,13 @@ async fn verify_fetches_no_bodies() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn positions_are_shown_and_moved_only_while_no_worker_runs() {
-    let world = World::shared();
+    let world = patient(World::shared());
     let (api, mut worker) = world.start().await;
     posted(&api.client, 30).await;
     let refused = desk(&world, &["positions", "set", "--to", "beginning"]).await;
     assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
     assert!(said(&refused).contains("1 members; stop all workers first"), "{}", said(&refused));
-    worker.process.terminate(e2e::PATIENCE).await;
+    stopped(&world, &mut worker).await;
 
     let to_read = async || {
         let shown = desk(&world, &["positions", "show", "--json"]).await;
@@ -202,7 +217,7 @@ async fn positions_are_shown_and_moved_only_while_no_worker_runs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn records_that_the_retention_took_are_counted_and_the_rest_is_processed() {
-    let world = World::shared();
+    let world = patient(World::shared());
     let (api, mut worker) = world.start().await;
     posted(&api.client, 20).await;
     worker.process.terminate(e2e::PATIENCE).await;
@@ -225,7 +240,8 @@ async fn partitions_that_are_added_are_read() {
     posted(&api.client, 10).await;
     let kafka = world.kafka();
     kafka.add_partitions(&world.topic, 8).await.unwrap();
-    eventually("the new partitions are assigned", async || {
+    // The worker looks every 30 seconds.
+    eventually_within(Duration::from_mins(3), "the new partitions are assigned", async || {
         let assigned: usize = kafka.members(&world.group)?.values().map(Vec::len).sum();
         ensure!(assigned == 8, "{assigned} of 8");
         Ok(())
@@ -250,7 +266,7 @@ async fn a_group_whose_commits_are_gone_loses_and_doubles_nothing() {
     let (api, mut worker) = world.start().await;
     let journal = Journal::default();
     posted_by_one_user(&api.client, &journal, 30, 30).await;
-    worker.process.terminate(e2e::PATIENCE).await;
+    stopped(&world, &mut worker).await;
     world.kafka().delete_group(&world.group).await.unwrap();
     let mut worker = world.start_worker().await;
     // A commit that is missing counts as the beginning, whatever Redis knows.

@@ -1,18 +1,20 @@
 //! Kafka away: posts are refused honestly, and everything works again without a restart.
 
-use anyhow::ensure;
+use anyhow::{Result, ensure};
 use e2e::{
     broker::Broker,
     eventually,
     load::Load,
     oracle::{Attempt, Journal, Outcome},
+    process::Signal,
     world::World,
 };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kafka_that_is_killed_and_returns_needs_no_restart_of_ours() {
     let mut broker = Broker::start().await;
-    let world = World::on_kafka(&broker.address());
+    // The product's default: refusals are waited for here.
+    let world = World::on_kafka(&broker.address()).with("KAFKA_PRODUCER_TIMEOUT_MS", "5000");
     let (mut api, mut worker) = world.start().await;
     let journal = Journal::default();
     let load = Load::start(&[&api.client], &journal);
@@ -32,11 +34,14 @@ async fn a_kafka_that_is_killed_and_returns_needs_no_restart_of_ours() {
     worker.answers("/readyz", 503).await;
     api.check("/livez", 200).await.unwrap();
     worker.check("/livez", 200).await.unwrap();
-    let health = api.answers("/health", 503).await.parse::<serde_json::Value>().unwrap();
-    assert_ne!(health["producer"], "connected", "{health}");
-    assert_eq!(health["store"], "connected", "{health}");
+    eventually("only Kafka is away", async || {
+        let health: serde_json::Value = api.client.get("/health").await?.with_status(503)?.parse()?;
+        ensure!(health["producer"] != "connected" && health["store"] == "connected", "{health}");
+        Ok(())
+    })
+    .await;
     // Reads do not need Kafka.
-    api.check("/events/processed", 200).await.unwrap();
+    api.answers("/events/processed", 200).await;
 
     broker.up().await;
     api.ready().await;
@@ -63,33 +68,36 @@ async fn a_kafka_that_is_killed_and_returns_needs_no_restart_of_ours() {
 async fn a_post_that_meets_a_short_outage_is_answered_within_the_delivery_timeout() {
     let mut broker = Broker::start().await;
     let world = World::on_kafka(&broker.address()).with("KAFKA_PRODUCER_TIMEOUT_MS", "2000");
-    let api = world.start_api().await;
+    // Later than our client gives up.
+    let api = world.with("HTTP_REQUEST_TIMEOUT", "10m").start_api().await;
     broker.kill().await;
-    let started = std::time::Instant::now();
     let reply = api.client.publish(Attempt::new("u", 0).body()).await;
-    let took = started.elapsed();
+    assert!(reply.is_ok(), "there is a reply: {reply:?}");
     let outcome = Outcome::of(&reply).unwrap();
     assert_eq!(outcome, Outcome::Unknown, "a delivery time-out: {reply:?}");
-    assert!(reply.is_ok(), "there is a reply: {reply:?}");
-    assert!(took.as_secs_f64() < 5.0, "KAFKA_PRODUCER_TIMEOUT_MS is 2 s, it took {took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn topics_that_are_deleted_are_made_again_while_the_api_runs() {
     let world = World::shared();
+    let kafka = world.kafka();
+    let topics = [&world.topic, &world.dead_letter_topic];
+    let made = async || -> Result<()> {
+        let found: Vec<usize> = topics.iter().map(|topic| Ok(kafka.partitions(topic)?.len())).collect::<Result<_>>()?;
+        ensure!(found == [6, 6], "{found:?}");
+        Ok(())
+    };
     let mut api = world.start_api().await;
     let post = async || api.client.publish(Attempt::new("u", 0).body()).await?.with_status(201);
-    post().await.unwrap();
-    // The events' topic last: it is the one whose absence is noticed.
-    for topic in [format!("{}-dlq", world.topic), world.topic.clone()] {
-        world.kafka().delete_topic(&topic).await.unwrap();
+    eventually("the topics are made", &made).await;
+    eventually("posts succeed", &post).await;
+    // It is held still until they are gone from all eyes.
+    api.process.signal(Signal::SIGSTOP);
+    for topic in topics {
+        kafka.delete_topic(topic).await.unwrap();
     }
-    eventually("the topics are made again", async || {
-        let made = api.process.output().matches("created the topic").count();
-        ensure!(made == 4, "{made}");
-        Ok(())
-    })
-    .await;
-    eventually("posts succeed again", post).await;
+    api.process.signal(Signal::SIGCONT);
+    eventually("the topics are made again", &made).await;
+    eventually("posts succeed again", &post).await;
     api.answers("/readyz", 200).await;
 }

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::ensure;
 use e2e::{broker::Broker, env, eventually, service::Service, world::World, world::free_port};
+use futures::future::join_all;
 
 const USER: &str = "ingest";
 const PASSWORD: &str = "hunter2-is-right";
@@ -23,8 +24,8 @@ struct Fortress {
 
 impl Fortress {
     async fn start() -> Self {
-        let [ssl, sasl_plaintext, sasl_ssl] = [(); 3].map(|()| free_port());
         let broker = Broker::reserve().await;
+        let [ssl, sasl_plaintext, sasl_ssl] = [(); 3].map(|()| free_port());
         certificates(broker.folder());
         let path = |name: &str| broker.folder().join(name).display().to_string();
         let mut properties = String::new();
@@ -120,7 +121,7 @@ async fn events_are_processed_through_every_kind_of_door() {
     ] {
         worlds.push((mechanism, fortress.with_login(protocol, mechanism, PASSWORD)));
     }
-    for (key, world) in worlds {
+    join_all(worlds.iter().map(async |(key, world)| {
         let (api, worker) = world.start().await;
         api.client.publish(r#"{"userId":"u","eventType":"LOGIN"}"#).await.unwrap().with_status(201).unwrap();
         eventually(&format!("with {key} the event is listed"), async || {
@@ -130,31 +131,37 @@ async fn events_are_processed_through_every_kind_of_door() {
         .await;
         tells_no_secret(&api);
         tells_no_secret(&worker);
-    }
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_not_let_in_is_told_why_and_tells_no_secret() {
     let fortress = Fortress::start().await;
     let ssl = "certificate";
-    for (world, cause) in [
+    let refused = [
         (fortress.with_login("sasl_ssl", "PLAIN", "hunter2-is-wrong"), "SASL authentication error"),
         (fortress.with_login("sasl_plaintext", "SCRAM-SHA-512", "hunter2-is-wrong"), "SASL authentication error"),
         (fortress.world(fortress.ssl, "ssl").with("KAFKA_SSL_CA_FILE", fortress.file("other.pem")), ssl),
         (fortress.world(fortress.ssl, "ssl"), ssl),
         (fortress.with_certificate("outsider"), "SSL"),
-    ] {
-        for mut service in [world.spawn_api(), world.spawn_worker()] {
-            eventually(&format!("readiness names {cause}"), async || {
-                service.process.still_runs()?;
-                let said = service.client.get("/readyz").await?.with_status(503)?;
-                let said = String::from_utf8(said.body)?;
-                ensure!(said.contains("connections are refused") && said.contains(cause), "{said}");
-                ensure!(!said.contains("hunter2"), "{said}");
-                Ok(())
-            })
-            .await;
-            tells_no_secret(&service);
-        }
-    }
+    ];
+    let services = refused.into_iter().flat_map(|(world, cause)| {
+        // The first question to the brokers is given up after that, and only then it is said why.
+        let world = world.with("KAFKA_REQUEST_TIMEOUT_MS", "2000");
+        [world.spawn_api(), world.spawn_worker()].map(|service| (service, cause))
+    });
+    join_all(services.map(async |(mut service, cause)| {
+        eventually(&format!("readiness names {cause}"), async || {
+            service.process.still_runs()?;
+            let said = service.client.get("/readyz").await?.with_status(503)?;
+            let said = String::from_utf8(said.body)?;
+            ensure!(said.contains("connections are refused") && said.contains(cause), "{said}");
+            ensure!(!said.contains("hunter2"), "{said}");
+            Ok(())
+        })
+        .await;
+        tells_no_secret(&service);
+    }))
+    .await;
 }

@@ -10,6 +10,8 @@ use e2e::{
 use reqwest::Method;
 use serde_json::Value;
 
+use crate::patient;
+
 async fn get(api: &Service, path: &str, id: &str) -> Reply {
     Reply::of(api.client.request(Method::GET, path).header("x-request-id", id)).await.unwrap()
 }
@@ -44,7 +46,7 @@ async fn every_reply_says_what_its_request_is_called_and_so_do_log_lines_of_fail
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_level_of_a_worker_changes_while_it_runs() {
-    let world = World::shared().with("LOG_LEVEL", "error");
+    let world = patient(World::shared()).with("LOG_LEVEL", "error");
     let worker = world.start_worker().await;
     let put = async |level: &str| -> Result<Reply> {
         Reply::of(worker.client.request(Method::PUT, "/log-level").body(level.to_owned())).await
@@ -72,9 +74,20 @@ async fn the_log_level_of_a_worker_changes_while_it_runs() {
         Ok(())
     })
     .await;
-    put("error").await.unwrap().ok().unwrap();
+    // Lines come in their order: once this one is here, so are all that were written before it.
+    let all_is_read = async |times: usize| {
+        put("warn").await.unwrap().ok().unwrap();
+        eventually("the change is written", async || {
+            ensure!(worker.process.output().matches("the log level is now warn").count() == times);
+            Ok(())
+        })
+        .await;
+    };
+    all_is_read(1).await;
     let before = worker.process.output().matches("INFO").count();
+    put("error").await.unwrap().ok().unwrap();
     write(3).await;
+    all_is_read(2).await;
     assert_eq!(worker.process.output().matches("INFO").count(), before);
 }
 

@@ -32,3 +32,23 @@ mod startup;
 mod stream;
 mod traces;
 mod validation;
+
+use anyhow::ensure;
+use e2e::{eventually, service::Service, world::World};
+
+/// The same world, but its parts bear with each other for longer than a busy machine holds one of them up: for tests in
+/// which every read is to be answered, and no record read twice.
+fn patient(world: World) -> World {
+    world.with("KAFKA_CONSUMER_SESSION_TIMEOUT_MS", "60000").with("REDIS_TIMEOUT", "30s")
+}
+
+/// Waits until an API has so many requests in flight besides this look.
+async fn in_flight(api: &Service, count: usize) {
+    let wanted = format!("user_activity_http_requests_in_flight {}\n", count + 1);
+    eventually(&format!("{count} requests are in flight"), async || {
+        let metrics = api.client.get("/metrics").await?.ok()?.text();
+        ensure!(metrics.contains(&wanted), "{metrics}");
+        Ok(())
+    })
+    .await;
+}

@@ -1,10 +1,18 @@
 //! A Redis that loses what it had: seconds, or everything. The topic still has it, and nobody
 //! has to lend a hand.
 
+use std::time::Duration;
+
 use anyhow::ensure;
 use e2e::{
-    eventually, load::Load, oracle::Journal, redis_server::RedisServer, sample::record, service::Service, world::World,
+    PATIENCE, eventually, eventually_within, load::Load, oracle::Journal, redis_server::RedisServer, sample::record,
+    service::Service, world::World,
 };
+
+use crate::patient;
+
+/// For tens of thousands of events.
+const LONG: Duration = PATIENCE.saturating_mul(3);
 
 /// A system on a Redis of its own, with a hundred processed events in it.
 struct Setting {
@@ -17,7 +25,7 @@ struct Setting {
 impl Setting {
     async fn with_processed_events() -> Self {
         let redis = RedisServer::start().await;
-        let world = World::on_redis(&redis.url());
+        let world = patient(World::on_redis(&redis.url()));
         let (api, worker) = world.start().await;
         let journal = Journal::default();
         let load = Load::start(&[&api.client], &journal);
@@ -69,28 +77,31 @@ async fn a_redis_restored_from_older_files_without_load_is_refilled() {
 async fn a_redis_restored_from_files_of_the_fullest_flight_is_refilled() {
     const EVENTS: usize = 30_000;
     let mut redis = RedisServer::start().await;
-    let world = World::on_redis(&redis.url());
+    let world = patient(World::on_redis(&redis.url()));
     let api = world.start_api().await;
     let records = (0..EVENTS).map(|number| record(&format!("user-{}", number % 500), &[]));
     world.kafka().write(&world.topic, None, &records.collect::<Vec<_>>()).await;
     // Large batches now, each of which touches every bucket: no bucket lags behind that could
     // hide a position that was written ahead of its data.
     let _worker = world.start_worker().await;
-    let stored = async |least: usize| {
-        eventually(&format!("{least} events are stored"), async || {
-            let stored = redis.command_line::<usize>("DBSIZE").await;
-            ensure!(stored >= least, "{stored}");
-            Ok(())
-        })
-        .await;
-    };
-    stored(EVENTS / 3).await;
+    are_stored(&redis, EVENTS / 3).await;
     let older = redis.copy_files();
-    stored(EVENTS).await;
+    are_stored(&redis, EVENTS).await;
     redis.kill().await;
     redis.restore_files(&older);
     redis.up().await;
+    are_stored(&redis, EVENTS).await;
     api.client.listed(EVENTS).await;
+}
+
+/// Waits for about so many events, without reading them.
+async fn are_stored(redis: &RedisServer, least: usize) {
+    eventually_within(LONG, &format!("{least} events are stored"), async || {
+        let stored: usize = redis.try_command_line("DBSIZE").await?;
+        ensure!(stored >= least, "{stored}");
+        Ok(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -24,6 +24,8 @@ use tokio::{
     task::JoinSet,
 };
 
+use crate::{in_flight, patient};
+
 /// Enough posts for each step to have traffic before, during and after it.
 const STEP: usize = 100;
 const USERS: usize = 8;
@@ -97,12 +99,7 @@ impl HalfPost {
         let mut stream = TcpStream::connect(("127.0.0.1", api.port)).await.unwrap();
         let head = format!("POST /events/generate HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
         stream.write_all(format!("{head}{}", &body[..body.len() / 2]).as_bytes()).await.unwrap();
-        eventually("the post is in flight, besides this look", async || {
-            let metrics = api.client.get("/metrics").await?.ok()?.text();
-            ensure!(metrics.contains("user_activity_http_requests_in_flight 2\n"));
-            Ok(())
-        })
-        .await;
+        in_flight(api, 1).await;
         Self { stream, attempt }
     }
 
@@ -135,7 +132,7 @@ async fn stop_api(api: &mut Service, journal: &Journal, sequence: u64) {
 }
 
 /// Waits until the group has these many members, and each of them partitions.
-async fn settles(world: &World, members: usize) {
+pub(crate) async fn settles(world: &World, members: usize) {
     let kafka = world.kafka();
     eventually(&format!("{members} members share the partitions"), async || {
         let shares = kafka.members(&world.group)?;
@@ -147,7 +144,8 @@ async fn settles(world: &World, members: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rolling_restart_fails_no_post_and_loses_and_doubles_nothing() {
-    let world = World::shared();
+    // Half a post is waited for until its other half comes.
+    let world = patient(World::shared()).with("HTTP_READ_TIMEOUT", "60s");
     let (api, worker) = world.start().await;
     let mut apis = vec![api, world.start_api().await];
     let mut workers = vec![worker, world.start_worker().await];

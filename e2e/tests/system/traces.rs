@@ -1,10 +1,9 @@
 //! One trace from the caller of the API to the event in Redis, as a collector gets it.
 
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{client::Reply, eventually, kafka::Located, sample::event, service::Service, world::World};
+use e2e::{PATIENCE, client::Reply, eventually, kafka::Located, sample::event, service::Service, world::World};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -13,6 +12,8 @@ use prost::Message;
 use reqwest::Method;
 use serde_json::{Value, json};
 use warp::Filter;
+
+use crate::patient;
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CALLER: &str = "b7ad6b7169203331";
@@ -90,7 +91,7 @@ impl Collector {
 
     /// A world that traces to here.
     fn world(&self) -> World {
-        World::shared()
+        patient(World::shared())
             .with("OTEL_EXPORTER_OTLP_ENDPOINT", &self.endpoint)
             .with("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20hunter2")
     }
@@ -219,7 +220,7 @@ async fn what_the_caller_does_not_record_is_recorded_nowhere_but_keeps_its_trace
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_is_away_costs_no_event_and_is_said_once() {
     // Nobody listens on the discard port.
-    let world = World::shared().with("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9");
+    let world = patient(World::shared()).with("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9");
     let (mut api, mut worker) = world.start().await;
     let said = |service: &Service| service.process.output().matches("traces: the collector does not answer").count();
     eventually("it is said", async || {
@@ -229,10 +230,8 @@ async fn a_collector_that_is_away_costs_no_event_and_is_said_once() {
     })
     .await;
     for service in [&mut api, &mut worker] {
-        let since = Instant::now();
-        let status = service.process.terminate(Duration::from_secs(20)).await;
+        let status = service.process.terminate(PATIENCE).await;
         assert!(status.success(), "{status}: {}", service.process.output());
-        assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
         assert_eq!(said(service), 1, "{}", service.process.output());
     }
 }

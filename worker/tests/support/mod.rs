@@ -10,15 +10,20 @@ use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, OwnedHeaders, OwnedMessage};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Message, Offset, Timestamp, TopicPartitionList};
 use uuid::Uuid;
 use worker::dead_letter::{DeadLetter, DeadLetters};
 use worker::{Cli, Command, Config};
 
 const PARTITIONS: i32 = 2;
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Ends a hang; what is waited for is there much sooner.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// For one question that is asked again: a client that meets a leader too early may wait for an answer until its time is over.
+const ANSWER: Duration = Duration::from_secs(3);
 
 /// A variable that `scripts/test integration` sets. Without it a test fails: one that skips itself proves nothing.
 pub(crate) fn required(name: &str) -> String {
@@ -78,24 +83,43 @@ pub(crate) struct World {
 impl World {
     /// With topics.
     pub(crate) async fn new() -> Self {
-        let world = Self::without_topics(&required("TEST_KAFKA_BROKERS"), &[]);
+        let world = Self::without_topics(&required("TEST_KAFKA_BROKERS"));
         create_topics(&world.config.kafka, "test").await.unwrap();
+        world.is_led().await;
         world
     }
 
-    pub(crate) fn without_topics(brokers: &str, flags: &[&str]) -> Self {
+    pub(crate) fn without_topics(brokers: &str) -> Self {
         let (id, partitions) = (Uuid::now_v7(), PARTITIONS.to_string());
         let [topic, dead_letters, group] = ["", "-dlq", "-group"].map(|end| format!("test-{id}{end}"));
-        let own = ["--kafka-brokers", brokers, "--kafka-topic", &topic, "--kafka-dlq-topic", &dead_letters]
+        let flags: Vec<String> = ["--kafka-brokers", brokers, "--kafka-topic", &topic, "--kafka-dlq-topic", &dead_letters]
             .into_iter()
-            .chain(["--kafka-consumer-group", &group, "--kafka-topic-partitions", &partitions]);
-        let flags: Vec<String> = own.chain(flags.iter().copied()).map(str::to_owned).collect();
+            .chain(["--kafka-consumer-group", &group, "--kafka-topic-partitions", &partitions])
+            // Brokers that are well have all the time they need.
+            .chain(["--kafka-producer-timeout-ms", "60000"])
+            .map(str::to_owned)
+            .collect();
         Self {
             config: Config::check(&parse(&flags, &[])).unwrap(),
             flags,
             letters: OnceLock::new(),
             buried: AtomicI64::new(0),
         }
+    }
+
+    /// Waits until each partition has a leader that answers, and groups have a coordinator: a broker that has created a
+    /// topic says so before it leads it.
+    async fn is_led(&self) {
+        let consumer = self.consumer();
+        for topic in [self.events(), self.dlq()] {
+            for partition in 0..PARTITIONS {
+                let what = "each partition is led";
+                until(what, async || consumer.fetch_watermarks(topic, partition, ANSWER).is_ok()).await;
+            }
+        }
+        let mut some = TopicPartitionList::new();
+        some.add_partition(self.dlq(), 0);
+        until("groups are coordinated", async || consumer.committed_offsets(some.clone(), ANSWER).is_ok()).await;
     }
 
     /// The subcommand that these words mean.
@@ -150,11 +174,9 @@ impl World {
         let (partition, offset) = send(&producer, topic, record).await;
         producer.commit_transaction(PATIENCE).unwrap();
         // The mark of its end is written by and by, behind the record.
-        let (consumer, start) = (self.consumer(), Instant::now());
-        while consumer.fetch_watermarks(topic, partition, PATIENCE).unwrap().1 < offset + 2 {
-            assert!(start.elapsed() < PATIENCE, "no mark in time");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let consumer = self.consumer();
+        let end = || consumer.fetch_watermarks(topic, partition, PATIENCE).unwrap().1;
+        until("the mark is there", async || end() >= offset + 2).await;
     }
 
     /// As retention does.
@@ -186,9 +208,22 @@ impl World {
         found.elements().iter().map(|element| element.offset().to_raw().filter(|offset| *offset >= 0)).collect()
     }
 
-    pub(crate) async fn set_topic(&self, topic: &str, setting: &str, value: &str) {
-        let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(setting, value);
+    /// Sets how large a record of a topic may be, and waits until each log of it goes by that: the broker says yes before.
+    /// Records like `probe` tell, each of which then fits or does not. Those that were taken stay.
+    pub(crate) async fn limit_records(&self, topic: &str, most: usize, probe: &[u8]) {
+        let (limit, fits) = (most.to_string(), probe.len() < most);
+        let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("max.message.bytes", &limit);
         self.admin().alter_configs([&change], &AdminOptions::new()).await.unwrap().remove(0).unwrap();
+        let producer: FutureProducer = self.client().create().unwrap();
+        for partition in 0..PARTITIONS {
+            let record = || FutureRecord::<[u8], [u8]>::to(topic).partition(partition).payload(probe);
+            until("the limit is in force", async || match producer.send(record(), PATIENCE).await {
+                Ok(_) => fits,
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge), _)) => !fits,
+                Err((error, _)) => panic!("{error}"),
+            })
+            .await;
+        }
     }
 
     fn admin(&self) -> AdminClient<DefaultClientContext> {
@@ -218,6 +253,15 @@ async fn send(producer: &FutureProducer, topic: &str, record: &Record) -> (i32, 
     };
     let delivered = producer.send::<[u8], [u8], _>(record, PATIENCE).await.unwrap();
     (delivered.partition, delivered.offset)
+}
+
+/// Waits until it is so, for whoever has to notice or to do something first.
+pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so().await {
+        assert!(start.elapsed() < PATIENCE, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// The next record. The client may wake up without one.
