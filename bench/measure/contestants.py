@@ -148,7 +148,7 @@ BENTHOS = Contestant(
 )
 
 KAFKA_RUST = Contestant(
-    "kafka-rust", "user-activity-api, kafka-rust", "KAFKA_CLIENT=kafka-rust: acks=all, not idempotent, a record is sent once",
+    "kafka-rust", "user-activity-api, kafka-rust", "KAFKA_CLIENT=kafka-rust: acks=all, not idempotent, sent again only where no leader has taken it",
     ours("user-activity-api"), {"KAFKA_CLIENT": "kafka-rust"},
 )  # fmt: skip
 

@@ -135,10 +135,13 @@ impl Kafka {
     /// # Errors
     /// When the broker cannot be asked.
     pub fn end_offsets(&self, topic: &str) -> Result<BTreeMap<i32, i64>> {
-        let reader = self.reader()?;
+        let mut reader = self.reader()?;
         block_in_place(|| {
             let partitions = self.partitions(topic)?;
-            partitions.into_iter().map(|partition| Ok((partition, end_of(&reader, topic, partition)?))).collect()
+            partitions
+                .into_iter()
+                .map(|partition| Ok((partition, self.end_of(&mut reader, topic, partition)?)))
+                .collect()
         })
     }
 
@@ -272,6 +275,24 @@ impl Kafka {
             .collect()
     }
 
+    /// The end of a partition. Its leader is told of before it answers.
+    fn end_of(&self, reader: &mut BaseConsumer, topic: &str, partition: i32) -> KafkaResult<i64> {
+        use RDKafkaErrorCode as Code;
+        let started = Instant::now();
+        loop {
+            match reader.fetch_watermarks(topic, partition, ANSWER) {
+                Err(KafkaError::MetadataFetch(
+                    Code::LeaderNotAvailable | Code::NotLeaderForPartition | Code::OperationTimedOut,
+                )) if started.elapsed() < PATIENCE => {
+                    std::thread::park_timeout(POLL_INTERVAL);
+                    // One that has heard that there is no such topic does not ask again for long.
+                    *reader = self.reader()?;
+                }
+                found => return found.map(|(_, end)| end),
+            }
+        }
+    }
+
     fn settings(&self) -> ClientConfig {
         let mut settings = ClientConfig::new();
         settings.set("bootstrap.servers", &self.brokers).set("log_level", "0");
@@ -284,22 +305,6 @@ impl Kafka {
             .set("enable.auto.commit", "false")
             .set("fetch.message.max.bytes", "8000000")
             .create()
-    }
-}
-
-/// The end of a partition. Its leader is told of before it answers.
-fn end_of(reader: &BaseConsumer, topic: &str, partition: i32) -> KafkaResult<i64> {
-    use RDKafkaErrorCode as Code;
-    let started = Instant::now();
-    loop {
-        match reader.fetch_watermarks(topic, partition, ANSWER) {
-            Err(KafkaError::MetadataFetch(
-                Code::LeaderNotAvailable | Code::NotLeaderForPartition | Code::OperationTimedOut,
-            )) if started.elapsed() < PATIENCE => {
-                std::thread::park_timeout(POLL_INTERVAL);
-            }
-            found => return found.map(|(_, end)| end),
-        }
     }
 }
 

@@ -201,9 +201,14 @@ impl Journal {
             }
         }
         for (client, _) in apis.zip(0..again) {
-            let repeated = send(client).await?;
-            let same = matches!(repeated, Outcome::Refused | Outcome::Unknown) || repeated == outcome;
-            ensure!(same, "{attempt:?} was {outcome:?}, and with the same key {repeated:?}");
+            match (send(client).await?, &outcome) {
+                (Outcome::Refused | Outcome::Unknown, _) => {}
+                (repeated, Outcome::Acknowledged(_)) => {
+                    ensure!(repeated == outcome, "{attempt:?} was {outcome:?}, and with the same key {repeated:?}");
+                }
+                // An outage was longer than all tries before.
+                (repeated, _) => outcome = repeated,
+            }
         }
         self.record(attempt, outcome.clone());
         Ok(outcome)

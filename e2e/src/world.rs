@@ -25,10 +25,10 @@ pub struct World {
 }
 
 impl World {
-    /// A new world on the shared Kafka and the shared Redis.
+    /// A new world on the shared Kafka and the shared Redis, which nobody stops: it may take its time.
     #[must_use]
     pub fn shared() -> Self {
-        Self::on(&env::kafka_brokers(), &env::redis_url())
+        Self::on(&env::kafka_brokers(), &env::redis_url()).with("REDIS_TIMEOUT", "30s")
     }
 
     /// A new world on the shared Kafka and a Redis of the test's own.

@@ -84,7 +84,7 @@ async fn a_panic_in_the_crate_leaves_its_records_unknown_and_a_new_thread_goes_o
 
 #[tokio::test]
 async fn a_call_that_hangs_is_left_behind() {
-    let (broker, publisher) = fake(1, &[TIMEOUT_FLAG, "3000"]).await;
+    let (broker, publisher) = fake(1, &[TIMEOUT_FLAG, "8000"]).await;
     recovers(&publisher).await;
     let before = broker.produced.lock().unwrap().len();
     broker.will(Produce::Hang);
@@ -146,6 +146,31 @@ async fn what_a_leader_did_not_write_is_sent_again_in_its_order() {
         assert!(taken.len() == 20 && taken.is_sorted(), "{code}: {taken:?}");
         assert!(rejected.iter().all(|request| !records(request).is_empty()), "{code}");
     }
+}
+
+#[tokio::test]
+async fn what_is_sent_one_by_one_keeps_its_order_when_the_leader_changes_in_between() {
+    const TOO_LARGE: i16 = 10;
+    let (broker, publisher) = fake(1, &[]).await;
+    recovers(&publisher).await;
+    // Held up by this one, the others come together.
+    let go = Arc::new(Notify::new());
+    broker.will(Produce::AnswerLater(Arc::clone(&go)));
+    let before = broker.produced.lock().unwrap().len();
+    let first = publish(&publisher, "u", 99);
+    requests(&broker, before + 1).await;
+    let others: Vec<_> = (0..5).map(|n| publish(&publisher, "u", 100 + n)).collect();
+    answer_each(&broker, [TOO_LARGE, 0, NOT_THE_LEADER]);
+    go.notify_one();
+    first.await.unwrap();
+    let outcomes = join_all(others).await;
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    let requests = broker.produced.lock().unwrap();
+    let sizes: Vec<Vec<usize>> =
+        requests[before + 1..].iter().map(|request| request[0].1.iter().map(Vec::len).collect()).collect();
+    let size = |n: usize| sizes[0][0] + n;
+    // Together, the first alone, the second alone and rejected, and then it with all behind it.
+    assert_eq!(sizes[1..], [vec![size(0)], vec![size(1)], (1..5).map(size).collect()], "{sizes:?}");
 }
 
 #[tokio::test]
@@ -211,7 +236,7 @@ async fn a_leader_that_fails_does_not_touch_the_records_of_another() {
 
 #[tokio::test]
 async fn a_publisher_that_is_dropped_answers_what_it_has() {
-    let (broker, publisher) = fake(1, &[TIMEOUT_FLAG, "3000"]).await;
+    let (broker, publisher) = fake(1, &[TIMEOUT_FLAG, "8000"]).await;
     broker.will(Produce::Hang);
     let sent = publish(&publisher, "u", 1);
     requests(&broker, 1).await;

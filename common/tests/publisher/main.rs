@@ -141,11 +141,12 @@ fn admin(settings: &KafkaSettings) -> AdminClient<DefaultClientContext> {
 
 /// Number of partitions. A broker that has just created a topic may need a moment to list it, and to lead it.
 async fn partitions(settings: &KafkaSettings, topic: &str) -> usize {
-    let (admin, start) = (admin(settings), Instant::now());
+    let start = Instant::now();
     loop {
+        // Each time by a new client: one that has heard that there is no such topic does not ask again for long.
+        let admin = admin(settings);
         let metadata = admin.inner().fetch_metadata(Some(topic), MINUTE).unwrap();
         let partitions = metadata.topics()[0].partitions();
-        // A client that meets a leader too early may wait for an answer until its time is over.
         let is_led = |id| admin.inner().fetch_watermarks(topic, id, Duration::from_secs(3)).is_ok();
         if !partitions.is_empty() && partitions.iter().all(|partition| is_led(partition.id())) {
             return partitions.len();
@@ -313,7 +314,7 @@ async fn a_broker_that_is_away_is_said_in_time(backend: Backend) {
 }
 
 async fn a_record_that_finds_the_queue_full_is_not_accepted_at_once_and_flush_says_what_is_left(backend: Backend) {
-    let settings = settings(NOWHERE, &["--kafka-queue-kbytes", "64", TIMEOUT_FLAG, "5000"]);
+    let settings = settings(NOWHERE, &["--kafka-queue-kbytes", "64", TIMEOUT_FLAG, "10000"]);
     let publisher = backend.publisher(&settings);
     let json = event_json("e", "u", Timestamp::now(), &format!(r#"{{"text":"{}"}}"#, "x".repeat(10_000)));
     let send = || publisher.publish(&event(&json), json.as_bytes()).map(|outcome| (outcome, Instant::now()));

@@ -125,7 +125,7 @@ async fn a_line_of_nine_megabytes_is_refused_alone_where_it_fits_and_ends_the_ba
         format!("{}\n{line}\n{}", item("before"), item("behind"))
     };
     let body = with_line(9_000_000);
-    let world = World::shared();
+    let world = World::shared().with("HTTP_READ_TIMEOUT", format!("{}s", LONG.as_secs()));
     let mut api = world.start_api().await;
     // Who says how much will come is told at once.
     let problem = Reply::of(ndjson(&api.client, body.clone())).await.unwrap().problem(413).unwrap();
@@ -136,8 +136,7 @@ async fn a_line_of_nine_megabytes_is_refused_alone_where_it_fits_and_ends_the_ba
     assert!(ended[1]["errors"][0].as_str().unwrap().contains("8388608 bytes"), "{ended:?}");
     survived(&mut api).await;
 
-    let world = world.with("HTTP_MAX_BATCH_BODY", "100MiB");
-    let mut api = world.with("HTTP_READ_TIMEOUT", format!("{}s", LONG.as_secs())).start_api().await;
+    let mut api = world.with("HTTP_MAX_BATCH_BODY", "100MiB").start_api().await;
     let memory = api.process.memory_watch();
     // The second one, so large that it would be seen if it were kept.
     for body in [body, with_line(60_000_000)] {

@@ -51,6 +51,7 @@ async fn read_again(worker: &mut Service, count: u64) {
     })
     .await;
 }
+
 /// Stops the only worker, and waits until the brokers have noticed that it has left.
 async fn stopped(world: &World, worker: &mut Service) {
     worker.process.terminate(e2e::PATIENCE).await;
@@ -65,10 +66,10 @@ async fn stopped(world: &World, worker: &mut Service) {
 #[tokio::test(flavor = "multi_thread")]
 async fn verify_says_whether_something_is_missing() {
     let redis = RedisServer::start().await;
-    let world = World::on_redis(&redis.url());
+    let world = patient(World::on_redis(&redis.url()));
     let (api, mut worker) = world.start().await;
     let list = posted(&api.client, 30).await;
-    worker.process.terminate(e2e::PATIENCE).await;
+    stopped(&world, &mut worker).await;
 
     let whole = desk(&world, &["verify", "--json"]).await;
     assert_eq!(whole.status.code(), Some(0), "{}", said(&whole));
@@ -94,14 +95,14 @@ async fn verified(world: &World, code: i32) -> Value {
 
 /// A world whose topics are there, with positions, and no worker.
 async fn at_rest() -> World {
-    let world = World::shared();
+    let world = patient(World::shared());
     stopped(&world, &mut world.start_worker().await).await;
     world
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn verify_says_that_a_dead_letter_is_missing() {
-    let world = World::shared();
+    let world = patient(World::shared());
     let mut worker = world.start_worker().await;
     let kafka = world.kafka();
     kafka.write(&world.topic, Some(0), &[Record::of("not json")]).await;
@@ -145,7 +146,13 @@ async fn verify_reaches_the_end_of_a_log_that_is_no_record() {
     let record = FutureRecord::<(), _>::to(&world.topic).partition(0).payload(&value);
     producer.send(record, e2e::PATIENCE).await.unwrap();
     producer.commit_transaction(e2e::PATIENCE).unwrap();
-    assert_eq!(world.kafka().end_offsets(&world.topic).unwrap()[&0], 2, "the record and the mark");
+    // The mark is written after that.
+    eventually("there are the record and the mark", async || {
+        let end = world.kafka().end_offsets(&world.topic)?[&0];
+        ensure!(end == 2, "{end}");
+        Ok(())
+    })
+    .await;
     assert_eq!(verified(&world, 0).await["counts"]["records"], 1);
 }
 
@@ -170,7 +177,7 @@ async fn verify_goes_on_where_it_was_and_stays_within_its_times() {
 #[tokio::test(flavor = "multi_thread")]
 async fn verify_fetches_no_bodies() {
     let redis = RedisServer::start().await;
-    let world = World::on_redis(&redis.url());
+    let world = patient(World::on_redis(&redis.url()));
     let (mut api, mut worker) = world.start().await;
     let payload = format!(r#"{{"text":{}}}"#, e2e::sample::text(500_000));
     let record = e2e::sample::record("u", &[("payload", &payload)]);

@@ -1,5 +1,7 @@
 //! Kafka away: posts are refused honestly, and everything works again without a restart.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Result, ensure};
 use e2e::{
     broker::Broker,
@@ -71,10 +73,13 @@ async fn a_post_that_meets_a_short_outage_is_answered_within_the_delivery_timeou
     // Later than our client gives up.
     let api = world.with("HTTP_REQUEST_TIMEOUT", "10m").start_api().await;
     broker.kill().await;
+    let started = Instant::now();
     let reply = api.client.publish(Attempt::new("u", 0).body()).await;
+    let took = started.elapsed();
     assert!(reply.is_ok(), "there is a reply: {reply:?}");
     let outcome = Outcome::of(&reply).unwrap();
     assert_eq!(outcome, Outcome::Unknown, "a delivery time-out: {reply:?}");
+    assert!(took < Duration::from_secs(20), "it took {took:?} of 2 s");
 }
 
 #[tokio::test(flavor = "multi_thread")]

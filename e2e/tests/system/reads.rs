@@ -516,7 +516,9 @@ async fn pages_that_nobody_takes_have_a_limit_together() {
     let (api, _worker) = with_events_of(20_000, &world, 500).await;
     let first = begun_with(&api, PAGE, "accept: */*").await;
     let _second = begun_with(&api, PAGE, "accept: */*").await;
-    let third = api.client.get(PAGE).await.unwrap();
+    let (third, fourth) = tokio::join!(api.client.get(PAGE), api.client.get("/api/activities?limit=1000"));
+    fourth.unwrap().problem(503).unwrap();
+    let third = third.unwrap();
     let problem = third.problem(503).unwrap();
     assert_eq!(problem["type"], "urn:user-activity:problem:no-room");
     assert!(
@@ -524,7 +526,6 @@ async fn pages_that_nobody_takes_have_a_limit_together() {
         "{problem}"
     );
     assert_eq!(third.header("retry-after"), "1");
-    api.client.get("/api/activities?limit=1000").await.unwrap().problem(503).unwrap();
     api.client.get("/events/processed?limit=1").await.unwrap().ok().unwrap();
     drop(first);
     eventually("there is room again", async || api.client.get(PAGE).await?.ok()).await;
@@ -595,9 +596,14 @@ async fn two_readers_that_trickle_lose_a_turn_to_who_waits_for_it() {
             }
         })
     });
-    let list: Vec<Event> =
-        eventually_within(LONG, "the third has its turn", async || full_list(&api.client).await?.ok()?.parse()).await;
-    assert_eq!(list.len(), EVENTS);
+    // Each gives up for a moment now and then; one of the two always waits.
+    let waits = async |late: Duration| -> Vec<Event> {
+        tokio::time::sleep(late).await;
+        let list = async || full_list(&api.client).await?.ok()?.parse();
+        eventually_within(LONG, "who waits has a turn", list).await
+    };
+    let (third, fourth) = tokio::join!(waits(Duration::ZERO), waits(Duration::from_millis(2_500)));
+    assert_eq!((third.len(), fourth.len()), (EVENTS, EVENTS));
     is_said(&api, "others waited, and the client took less than 64 KiB/s").await;
     trickling.iter().for_each(tokio::task::JoinHandle::abort);
 }

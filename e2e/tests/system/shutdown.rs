@@ -85,7 +85,8 @@ async fn a_worker_that_stopped_cleanly_has_committed_everything_it_stored() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigint_stops_cleanly_too_and_an_idle_system_stops_at_once() {
-    let world = patient(World::shared());
+    // Who waits for that does not stop in time for us.
+    let world = patient(World::shared()).with("SHUTDOWN_TIMEOUT", "5m");
     let (mut api, mut worker) = world.start().await;
     for service in [&mut api, &mut worker] {
         service.process.signal(Signal::SIGINT);
@@ -139,9 +140,12 @@ async fn sigterm_ends_in_time_while_redis_hangs() {
     let world = world.with("KAFKA_PRODUCER_TIMEOUT_MS", "30000");
     let (api, worker) = world.start().await;
     let journal = Journal::default();
+    // Each partition has its place by then, or at least this one.
+    journal.must_post(&api.client, "u", 0).await.unwrap();
+    journal.holds(&api.client).await;
     redis.freeze();
     // Events in the worker's hands that it cannot store, and a reader that waits.
-    for sequence in 0..20 {
+    for sequence in 1..=20 {
         journal.must_post(&api.client, "u", sequence).await.unwrap();
     }
     eventually("the worker has read what it cannot store", async || {

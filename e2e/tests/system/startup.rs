@@ -7,7 +7,8 @@ use e2e::{broker::Broker, eventually, oracle::Journal, redis_server::RedisServer
 async fn both_start_before_kafka_and_redis_exist_and_become_ready_by_themselves() {
     let mut broker = Broker::reserve().await;
     let mut redis = RedisServer::reserve();
-    let world = World::on(&broker.address(), &redis.url());
+    // A service says what it waits for when its first question is given up.
+    let world = World::on(&broker.address(), &redis.url()).with("KAFKA_REQUEST_TIMEOUT_MS", "3000");
     let (mut api, mut worker) = (world.spawn_api(), world.spawn_worker());
     for service in [&mut api, &mut worker] {
         service.answers("/livez", 200).await;

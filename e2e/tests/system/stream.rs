@@ -136,6 +136,8 @@ async fn an_event_is_seen_within_a_moment_and_frames_are_never_compressed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_quiet_stream_says_every_fifteen_seconds_that_it_lives_and_where_to_go_on() {
     const PERIOD: Duration = Duration::from_secs(15);
+    // Many proxies close what is silent for a minute.
+    const MARGIN: Duration = Duration::from_secs(5);
     let world = patient(World::shared());
     let (api, _worker) = world.start().await;
     let mut all = open(&api.client).await;
@@ -146,7 +148,7 @@ async fn a_quiet_stream_says_every_fifteen_seconds_that_it_lives_and_where_to_go
 
     // Its reader, to whom nothing is shown, gets past what it is not shown, which may come a moment after the first.
     for _ in 0..3 {
-        let comment = tokio::time::timeout(5 * PERIOD, quiet.comment()).await.expect("a heartbeat in time");
+        let comment = tokio::time::timeout(4 * PERIOD - MARGIN, quiet.comment()).await.expect("a heartbeat in time");
         assert_eq!(comment.unwrap(), "heartbeat");
         if quiet.last_id() != began {
             break;
@@ -255,7 +257,7 @@ async fn restless_readers_miss_nothing(world: &World, count: usize, longest: &[u
 
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_that_come_back_over_another_replica_miss_nothing_and_see_nothing_twice() {
-    restless_readers_miss_nothing(&patient(World::shared()), 1_500, &[3, 10, 40, STEADY]).await;
+    restless_readers_miss_nothing(&patient(World::shared()), 600, &[3, 10, 40, STEADY]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -280,9 +282,14 @@ async fn an_id_that_comes_twice_hides_nothing_that_comes_behind_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn workers_that_come_and_go_and_die_leave_no_gap() {
-    let world = World::shared();
-    let (api, mut first) = world.start().await;
-    let second = world.start_worker().await;
+    // Only those that are killed are to be missed soon.
+    let (world, mortal) = {
+        let world = World::shared();
+        (patient(world.clone()), world)
+    };
+    let api = world.start_api().await;
+    let mut first = mortal.start_worker().await;
+    let second = mortal.start_worker().await;
     let (told, total) = watch::channel(None);
     let reader = restless([&api.client; 2], &total, STEADY).await;
     let journal = Journal::default();

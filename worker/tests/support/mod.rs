@@ -110,16 +110,17 @@ impl World {
     /// Waits until each partition has a leader that answers, and groups have a coordinator: a broker that has created a
     /// topic says so before it leads it.
     async fn is_led(&self) {
-        let consumer = self.consumer();
+        // Each time by a new client: one that has heard that there is no such topic does not ask again for long.
         for topic in [self.events(), self.dlq()] {
             for partition in 0..PARTITIONS {
-                let what = "each partition is led";
-                until(what, async || consumer.fetch_watermarks(topic, partition, ANSWER).is_ok()).await;
+                let is_led = async || self.consumer().fetch_watermarks(topic, partition, ANSWER).is_ok();
+                until("each partition is led", is_led).await;
             }
         }
         let mut some = TopicPartitionList::new();
         some.add_partition(self.dlq(), 0);
-        until("groups are coordinated", async || consumer.committed_offsets(some.clone(), ANSWER).is_ok()).await;
+        let is_coordinated = async || self.consumer().committed_offsets(some.clone(), ANSWER).is_ok();
+        until("groups are coordinated", is_coordinated).await;
     }
 
     /// The subcommand that these words mean.

@@ -1,6 +1,6 @@
 //! One client of the crate `kafka`, for as long as nothing goes wrong with it: it never reconnects by itself.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use kafka::client::{KafkaClient, ProduceConfirm, RequiredAcks};
@@ -12,8 +12,8 @@ use super::{Stop, wire};
 use crate::kafka::murmur2::partition_of;
 use crate::kafka::{Delivered, PublishError};
 
-/// In milliseconds, before each further try of what leaders rejected without writing it. A new leader is elected within such times, and no
-/// other record waits for longer than all of them.
+/// In milliseconds, before each further try of what leaders rejected without writing it. A new leader is elected within
+/// such times, and no other record waits for longer than all of them.
 const PAUSES: [u64; 4] = [25, 50, 100, 200];
 
 /// A client that has the topic's metadata.
@@ -214,16 +214,28 @@ impl Link {
             }
         }
         // Nothing of these was written: one of them is too large, or all of them together.
-        too_large.into_iter().try_for_each(|placed| self.send_alone(placed, left)).and(result)
+        self.send_one_by_one(too_large, left).and(result)
     }
 
-    /// Sends one record of several, unless one before it has to be sent again: they keep their order.
-    fn send_alone(&mut self, placed: Placed, left: &mut Left) -> Result<(), Stop> {
-        if left.rejected.is_empty() {
-            return self.send_group(vec![placed], left);
+    /// Sends each in a request of its own, but none behind one of its partition that has to be sent again: they keep their
+    /// order. After an error that ends this client none is sent any more.
+    fn send_one_by_one(&mut self, group: Vec<Placed>, left: &mut Left) -> Result<(), Stop> {
+        let (mut result, mut behind) = (Ok(()), HashSet::new());
+        for placed in group {
+            let (partition, before) = (placed.partition, left.rejected.len());
+            if result.is_err() || behind.contains(&partition) {
+                left.reject(placed.record, false, left.why.clone());
+                continue;
+            }
+            result = self.send_group(vec![placed], left);
+            if let Err(Stop::Lost(why)) = &result {
+                left.why.clone_from(why);
+            }
+            if left.rejected.len() > before {
+                behind.insert(partition);
+            }
         }
-        left.reject(placed.record, false, left.why.clone());
-        Ok(())
+        result
     }
 }
 

@@ -292,7 +292,7 @@ mod tests {
     #[tokio::test]
     async fn a_record_that_was_taken_and_not_answered_is_unknown() {
         let queue = Queue::new(10_000);
-        let [given_up, late] = [FAR, Duration::from_secs(1)].map(|time| push(&queue, 10, time).unwrap());
+        let [given_up, late] = [FAR, Duration::from_secs(5)].map(|time| push(&queue, 10, time).unwrap());
         let mut taken = batch(&queue);
         assert_eq!(taken.len(), 2);
         drop(taken.remove(0));

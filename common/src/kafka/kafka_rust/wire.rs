@@ -11,7 +11,8 @@ const PRODUCE: i16 = 0;
 const FETCH: i16 = 1;
 const METADATA: i16 = 3;
 const API_VERSIONS: i16 = 18;
-/// Far above what a broker answers here (thousands of partitions), far below what would hurt if something else listens on that port.
+/// Far above what a broker answers here (thousands of partitions), far below what would hurt if something else listens on
+/// that port.
 const LARGEST_REPLY: usize = 1024 * 1024;
 
 /// Asks the broker at `host:port`; each step may take `patience`.

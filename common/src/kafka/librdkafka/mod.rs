@@ -269,6 +269,11 @@ enum Stage {
 }
 
 /// The one place where a Kafka error becomes a class.
+///
+/// A record that librdkafka has taken is [`PublishError::Unknown`] unless it was refused for its own sake. What a leader
+/// does not take because it is none (any more), or because replicas are missing, librdkafka sends again by itself until the
+/// time-out, and its report names the last try only. Whether an earlier one was written is told by
+/// `rd_kafka_message_status`, which the crate does not offer.
 fn classify(error: &KafkaError, stage: Stage) -> PublishError {
     use RDKafkaErrorCode as Code;
     let code = error.rdkafka_error_code();
@@ -306,6 +311,10 @@ mod tests {
         assert!(matches!(class(RDKafkaErrorCode::QueueFull, Stage::Enqueue), PublishError::NotAccepted(_)));
         assert!(matches!(class(RDKafkaErrorCode::MessageTimedOut, Stage::Sent), PublishError::Unknown(_)));
         assert!(matches!(class(RDKafkaErrorCode::PurgeQueue, Stage::Sent), PublishError::Unknown(_)));
+        // Of the last try; what was said of those before nobody knows.
+        for last in [RDKafkaErrorCode::NotLeaderForPartition, RDKafkaErrorCode::NotEnoughReplicas] {
+            assert!(matches!(class(last, Stage::Sent), PublishError::Unknown(_)));
+        }
     }
 
     #[test]
