@@ -27,8 +27,9 @@ const WAIT: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_millis(200);
 /// How long Redis is read on after nobody wants to know any more: who comes back soon finds nothing missing.
 const LINGER: Duration = Duration::from_secs(30);
-/// How long a reader waits for the tail to begin.
+/// How long a reader waits for the tail to begin until it asks whether Redis answers at all, and how often.
 const BEGIN_PATIENCE: Duration = Duration::from_secs(3);
+const BEGIN_TRIES: usize = 5;
 /// Who waits for an event looks for it this often even if nothing is said about it.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -236,11 +237,15 @@ impl Tail {
 
     /// Makes sure that the tail is read.
     async fn begin(&self) -> Result<(), StoreError> {
-        self.lock().wanted = Instant::now();
-        self.wake.notify_one();
         let mut running = self.running.subscribe();
-        // The sender lives as long as self does. Where Redis answers, the reading is only late, on a busy machine.
-        while tokio::time::timeout(BEGIN_PATIENCE, running.wait_for(|running| *running)).await.is_err() {
+        // Where Redis answers, the reading is only late, on a busy machine. In the end the reader is better told to reset.
+        for _ in 0..BEGIN_TRIES {
+            self.lock().wanted = Instant::now();
+            self.wake.notify_one();
+            // The sender lives as long as self does.
+            if tokio::time::timeout(BEGIN_PATIENCE, running.wait_for(|running| *running)).await.is_ok() {
+                break;
+            }
             self.store.check().await?;
         }
         Ok(())
@@ -275,7 +280,7 @@ impl Tail {
         self.wake.notify_one();
         if !*self.running.borrow() {
             // The tail begins behind what is stored until then. Without it there are still the looks below.
-            drop(tokio::time::timeout(patience, self.begin()).await);
+            drop(tokio::time::timeout(patience.min(BEGIN_PATIENCE), self.begin()).await);
             if let Some(found) = self.store.event(event_id).await? {
                 return Ok(Some(found));
             }

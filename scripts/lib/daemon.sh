@@ -37,6 +37,9 @@ daemon_port() {
   daemon_read "$1" && printf '%s\n' "$port"
 }
 
+# The process groups that this script has started.
+STARTED=
+
 # daemon_start NAME PORT COMMAND…: starts COMMAND in a process group of its own, out of reach of
 # Ctrl-C and of the terminal's end.
 daemon_start() {
@@ -49,6 +52,7 @@ daemon_start() {
   nohup "$@" >"$STATE/log/$name.log" 2>&1 </dev/null 8>&- &
   pid=$!
   set +m
+  STARTED+=" $pid"
   printf '%s %s %s\n' "$pid" "$(process_identity "$pid")" "$port" >"$STATE/run/$name.pid"
 }
 

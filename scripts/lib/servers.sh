@@ -97,12 +97,16 @@ node_serves_all_slots() {
 }
 
 stop_test_servers() {
-  local status=$?
+  local status=$? pid
   trap - EXIT
-  trap '' INT TERM HUP
+  # To the end, also where nobody is left to read what is said.
+  set +e
+  trap '' INT TERM HUP PIPE
   end_session
   # shellcheck disable=SC2046 # one word a daemon
   daemons_stop 20 $(daemons)
-  rm -rf "$STATE" ${PARTIAL:+"$PARTIAL"}
+  # What the leader of a daemon has left behind, and what was just about to become a daemon.
+  for pid in $STARTED $(jobs -pr); do kill -s KILL -- "-$pid" 2>/dev/null; done
+  rm -rf "$STATE" ${PARTIAL:+"$PARTIAL"} || { sleep 1 && rm -rf "$STATE"; }
   exit "$status"
 }

@@ -1,6 +1,9 @@
 # shellcheck shell=bash
 # Sourced after common.sh: commands that end with the script that runs them, and all that they have started.
 
+# What runs in a session now; whatever the environment calls so is not ours to kill.
+SESSION=
+
 # run_in_session COMMAND…: runs a program in a session of its own; when it has ended, or the script is told to end, whatever
 # it has left there is killed. The script must call end_session when it ends.
 run_in_session() {
@@ -22,8 +25,9 @@ run_in_session() {
 
 # end_session: kills what is left of the session, if there is one.
 end_session() {
-  [ -n "${SESSION:-}" ] || return 0
-  kill -s KILL -- "-$SESSION" 2>/dev/null || true
+  [ -n "$SESSION" ] || return 0
+  # The process as well: it may not have come to make its session yet.
+  kill -s KILL -- "-$SESSION" "$SESSION" 2>/dev/null || true
   # A process that forks may leave a child that was not listed yet.
   local members
   while members=$(session_members "$SESSION") && [ -n "$members" ]; do

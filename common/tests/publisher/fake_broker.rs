@@ -36,24 +36,14 @@ pub(crate) struct FakeBroker {
     pub(crate) produced: Mutex<Vec<Request>>,
 }
 
-/// A cluster of such brokers that has one topic: partition n is led by broker n modulo their number, and has a single replica.
+/// A cluster of such brokers that has one topic: partition n is led by broker n modulo their number.
 pub(crate) async fn cluster(topic: &str, partitions: i32, brokers: usize) -> Vec<Arc<FakeBroker>> {
-    replicated_cluster(topic, partitions, brokers, 1).await
-}
-
-/// The same, where each partition has so many replicas.
-pub(crate) async fn replicated_cluster(
-    topic: &str,
-    partitions: i32,
-    brokers: usize,
-    replicas: i32,
-) -> Vec<Arc<FakeBroker>> {
     let mut all = Vec::new();
     for _ in 0..brokers {
         all.push(Arc::new(FakeBroker::bind().await));
     }
     let addresses: Vec<_> = all.iter().map(|broker| broker.listener.local_addr().unwrap().port()).collect();
-    let metadata = Arc::new(metadata(topic, partitions, &addresses, replicas));
+    let metadata = Arc::new(metadata(topic, partitions, &addresses));
     for broker in &all {
         tokio::spawn(Arc::clone(broker).serve(Arc::clone(&metadata)));
     }
@@ -140,19 +130,16 @@ fn versions() -> Vec<u8> {
     [&[0, 0][..], &3_i32.to_be_bytes(), &apis.concat()].concat()
 }
 
-fn metadata(topic: &str, partitions: i32, ports: &[u16], replicas: i32) -> Vec<u8> {
+fn metadata(topic: &str, partitions: i32, ports: &[u16]) -> Vec<u8> {
     let count = i32::try_from(ports.len()).unwrap();
     let mut reply = count.to_be_bytes().to_vec();
     for (id, port) in (0_i32..).zip(ports) {
         reply.extend([&id.to_be_bytes()[..], &string("127.0.0.1"), &i32::from(*port).to_be_bytes()].concat());
     }
     reply.extend([&1_i32.to_be_bytes()[..], &0_i16.to_be_bytes(), &string(topic), &partitions.to_be_bytes()].concat());
-    // All of them in sync; which brokers they are interests nobody.
-    let ids: Vec<u8> = (0..replicas).flat_map(i32::to_be_bytes).collect();
-    let replicas = [&replicas.to_be_bytes()[..], &ids].concat();
     for id in 0..partitions {
-        let (error, leader) = (0_i16.to_be_bytes(), id % count);
-        reply.extend([&error[..], &id.to_be_bytes(), &leader.to_be_bytes(), &replicas, &replicas].concat());
+        let (error, leader, none) = (0_i16.to_be_bytes(), id % count, 0_i32.to_be_bytes());
+        reply.extend([&error[..], &id.to_be_bytes(), &leader.to_be_bytes(), &none, &none].concat());
     }
     reply
 }

@@ -10,7 +10,7 @@ use futures::future::{FutureExt, join_all};
 use rdkafka::admin::{AdminOptions, NewPartitions};
 use tokio::sync::Notify;
 
-use crate::fake_broker::{FakeBroker, Produce, Request, cluster, replicated_cluster, well};
+use crate::fake_broker::{FakeBroker, Produce, Request, cluster, well};
 use crate::support::required;
 use crate::{Backend, CLIENT, MINUTE, TIMEOUT_FLAG, admin, becomes, publish, settings, topics};
 
@@ -120,10 +120,11 @@ async fn each_partition_has_the_fate_its_leader_told() {
     }
 }
 
-/// What a leader says that has not written anything: topic or partition unknown, no leader, not the leader, replicas are
-/// missing, a record that was damaged on its way.
-const NOT_WRITTEN: [i16; 5] = [3, 5, 6, 19, 2];
+/// What a leader says that has not written anything: topic or partition unknown, no leader, replicas are missing, a record
+/// that was damaged on its way.
+const NOT_WRITTEN: [i16; 4] = [3, 5, 19, 2];
 const NOT_THE_LEADER: i16 = 6;
+const NOT_PERMITTED: i16 = 29;
 
 /// A broker that answers with these codes, one after the other, and then without an error.
 fn answer_each(broker: &FakeBroker, codes: impl IntoIterator<Item = i16>) {
@@ -131,10 +132,10 @@ fn answer_each(broker: &FakeBroker, codes: impl IntoIterator<Item = i16>) {
 }
 
 #[tokio::test]
-async fn what_a_leader_did_not_write_is_sent_again_in_its_order() {
+async fn what_a_leader_did_not_take_is_sent_again_in_its_order() {
     let (broker, publisher) = fake(1, &[]).await;
     recovers(&publisher).await;
-    for code in NOT_WRITTEN {
+    for code in NOT_WRITTEN.into_iter().chain([NOT_THE_LEADER]) {
         answer_each(&broker, [code, code]);
         broker.produced.lock().unwrap().clear();
         let outcomes = join_all((0..20).map(|n| publish(&publisher, "u", 100 + n))).await;
@@ -187,16 +188,15 @@ async fn what_no_leader_ever_wrote_is_not_accepted_and_a_new_client_goes_on() {
 
 #[tokio::test]
 async fn a_leader_that_ceased_to_be_one_may_have_written_what_it_had_to_wait_for() {
-    let mut settings = settings("set below", &[]);
-    let broker = replicated_cluster(&settings.topics.events, 1, 1, 2).await.remove(0);
-    broker.address().clone_into(&mut settings.brokers);
-    let publisher = publisher(&settings);
-    answer_each(&broker, [NOT_THE_LEADER]);
-    publish(&publisher, "u", 1).await.unwrap();
+    let (broker, publisher) = fake(1, &[]).await;
     // Whatever is said of a later try, it says nothing of the first one.
-    answer_each(&broker, std::iter::once(NOT_THE_LEADER).chain([19; 100]));
-    let outcome = publish(&publisher, "u", 1).await;
-    assert!(matches!(outcome, Err(PublishError::Unknown(_))), "{outcome:?}");
+    for later in [NOT_THE_LEADER, NOT_WRITTEN[2], NOT_PERMITTED] {
+        recovers(&publisher).await;
+        answer_each(&broker, std::iter::once(NOT_THE_LEADER).chain([later; 100]));
+        let outcome = publish(&publisher, "u", 1).await;
+        assert!(matches!(outcome, Err(PublishError::Unknown(_))), "{later}: {outcome:?}");
+        broker.will(Produce::Answer(well));
+    }
 }
 
 /// As a broker whose `max.message.bytes` is below two of these records: it refuses what comes together.

@@ -14,7 +14,7 @@ use super::{Consumer, finished};
 
 /// For taking back the heartbeat, which expires by itself.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
-/// For leaving the group after a failure, when there is nothing left to hand over.
+/// For leaving the group, when there is nothing left to hand over.
 const FAILED_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Consumer {
@@ -82,7 +82,8 @@ impl Consumer {
     }
 }
 
-/// Commits, and again where the group is between two assignments, which is over soon: brokers take no commit then.
+/// Commits, and again where the group is between two assignments, which is over soon: brokers take no commit then. It leaves
+/// time to leave the group.
 fn commit_by<C: ConsumerContext>(
     deadline: Instant,
     kafka: &impl rdkafka::consumer::Consumer<C>,
@@ -92,7 +93,7 @@ fn commit_by<C: ConsumerContext>(
     loop {
         let committed = kafka.commit(list, CommitMode::Sync);
         let code = committed.as_ref().err().and_then(KafkaError::rdkafka_error_code);
-        if code != Some(RDKafkaErrorCode::RebalanceInProgress) || Instant::now() + PAUSE > deadline {
+        if code != Some(RDKafkaErrorCode::RebalanceInProgress) || Instant::now() + FAILED_TIMEOUT > deadline {
             return committed;
         }
         std::thread::park_timeout(PAUSE);

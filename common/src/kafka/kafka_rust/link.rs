@@ -7,21 +7,20 @@ use kafka::client::{KafkaClient, ProduceConfirm, RequiredAcks};
 use kafka::error::KafkaCode;
 use kafka::producer::{Producer, Record};
 
+use super::Stop;
 use super::queue::Pending;
-use super::{Stop, wire};
 use crate::kafka::murmur2::partition_of;
 use crate::kafka::{Delivered, PublishError};
 
-/// In milliseconds, before each further try of what leaders rejected without writing it. A new leader is elected within
-/// such times, and no other record waits for longer than all of them.
+/// In milliseconds, before each further try of what leaders rejected. A new leader is elected within such times.
 const PAUSES: [u64; 4] = [25, 50, 100, 200];
 
 /// A client that has the topic's metadata.
 pub(super) struct Link {
     producer: Producer,
     topic: String,
-    /// Whether a partition has more than one replica.
-    replicated: bool,
+    /// How long further tries may begin: with the longest request behind them, a batch is done before it counts as hung.
+    tries_for: Duration,
 }
 
 /// What a client is made of.
@@ -44,12 +43,12 @@ struct Placed {
 /// What a try has left to be answered.
 #[derive(Default)]
 struct Left {
-    /// What leaders rejected without writing it, in the order it came.
+    /// What leaders did not take, in the order it came.
     rejected: Vec<Pending>,
-    /// What was not sent, for want of a leader.
-    leaderless: Vec<Pending>,
     /// The last reason.
     why: String,
+    /// Whether this is a further try.
+    again: bool,
 }
 
 impl Left {
@@ -59,8 +58,16 @@ impl Left {
         self.why = why;
     }
 
-    fn give_up(&mut self, records: Vec<Pending>) {
-        records.into_iter().for_each(|record| record.give_up(self.why.clone()));
+    /// There is no leader to send it to. Others would wait with it in the first try, and the next refresh of the metadata
+    /// may find one; in a further try the others are waiting already.
+    fn leaderless(&mut self, mut record: Pending, partition: i32) {
+        let why = format!("partition {partition} has no leader");
+        if self.again {
+            self.reject(record, false, why);
+        } else {
+            record.let_go(false);
+            record.give_up(why);
+        }
     }
 }
 
@@ -77,9 +84,8 @@ impl Link {
             .with_ack_timeout(settings.ack_timeout)
             .create()
             .map_err(lost)?;
-        let mut link = Self { producer, topic: settings.topic.clone(), replicated: true };
+        let link = Self { producer, topic: settings.topic.clone(), tries_for: settings.ack_timeout / 3 };
         link.leaders().map_err(Stop::Lost)?;
-        link.replicated = wire::is_replicated(broker, &settings.topic, settings.ack_timeout)?;
         Ok(link)
     }
 
@@ -106,29 +112,26 @@ impl Link {
         (without > 0).then(|| format!("{without} of {} partitions of {} have no leader", leaders.len(), self.topic))
     }
 
-    /// Sends a batch, one request to each leader, and answers every record. What leaders reject without writing it is sent
-    /// again, to whom the metadata name then. Blocks as [`Link::connect`] does.
+    /// Sends a batch, one request to each leader, and answers every record. What leaders do not take is sent again, to whom
+    /// the metadata name then. Blocks as [`Link::connect`] does.
     ///
     /// # Errors
     /// When this client must not be used any more.
     pub(super) fn send(&mut self, batch: Vec<Pending>) -> Result<(), Stop> {
-        let mut left = Left::default();
+        let (start, mut left) = (Instant::now(), Left::default());
         let mut result = self.try_once(batch, &mut left);
-        // Others would wait with them, and the next refresh of the metadata may find a leader.
-        let leaderless = std::mem::take(&mut left.leaderless);
-        left.give_up(leaderless);
+        left.again = true;
         for pause in PAUSES {
-            if result.is_err() || left.rejected.is_empty() {
+            if result.is_err() || left.rejected.is_empty() || start.elapsed() > self.tries_for {
                 break;
             }
             wait(Duration::from_millis(pause));
             result = self.refresh().and_then(|()| self.try_again(&mut left));
         }
-        let rejected = std::mem::take(&mut left.rejected);
-        if !rejected.is_empty() {
+        if !left.rejected.is_empty() {
             result = result.and_then(|()| Err(Stop::Lost(left.why.clone())));
         }
-        left.give_up(rejected);
+        left.rejected.into_iter().for_each(|record| record.give_up(left.why.clone()));
         result
     }
 
@@ -136,11 +139,7 @@ impl Link {
         let now = Instant::now();
         let mut again = std::mem::take(&mut left.rejected);
         again.retain(|record| record.claim(now));
-        let result = self.try_once(again, left);
-        for record in std::mem::take(&mut left.leaderless) {
-            left.reject(record, false, left.why.clone());
-        }
-        result
+        self.try_once(again, left)
     }
 
     fn try_once(&mut self, batch: Vec<Pending>, left: &mut Left) -> Result<(), Stop> {
@@ -159,7 +158,14 @@ impl Link {
         result
     }
 
-    fn send_group(&mut self, group: Vec<Placed>, left: &mut Left) -> Result<(), Stop> {
+    fn send_group(&mut self, mut group: Vec<Placed>, left: &mut Left) -> Result<(), Stop> {
+        // Of those whose time is over the publishers have said so. Another thread may have taken over by now, and sent what
+        // comes behind them.
+        let now = Instant::now();
+        group.retain(|placed| placed.record.is_in_time(now));
+        if group.is_empty() {
+            return Ok(());
+        }
         let topic = self.topic.as_str();
         let records: Vec<Record<'_, &[u8], &[u8]>> = group
             .iter()
@@ -197,8 +203,8 @@ impl Link {
                 }
                 Some(Err(code)) => {
                     let why = format!("partition {partition}: {code:?}");
-                    match fate(*code, self.replicated) {
-                        Fate::Refused => record.answer(Err(PublishError::Refused(why))),
+                    match fate(*code) {
+                        Fate::Refused => record.refuse(why),
                         Fate::NotWritten => left.reject(record, false, why),
                         Fate::InDoubt => left.reject(record, true, why),
                         Fate::Unknown => {
@@ -243,16 +249,12 @@ impl Link {
 fn by_leader(batch: Vec<Pending>, leaders: &[Option<String>], left: &mut Left) -> BTreeMap<String, Vec<Placed>> {
     let count = i32::try_from(leaders.len()).unwrap_or(i32::MAX);
     let mut groups: BTreeMap<String, Vec<Placed>> = BTreeMap::new();
-    for mut record in batch {
+    for record in batch {
         let partition = partition_of(&record.key, count);
         let leader = usize::try_from(partition).ok().and_then(|index| leaders.get(index)).and_then(Option::clone);
         match leader {
             Some(leader) => groups.entry(leader).or_default().push(Placed { partition, record }),
-            None => {
-                record.let_go(false);
-                left.leaderless.push(record);
-                left.why = format!("partition {partition} has no leader");
-            }
+            None => left.leaderless(record, partition),
         }
     }
     groups
@@ -283,9 +285,9 @@ enum Fate {
 
 /// Kafka's errors (<https://kafka.apache.org/protocol#protocol_error_codes>) by what its `ReplicaManager` has done when
 /// it answers a request with `acks=all` so. A leader checks that it is one, and that enough replicas are in sync, before
-/// it writes. But it says "not the leader" also where it loses the partition while it waits for its replicas
-/// (`DelayedProduce`), having written; with a single replica there is nothing to wait for.
-fn fate(code: KafkaCode, replicated: bool) -> Fate {
+/// it writes. But it says "not the leader" also when it loses the partition while it waits for its replicas, having written
+/// (`DelayedProduce`); only the offset in the answer tells the two apart, which the crate drops.
+fn fate(code: KafkaCode) -> Fate {
     match code {
         KafkaCode::MessageSizeTooLarge
         | KafkaCode::RecordListTooLarge
@@ -294,9 +296,8 @@ fn fate(code: KafkaCode, replicated: bool) -> Fate {
         | KafkaCode::InvalidTimestamp
         | KafkaCode::TopicAuthorizationFailed
         | KafkaCode::ClusterAuthorizationFailed => Fate::Refused,
-        KafkaCode::NotLeaderForPartition if replicated => Fate::InDoubt,
-        KafkaCode::NotLeaderForPartition
-        | KafkaCode::LeaderNotAvailable
+        KafkaCode::NotLeaderForPartition => Fate::InDoubt,
+        KafkaCode::LeaderNotAvailable
         | KafkaCode::ReplicaNotAvailable
         | KafkaCode::BrokerNotAvailable
         | KafkaCode::UnknownTopicOrPartition

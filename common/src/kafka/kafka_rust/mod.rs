@@ -14,7 +14,7 @@
 
 mod link;
 mod queue;
-mod wire;
+mod versions;
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -333,7 +333,7 @@ fn connect(shared: &Shared, duty: &Duty) -> Result<Link, Stop> {
     let mut result = Err(Stop::Lost("no broker is configured".into()));
     for broker in &shared.link.brokers {
         // It has three steps.
-        result = duty.call(|| wire::check_versions(broker, shared.patience() / 4));
+        result = duty.call(|| versions::check(broker, shared.patience() / 4));
         match result {
             Ok(()) => return duty.call(|| Link::connect(&shared.link, broker)),
             Err(Stop::Lost(_)) => {}

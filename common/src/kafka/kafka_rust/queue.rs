@@ -51,7 +51,7 @@ impl Pending {
 
     /// Makes the record the caller's to send, unless its time is over. One in doubt is the caller's already.
     pub(super) fn claim(&self, now: Instant) -> bool {
-        now < self.deadline && (self.in_doubt || !self.claimed.swap(true, Ordering::AcqRel))
+        self.is_in_time(now) && (self.in_doubt || !self.claimed.swap(true, Ordering::AcqRel))
     }
 
     /// After an error, until it is claimed again: `in_doubt` where a leader may have written it nevertheless.
@@ -60,6 +60,17 @@ impl Pending {
         if !self.in_doubt {
             self.claimed.store(false, Ordering::Release);
         }
+    }
+
+    /// The answer of one that a leader has rejected for its own sake.
+    pub(super) fn refuse(self, why: String) {
+        let error = if self.in_doubt { PublishError::Unknown(why) } else { PublishError::Refused(why) };
+        self.answer(Err(error));
+    }
+
+    /// Its publisher still waits.
+    pub(super) fn is_in_time(&self, now: Instant) -> bool {
+        now < self.deadline
     }
 
     /// The answer of one that [`Pending::let_go`] was called for, and that is not sent any more.
