@@ -14,7 +14,7 @@ use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication},
     consumer::{BaseConsumer, Consumer},
-    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
+    error::KafkaResult,
     message::{Header, Headers, OwnedHeaders},
     producer::{FutureProducer, FutureRecord},
 };
@@ -122,9 +122,13 @@ impl Kafka {
         reader.assign(&assignment)?;
         let total = usize::try_from(ends.values().sum::<i64>())?;
         let mut records = Vec::with_capacity(total);
+        let started = Instant::now();
         while records.len() < total {
-            let message = block_in_place(|| reader.poll(TIMEOUT)).context("no more records")??;
-            records.push(located(&message));
+            match block_in_place(|| reader.poll(TIMEOUT)).context("no more records")? {
+                Ok(message) => records.push(located(&message)),
+                // It may pass.
+                Err(error) => ensure!(started.elapsed() < PATIENCE, error),
+            }
         }
         records.sort_by_key(|found| (found.partition, found.offset));
         Ok(records)
@@ -135,13 +139,10 @@ impl Kafka {
     /// # Errors
     /// When the broker cannot be asked.
     pub fn end_offsets(&self, topic: &str) -> Result<BTreeMap<i32, i64>> {
-        let mut reader = self.reader()?;
-        block_in_place(|| {
-            let partitions = self.partitions(topic)?;
-            partitions
-                .into_iter()
-                .map(|partition| Ok((partition, self.end_of(&mut reader, topic, partition)?)))
-                .collect()
+        let partitions = self.partitions(topic)?;
+        self.ask(|reader| {
+            let end = |partition| Ok((partition, reader.fetch_watermarks(topic, partition, ANSWER)?.1));
+            partitions.iter().copied().map(end).collect()
         })
     }
 
@@ -150,7 +151,7 @@ impl Kafka {
     /// # Errors
     /// When the broker cannot be asked.
     pub fn partitions(&self, topic: &str) -> Result<Vec<i32>> {
-        let metadata = block_in_place(|| self.reader()?.fetch_metadata(Some(topic), TIMEOUT))?;
+        let metadata = self.ask(|reader| reader.fetch_metadata(Some(topic), ANSWER))?;
         let topics = metadata.topics().iter().filter(|found| found.error().is_none());
         Ok(topics.flat_map(|found| found.partitions().iter().map(|partition| partition.id())).collect())
     }
@@ -264,7 +265,7 @@ impl Kafka {
     /// # Errors
     /// When the broker cannot be asked.
     pub fn members(&self, group: &str) -> Result<BTreeMap<String, Vec<i32>>> {
-        let groups = block_in_place(|| self.reader()?.fetch_group_list(Some(group), TIMEOUT))?;
+        let groups = self.ask(|reader| reader.fetch_group_list(Some(group), TIMEOUT))?;
         let members = groups.groups().iter().flat_map(|found| found.members());
         members
             .map(|member| {
@@ -275,22 +276,18 @@ impl Kafka {
             .collect()
     }
 
-    /// The end of a partition. Its leader is told of before it answers.
-    fn end_of(&self, reader: &mut BaseConsumer, topic: &str, partition: i32) -> KafkaResult<i64> {
-        use RDKafkaErrorCode as Code;
+    /// Asks until there is an answer: a leader is told of before it answers, and a client may fail at a question for a moment
+    /// on a busy machine. Each time by a new one: who has heard that there is no such topic does not ask again for long.
+    fn ask<T>(&self, question: impl Fn(&BaseConsumer) -> KafkaResult<T>) -> Result<T> {
         let started = Instant::now();
-        loop {
-            match reader.fetch_watermarks(topic, partition, ANSWER) {
-                Err(KafkaError::MetadataFetch(
-                    Code::LeaderNotAvailable | Code::NotLeaderForPartition | Code::OperationTimedOut,
-                )) if started.elapsed() < PATIENCE => {
-                    std::thread::park_timeout(POLL_INTERVAL);
-                    // One that has heard that there is no such topic does not ask again for long.
-                    *reader = self.reader()?;
+        block_in_place(|| {
+            loop {
+                match self.reader().and_then(|reader| question(&reader)) {
+                    Err(_) if started.elapsed() < PATIENCE => std::thread::park_timeout(POLL_INTERVAL),
+                    answer => return Ok(answer?),
                 }
-                found => return found.map(|(_, end)| end),
             }
-        }
+        })
     }
 
     fn settings(&self) -> ClientConfig {

@@ -36,6 +36,8 @@ const CLIENT: &str = "test";
 /// Nobody listens there.
 const NOWHERE: &str = "127.0.0.1:9";
 const MINUTE: Duration = Duration::from_mins(1);
+/// For one question that is asked again.
+const ANSWER: Duration = Duration::from_secs(3);
 
 #[derive(clap::Parser)]
 struct Cli {
@@ -145,11 +147,12 @@ async fn partitions(settings: &KafkaSettings, topic: &str) -> usize {
     loop {
         // Each time by a new client: one that has heard that there is no such topic does not ask again for long.
         let admin = admin(settings);
-        let metadata = admin.inner().fetch_metadata(Some(topic), MINUTE).unwrap();
-        let partitions = metadata.topics()[0].partitions();
-        let is_led = |id| admin.inner().fetch_watermarks(topic, id, Duration::from_secs(3)).is_ok();
-        if !partitions.is_empty() && partitions.iter().all(|partition| is_led(partition.id())) {
-            return partitions.len();
+        if let Ok(metadata) = admin.inner().fetch_metadata(Some(topic), ANSWER) {
+            let partitions = metadata.topics()[0].partitions();
+            let is_led = |id| admin.inner().fetch_watermarks(topic, id, ANSWER).is_ok();
+            if !partitions.is_empty() && partitions.iter().all(|partition| is_led(partition.id())) {
+                return partitions.len();
+            }
         }
         assert!(start.elapsed() < MINUTE, "{topic} is not there");
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -177,9 +180,13 @@ async fn read(settings: &KafkaSettings, at: Delivered, count: usize) -> Vec<Owne
     place.add_partition_offset(&settings.topics.events, at.partition, Offset::Offset(at.offset)).unwrap();
     consumer.assign(&place).unwrap();
     let mut records = Vec::with_capacity(count);
-    while records.len() < count {
-        records.push(tokio::time::timeout(MINUTE, consumer.recv()).await.unwrap().unwrap().detach());
-    }
+    let all = async {
+        while records.len() < count {
+            // An error may pass.
+            records.extend(consumer.recv().await.map(|record| record.detach()));
+        }
+    };
+    tokio::time::timeout(MINUTE, all).await.unwrap();
     records
 }
 

@@ -79,7 +79,8 @@ async fn a_worker_that_stopped_cleanly_has_committed_everything_it_stored() {
     journal.holds(&api.client).await;
     assert_eq!(worker.process.terminate(PATIENCE).await.code(), Some(0));
     let ends = world.kafka().end_offsets(&world.topic).unwrap();
-    let lag = Admin::new(&e2e::env::kafka_brokers()).lag(&world.group, &ends, &world.topic).unwrap();
+    let admin = Admin::new(&e2e::env::kafka_brokers());
+    let lag = eventually("the commits are told", async || admin.lag(&world.group, &ends, &world.topic)).await;
     assert!(lag.values().all(|lag| *lag == 0), "{lag:?}");
 }
 

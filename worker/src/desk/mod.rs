@@ -5,15 +5,17 @@ pub mod positions;
 pub mod reader;
 pub mod verify;
 
+use std::time::{Duration, Instant};
+
 use common::kafka::{LogContext, consumer_config};
 use rdkafka::client::Client;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 
 use crate::{Config, NAME};
 
 /// For one look-up at the brokers.
-pub(crate) const LOOKUP_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+pub(crate) const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A client that knows the group but does not join it.
 pub(crate) type Observer = BaseConsumer<LogContext>;
@@ -30,7 +32,7 @@ pub(crate) fn partitions(consumer: &Observer, topic: &str) -> anyhow::Result<Vec
 
 /// As [`partitions`], for any client.
 pub(crate) fn partitions_known_to(client: &Client<LogContext>, topic: &str) -> anyhow::Result<Vec<i32>> {
-    let metadata = client.fetch_metadata(Some(topic), LOOKUP_TIMEOUT)?;
+    let metadata = ask(|| client.fetch_metadata(Some(topic), LOOKUP_TIMEOUT))?;
     let found = metadata.topics().iter().find(|found| found.name() == topic);
     let mut partitions: Vec<i32> =
         found.map(|topic| topic.partitions().iter().map(|p| p.id()).collect()).unwrap_or_default();
@@ -40,4 +42,35 @@ pub(crate) fn partitions_known_to(client: &Client<LogContext>, topic: &str) -> a
     );
     partitions.sort_unstable();
     Ok(partitions)
+}
+
+/// Asks the brokers something, and again for as long as one look-up may take where they are out of reach or elect a leader
+/// at the moment.
+pub(crate) fn ask<T>(question: impl Fn() -> KafkaResult<T>) -> KafkaResult<T> {
+    const PAUSE: Duration = Duration::from_millis(100);
+    let start = Instant::now();
+    loop {
+        match question() {
+            Err(error) if may_pass(&error) && start.elapsed() < LOOKUP_TIMEOUT => std::thread::park_timeout(PAUSE),
+            answer => return answer,
+        }
+    }
+}
+
+/// The client itself tries again after these, for as long as we listen.
+pub(crate) fn may_pass(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as Code;
+    let code = error.rdkafka_error_code();
+    matches!(
+        code,
+        Some(
+            Code::AllBrokersDown
+                | Code::BrokerTransportFailure
+                | Code::Resolve
+                | Code::OperationTimedOut
+                | Code::RequestTimedOut
+                | Code::LeaderNotAvailable
+                | Code::NotLeaderForPartition
+        )
+    )
 }

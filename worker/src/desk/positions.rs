@@ -9,7 +9,7 @@ use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 use serde::Serialize;
 
-use super::{LOOKUP_TIMEOUT, Observer, observer, partitions};
+use super::{LOOKUP_TIMEOUT, Observer, ask, observer, partitions};
 use crate::Config;
 use crate::placement::{Log, decide};
 
@@ -94,11 +94,12 @@ async fn rows(config: &Config, store: &Store, scope: &PositionScope, consumer: &
     for partition in &partitions {
         asked.add_partition(topic, *partition);
     }
-    let committed = consumer.committed_offsets(asked, LOOKUP_TIMEOUT).context("asking for the group's commits")?;
+    let committed =
+        ask(|| consumer.committed_offsets(asked.clone(), LOOKUP_TIMEOUT)).context("asking for the group's commits")?;
     let positions = store.positions(scope, &partitions).await?;
     let row = |partition: &i32| {
         let commit = committed.find_partition(topic, *partition).and_then(|found| found.offset().to_raw());
-        let watermarks = consumer.fetch_watermarks(topic, *partition, LOOKUP_TIMEOUT)?;
+        let watermarks = ask(|| consumer.fetch_watermarks(topic, *partition, LOOKUP_TIMEOUT))?;
         let found = positions.get(partition).copied().unwrap_or_default();
         Ok(Row::new(*partition, watermarks, commit.filter(|offset| *offset >= 0), &found))
     };
@@ -107,7 +108,7 @@ async fn rows(config: &Config, store: &Store, scope: &PositionScope, consumer: &
 
 fn ensure_stopped(config: &Config, consumer: &Observer) -> anyhow::Result<()> {
     let group = &config.consumer.group;
-    let groups = consumer.fetch_group_list(Some(group), LOOKUP_TIMEOUT)?;
+    let groups = ask(|| consumer.fetch_group_list(Some(group), LOOKUP_TIMEOUT))?;
     let members = groups.groups().iter().find(|found| found.name() == group).map_or(0, |found| found.members().len());
     ensure!(members == 0, "the group {group} has {members} members; stop all workers first, nothing was changed");
     Ok(())

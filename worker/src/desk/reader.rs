@@ -14,11 +14,10 @@ use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{CommitMode, Consumer, StreamConsumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
-use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Message, Offset, TopicPartitionList};
 use tokio::time::{Instant, timeout_at};
 
-use super::{LOOKUP_TIMEOUT, partitions_known_to};
+use super::{LOOKUP_TIMEOUT, ask, may_pass, partitions_known_to};
 use crate::{Config, NAME};
 
 /// The end of a partition is announced by the brokers, so that only brokers that are away are silent for so long.
@@ -55,7 +54,7 @@ impl Reader {
         settings.set("enable.partition.eof", "true");
         let consumer = StreamConsumer::from_config_and_context(&settings, LogContext::default())?;
         let span = |partition: i32| {
-            let (first, end) = consumer.fetch_watermarks(topic, partition, LOOKUP_TIMEOUT)?;
+            let (first, end) = ask(|| consumer.fetch_watermarks(topic, partition, LOOKUP_TIMEOUT))?;
             anyhow::Ok(Span { partition, first, next: first, end })
         };
         let spans = partitions_known_to(consumer.client(), topic)
@@ -73,7 +72,8 @@ impl Reader {
         for span in &self.spans {
             asked.add_partition(&self.topic, span.partition);
         }
-        let found = self.consumer.committed_offsets(asked, LOOKUP_TIMEOUT).context("asking where the last run was")?;
+        let found = ask(|| self.consumer.committed_offsets(asked.clone(), LOOKUP_TIMEOUT))
+            .context("asking where the last run was")?;
         for span in &mut self.spans {
             let commit = found.find_partition(&self.topic, span.partition).and_then(|found| found.offset().to_raw());
             span.next = commit.filter(|offset| (span.first..=span.end).contains(offset)).unwrap_or(span.first);
@@ -233,22 +233,4 @@ impl Reader {
         }
         Ok(list)
     }
-}
-
-/// The client itself tries again after these, for as long as we listen.
-fn may_pass(error: &KafkaError) -> bool {
-    use RDKafkaErrorCode as Code;
-    let code = error.rdkafka_error_code();
-    matches!(
-        code,
-        Some(
-            Code::AllBrokersDown
-                | Code::BrokerTransportFailure
-                | Code::Resolve
-                | Code::OperationTimedOut
-                | Code::RequestTimedOut
-                | Code::LeaderNotAvailable
-                | Code::NotLeaderForPartition
-        )
-    )
 }

@@ -10,7 +10,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{Header, OwnedHeaders, OwnedMessage};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use rdkafka::types::RDKafkaErrorCode;
@@ -175,9 +175,8 @@ impl World {
         let (partition, offset) = send(&producer, topic, record).await;
         producer.commit_transaction(PATIENCE).unwrap();
         // The mark of its end is written by and by, behind the record.
-        let consumer = self.consumer();
-        let end = || consumer.fetch_watermarks(topic, partition, PATIENCE).unwrap().1;
-        until("the mark is there", async || end() >= offset + 2).await;
+        let end = || self.consumer().fetch_watermarks(topic, partition, ANSWER);
+        until("the mark is there", async || end().is_ok_and(|(_, end)| end >= offset + 2)).await;
     }
 
     /// As retention does.
@@ -191,7 +190,7 @@ impl World {
     pub(crate) fn read(&self, topic: &str) -> Vec<Record> {
         let consumer = self.consumer();
         let read = |partition| {
-            let (low, high) = consumer.fetch_watermarks(topic, partition, PATIENCE).unwrap();
+            let (low, high) = asked(|| self.consumer().fetch_watermarks(topic, partition, ANSWER));
             let mut list = TopicPartitionList::new();
             list.add_partition_offset(topic, partition, Offset::Offset(low)).unwrap();
             consumer.assign(&list).unwrap();
@@ -202,10 +201,10 @@ impl World {
 
     /// The commits of a group on the dead-letter topic; `None` where there is none.
     pub(crate) fn commits(&self, group: &str) -> Vec<Option<i64>> {
-        let consumer: BaseConsumer = self.client().set("group.id", group).create().unwrap();
-        let mut asked = TopicPartitionList::new();
-        asked.add_partition_range(self.dlq(), 0, PARTITIONS - 1);
-        let found = consumer.committed_offsets(asked, PATIENCE).unwrap();
+        let consumer = || self.client().set("group.id", group).create::<BaseConsumer>();
+        let mut list = TopicPartitionList::new();
+        list.add_partition_range(self.dlq(), 0, PARTITIONS - 1);
+        let found = asked(|| consumer()?.committed_offsets(list.clone(), ANSWER));
         found.elements().iter().map(|element| element.offset().to_raw().filter(|offset| *offset >= 0)).collect()
     }
 
@@ -256,6 +255,18 @@ async fn send(producer: &FutureProducer, topic: &str, record: &Record) -> (i32, 
     (delivered.partition, delivered.offset)
 }
 
+/// The answer to a question that a client may fail at for a moment, on a busy machine.
+fn asked<T>(question: impl Fn() -> KafkaResult<T>) -> T {
+    let start = Instant::now();
+    loop {
+        match question() {
+            Ok(answer) => return answer,
+            Err(error) => assert!(start.elapsed() < PATIENCE, "no answer in time: {error}"),
+        }
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
 /// Waits until it is so, for whoever has to notice or to do something first.
 pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let start = Instant::now();
@@ -265,12 +276,12 @@ pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// The next record. The client may wake up without one.
+/// The next record. The client may wake up without one, or with an error that passes.
 fn poll(consumer: &BaseConsumer) -> Record {
     let start = Instant::now();
     loop {
-        if let Some(record) = consumer.poll(Duration::from_millis(100)) {
-            return Record::of(&record.unwrap());
+        if let Some(Ok(record)) = consumer.poll(Duration::from_millis(100)) {
+            return Record::of(&record);
         }
         assert!(start.elapsed() < PATIENCE, "no record in time");
     }
