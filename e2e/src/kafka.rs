@@ -16,6 +16,7 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer},
     error::KafkaResult,
     message::{Header, Headers, OwnedHeaders},
+    metadata::Metadata,
     producer::{FutureProducer, FutureRecord},
 };
 use tokio::task::block_in_place;
@@ -139,10 +140,11 @@ impl Kafka {
     /// # Errors
     /// When the broker cannot be asked.
     pub fn end_offsets(&self, topic: &str) -> Result<BTreeMap<i32, i64>> {
-        let partitions = self.partitions(topic)?;
+        // Both in one question: a topic may be deleted between the two.
         self.ask(|reader| {
+            let partitions = partitions_of(&reader.fetch_metadata(Some(topic), ANSWER)?);
             let end = |partition| Ok((partition, reader.fetch_watermarks(topic, partition, ANSWER)?.1));
-            partitions.iter().copied().map(end).collect()
+            partitions.into_iter().map(end).collect()
         })
     }
 
@@ -151,9 +153,7 @@ impl Kafka {
     /// # Errors
     /// When the broker cannot be asked.
     pub fn partitions(&self, topic: &str) -> Result<Vec<i32>> {
-        let metadata = self.ask(|reader| reader.fetch_metadata(Some(topic), ANSWER))?;
-        let topics = metadata.topics().iter().filter(|found| found.error().is_none());
-        Ok(topics.flat_map(|found| found.partitions().iter().map(|partition| partition.id())).collect())
+        self.ask(|reader| Ok(partitions_of(&reader.fetch_metadata(Some(topic), ANSWER)?)))
     }
 
     /// Creates a topic with one setting that is not the broker's default, and waits until it is in use: a log is made
@@ -303,6 +303,12 @@ impl Kafka {
             .set("fetch.message.max.bytes", "8000000")
             .create()
     }
+}
+
+/// The partitions of the one topic that was asked for; none when there is no such topic.
+fn partitions_of(metadata: &Metadata) -> Vec<i32> {
+    let topics = metadata.topics().iter().filter(|found| found.error().is_none());
+    topics.flat_map(|found| found.partitions().iter().map(|partition| partition.id())).collect()
 }
 
 fn message<'a>(topic: &'a str, partition: Option<i32>, record: &'a Record) -> FutureRecord<'a, [u8], [u8]> {
