@@ -27,6 +27,7 @@ mod reads;
 mod redis_loss;
 mod redis_outage;
 mod rolling_restart;
+mod scripts;
 mod shutdown;
 mod startup;
 mod stream;
