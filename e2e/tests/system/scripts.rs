@@ -39,8 +39,9 @@ fn marked(mark: &str) -> Vec<String> {
 
 async fn leaves_nothing(signal: Signal, code: i32) {
     let mark = uuid::Uuid::now_v7().to_string();
-    let mut script = Command::new("bash")
-        .args(["-c", SCRIPT])
+    // A program that a script runs in the background ignores SIGINT, and a shell can't undo what it was started with.
+    let mut script = Command::new("env")
+        .args(["--default-signal=INT,TERM,HUP", "bash", "-c", SCRIPT])
         .env("LIBRARY", concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/lib"))
         .env("MARK", &mark)
         .stdout(Stdio::piped())
