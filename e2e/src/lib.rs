@@ -41,7 +41,9 @@ use anyhow::Result;
 
 /// How long anything may take that should happen "soon". Generous, so that a busy machine does
 /// not turn a test red; a passing test never waits for it.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+///
+/// More than the minute that librdkafka gives a request to a broker which was held up, after which it sends it again.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 

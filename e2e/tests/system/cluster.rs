@@ -34,7 +34,8 @@ struct Setting {
 
 impl Setting {
     async fn with_processed_events(cluster: RedisCluster, count: usize) -> Self {
-        let world = World::on_redis(&cluster.url());
+        // No worker dies here: one that is held up must stay in the group.
+        let world = World::on_redis(&cluster.url()).with("KAFKA_CONSUMER_SESSION_TIMEOUT_MS", "60000");
         let (api, worker) = world.start().await;
         let journal = Journal::default();
         let load = Load::start(&[&api.client], &journal);
