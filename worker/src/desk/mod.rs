@@ -74,3 +74,30 @@ pub(crate) fn may_pass(error: &KafkaError) -> bool {
         )
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// A question that fails twice with this code: the answer, and how often it was asked.
+    fn asked(code: RDKafkaErrorCode) -> (KafkaResult<()>, u32) {
+        let times = Cell::new(0);
+        let answer = ask(|| {
+            times.set(times.get() + 1);
+            if times.get() > 2 { Ok(()) } else { Err(KafkaError::MetadataFetch(code)) }
+        });
+        (answer, times.get())
+    }
+
+    #[test]
+    fn what_fails_for_a_moment_is_asked_again_and_what_is_refused_is_not() {
+        let (answer, times) = asked(RDKafkaErrorCode::AllBrokersDown);
+        answer.unwrap();
+        assert_eq!(times, 3);
+        let (answer, times) = asked(RDKafkaErrorCode::TopicAuthorizationFailed);
+        assert_eq!(answer.unwrap_err().rdkafka_error_code(), Some(RDKafkaErrorCode::TopicAuthorizationFailed));
+        assert_eq!(times, 1);
+    }
+}
