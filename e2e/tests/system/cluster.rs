@@ -34,8 +34,7 @@ struct Setting {
 
 impl Setting {
     async fn with_processed_events(cluster: RedisCluster, count: usize) -> Self {
-        // No worker dies here: one that is held up must stay in the group.
-        let world = World::on_redis(&cluster.url()).with("KAFKA_CONSUMER_SESSION_TIMEOUT_MS", "60000");
+        let world = World::on_redis(&cluster.url());
         let (api, worker) = world.start().await;
         let journal = Journal::default();
         let load = Load::start(&[&api.client], &journal);
@@ -69,9 +68,9 @@ async fn freshness(client: &Client, journal: &Journal) -> Duration {
 async fn full_batches_on_a_healthy_cluster_do_not_overtake_each_other() {
     const EVENTS: usize = 30_000;
     let cluster = RedisCluster::start().await;
-    // A worker that loses its partitions, or an answer, places them anew, and then positions may well have moved.
-    let world =
-        World::on_redis(&cluster.url()).with("KAFKA_CONSUMER_SESSION_TIMEOUT_MS", "60000").with("REDIS_TIMEOUT", "30s");
+    // Its patience matters: a worker that loses its partitions, or an answer, places them anew, and then positions may
+    // well have moved.
+    let world = World::on_redis(&cluster.url());
     let api = world.start_api().await;
     let records = (0..EVENTS).map(|number| record(&format!("user-{}", number % 500), &[]));
     world.kafka().write(&world.topic, None, &records.collect::<Vec<_>>()).await;

@@ -11,8 +11,6 @@ use e2e::{
 };
 use serde_json::{Value, json};
 
-use crate::patient;
-
 /// Each kind of record that cannot be an event.
 fn poison() -> Vec<Option<Vec<u8>>> {
     let tomorrow = (Utc::now() + Duration::hours(25)).to_rfc3339();
@@ -74,7 +72,7 @@ fn kept_headers() -> [(String, Option<Vec<u8>>); 2] {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_kind_of_poison_is_dead_lettered_byte_for_byte_and_its_neighbours_are_processed() {
     // What a worker has to read again is dead-lettered once more, which is right, but not what is counted here.
-    let world = patient(World::shared());
+    let world = World::shared();
     let (api, mut worker) = world.start().await;
     let kafka = world.kafka();
     let mut records = vec![Record::of(event(&[]))];
@@ -152,7 +150,7 @@ fn describe(original: &Located) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_letter_that_cannot_be_published_is_waited_for() {
-    let world = World::shared();
+    let world = World::shared().with_short_session();
     let kafka = world.kafka();
     // Too small for a dead letter with its headers.
     let too_small = ("max.message.bytes", "600");
@@ -259,7 +257,7 @@ async fn the_dead_letter_topic_keeps_everything_and_takes_larger_records() {
 #[tokio::test(flavor = "multi_thread")]
 async fn health_counts_the_dead_letters_of_all_workers_by_reason() {
     // What a worker has to read again is dead-lettered once more, which is right, but not what is counted here.
-    let world = patient(World::shared());
+    let world = World::shared();
     let (api, _first) = world.start().await;
     let _second = world.start_worker().await;
     let kafka = world.kafka();

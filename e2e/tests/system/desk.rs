@@ -18,8 +18,6 @@ use rdkafka::{
 };
 use serde_json::Value;
 
-use crate::patient;
-
 async fn desk(world: &World, words: &[&str]) -> Output {
     world.worker_command().args(words).output().await.unwrap()
 }
@@ -66,7 +64,7 @@ async fn stopped(world: &World, worker: &mut Service) {
 #[tokio::test(flavor = "multi_thread")]
 async fn verify_says_whether_something_is_missing() {
     let redis = RedisServer::start().await;
-    let world = patient(World::on_redis(&redis.url()));
+    let world = World::on_redis(&redis.url());
     let (api, mut worker) = world.start().await;
     let list = posted(&api.client, 30).await;
     stopped(&world, &mut worker).await;
@@ -95,14 +93,14 @@ async fn verified(world: &World, code: i32) -> Value {
 
 /// A world whose topics are there, with positions, and no worker.
 async fn at_rest() -> World {
-    let world = patient(World::shared());
+    let world = World::shared();
     stopped(&world, &mut world.start_worker().await).await;
     world
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn verify_says_that_a_dead_letter_is_missing() {
-    let world = patient(World::shared());
+    let world = World::shared();
     let mut worker = world.start_worker().await;
     let kafka = world.kafka();
     kafka.write(&world.topic, Some(0), &[Record::of("not json")]).await;
@@ -177,7 +175,7 @@ async fn verify_goes_on_where_it_was_and_stays_within_its_times() {
 #[tokio::test(flavor = "multi_thread")]
 async fn verify_fetches_no_bodies() {
     let redis = RedisServer::start().await;
-    let world = patient(World::on_redis(&redis.url()));
+    let world = World::on_redis(&redis.url());
     let (mut api, mut worker) = world.start().await;
     let payload = format!(r#"{{"text":{}}}"#, e2e::sample::text(500_000));
     let record = e2e::sample::record("u", &[("payload", &payload)]);
@@ -200,7 +198,7 @@ async fn verify_fetches_no_bodies() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn positions_are_shown_and_moved_only_while_no_worker_runs() {
-    let world = patient(World::shared());
+    let world = World::shared();
     let (api, mut worker) = world.start().await;
     posted(&api.client, 30).await;
     let refused = desk(&world, &["positions", "set", "--to", "beginning"]).await;
@@ -224,7 +222,7 @@ async fn positions_are_shown_and_moved_only_while_no_worker_runs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn records_that_the_retention_took_are_counted_and_the_rest_is_processed() {
-    let world = patient(World::shared());
+    let world = World::shared();
     let (api, mut worker) = world.start().await;
     posted(&api.client, 20).await;
     worker.process.terminate(e2e::PATIENCE).await;

@@ -3,8 +3,6 @@
 use anyhow::ensure;
 use e2e::{PATIENCE, eventually, load::Load, oracle::Journal, process::Signal, world::World};
 
-use crate::patient;
-
 /// Enough posts for each step to have traffic before, during and after it.
 const STEP: usize = 60;
 
@@ -26,10 +24,8 @@ async fn settles(world: &World, members: usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn three_workers_split_six_partitions_and_each_event_is_stored_once_while_members_come_and_go() {
     // Only the one that is killed is to be missed soon.
-    let (world, mortal) = {
-        let world = World::shared();
-        (patient(world.clone()), world)
-    };
+    let world = World::shared();
+    let mortal = world.clone().with_short_session();
     let (api, first) = world.start().await;
     let second_api = world.start_api().await;
     let journal = Journal::default();
@@ -59,7 +55,7 @@ async fn three_workers_split_six_partitions_and_each_event_is_stored_once_while_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_killed_again_and_again_loses_and_doubles_nothing() {
-    let world = World::shared();
+    let world = World::shared().with_short_session();
     let (api, mut worker) = world.start().await;
     let journal = Journal::default();
     let load = Load::start(&[&api.client], &journal);
@@ -82,7 +78,7 @@ async fn a_worker_killed_again_and_again_loses_and_doubles_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_wakes_up_as_a_zombie_loses_and_doubles_nothing() {
-    let world = World::shared();
+    let world = World::shared().with_short_session();
     let (api, zombie) = world.start().await;
     let journal = Journal::default();
     let load = Load::start(&[&api.client], &journal);

@@ -11,11 +11,9 @@ use e2e::{
 };
 use uuid::Uuid;
 
-use crate::patient;
-
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_show_every_row_exactly_once_in_the_order_of_the_whole_list() {
-    let world = patient(World::shared());
+    let world = World::shared();
     let (api, _worker) = world.start().await;
     let journal = Journal::default();
     for sequence in 0..25 {
@@ -31,7 +29,7 @@ async fn pages_show_every_row_exactly_once_in_the_order_of_the_whole_list() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn equal_timestamps_have_one_order_for_every_reader() {
-    let world = patient(World::shared());
+    let world = World::shared();
     let (api, _worker) = world.start().await;
     let replica = world.start_api().await;
     let timestamp = format!(r#""{}""#, rfc3339(Utc::now()));
@@ -48,7 +46,7 @@ async fn equal_timestamps_have_one_order_for_every_reader() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_is_gone_does_not_cut_the_whole_list_short() {
     let redis = RedisServer::start().await;
-    let world = patient(World::on_redis(&redis.url()));
+    let world = World::on_redis(&redis.url());
     let (api, _worker) = world.start().await;
     let records = [(); 700].map(|()| {
         let (id, time) = (format!(r#""{}""#, Uuid::now_v7()), format!(r#""{}""#, rfc3339(Utc::now())));
@@ -79,7 +77,7 @@ async fn pages_equal_the_list(client: &Client, count: usize) -> Vec<Event> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_empty_list_is_an_empty_array() {
-    let api = patient(World::shared()).start_api().await;
+    let api = World::shared().start_api().await;
     for path in ["/events/processed", "/events/processed?limit=10"] {
         let reply = api.client.get(path).await.unwrap().ok().unwrap();
         assert_eq!((reply.text().as_str(), reply.next_link()), ("[]", None), "{path}");

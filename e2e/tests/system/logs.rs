@@ -10,8 +10,6 @@ use e2e::{
 use reqwest::Method;
 use serde_json::Value;
 
-use crate::patient;
-
 async fn get(api: &Service, path: &str, id: &str) -> Reply {
     Reply::of(api.client.request(Method::GET, path).header("x-request-id", id)).await.unwrap()
 }
@@ -46,7 +44,7 @@ async fn every_reply_says_what_its_request_is_called_and_so_do_log_lines_of_fail
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_level_of_a_worker_changes_while_it_runs() {
-    let world = patient(World::shared()).with("LOG_LEVEL", "error");
+    let world = World::shared().with("LOG_LEVEL", "error");
     let worker = world.start_worker().await;
     let put = async |level: &str| -> Result<Reply> {
         Reply::of(worker.client.request(Method::PUT, "/log-level").body(level.to_owned())).await

@@ -35,13 +35,7 @@ mod traces;
 mod validation;
 
 use anyhow::ensure;
-use e2e::{eventually, service::Service, world::World};
-
-/// The same world, but its parts bear with each other for longer than a busy machine holds one of them up: for tests in
-/// which every read is to be answered, and no record read twice.
-fn patient(world: World) -> World {
-    world.with("KAFKA_CONSUMER_SESSION_TIMEOUT_MS", "60000").with("REDIS_TIMEOUT", "30s")
-}
+use e2e::{eventually, service::Service};
 
 /// Waits until an API has so many requests in flight besides this look.
 async fn in_flight(api: &Service, count: usize) {

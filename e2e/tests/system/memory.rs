@@ -12,11 +12,9 @@ use serde_json::json;
 use tokio::process::Command;
 use uuid::Uuid;
 
-use crate::patient;
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_letter_is_gone_with_its_reason_and_an_unknown_event_is_unknown() {
-    let world = patient(World::shared());
+    let world = World::shared();
     let (api, _worker) = world.start().await;
     let id = Uuid::now_v7().to_string();
     let mut poison = Record::of(event(&[("eventType", r#""PURCHASE""#)]));
@@ -36,7 +34,7 @@ async fn a_dead_letter_is_gone_with_its_reason_and_an_unknown_event_is_unknown()
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_guard_has_trimmed_is_called_trimmed_by_lists_single_reads_and_verify() {
     let redis = RedisServer::start().await;
-    let world = patient(World::on_redis(&redis.url())).with("REDIS_MEMORY_GUARD", "60");
+    let world = World::on_redis(&redis.url()).with("REDIS_MEMORY_GUARD", "60");
     let (api, worker) = world.start().await;
     let body = json!({"userId": "u", "eventType": "LOGIN", "payload": {"text": text(20_000)}}).to_string();
     let mut ids = Vec::new();
@@ -72,7 +70,7 @@ async fn what_the_guard_has_trimmed_is_called_trimmed_by_lists_single_reads_and_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_is_full_is_trimmed_by_a_worker_that_starts_on_it_and_takes_events_again() {
     let redis = RedisServer::start().await;
-    let world = patient(World::on_redis(&redis.url())).with("REDIS_MEMORY_GUARD", "60");
+    let world = World::on_redis(&redis.url()).with("REDIS_MEMORY_GUARD", "60");
     let (api, mut worker) = world.start().await;
     let body = json!({"userId": "u", "eventType": "LOGIN", "payload": {"text": text(20_000)}}).to_string();
     for _ in 0..200 {

@@ -11,8 +11,6 @@ use e2e::{
 };
 use serde_json::Value;
 
-use crate::patient;
-
 /// For what begins only after half a minute: the worker's patience with a partition, and the longest wait between two
 /// tries of a dead letter.
 const LONG: Duration = PATIENCE.saturating_mul(4);
@@ -85,7 +83,7 @@ const OPTIONAL: &str = "process_virtual_memory_max_bytes";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_exported_is_what_is_documented() {
-    let world = patient(World::shared());
+    let world = World::shared();
     let (api, worker) = world.start().await;
     assert_eq!(api.client.publish(event(&[])).await.unwrap().status, 201);
     world.kafka().write(&world.topic, Some(0), &[Record::of("poison")]).await;
@@ -111,7 +109,7 @@ async fn what_is_exported_is_what_is_documented() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_and_events_are_counted_by_pattern_and_outcome() {
-    let world = patient(World::shared());
+    let world = World::shared();
     let (api, worker) = world.start().await;
     let posted = |status: u16| {
         format!("user_activity_http_requests_total{{route=\"/events/generate\",method=\"POST\",status=\"{status}\"}}")
@@ -166,7 +164,7 @@ async fn requests_and_events_are_counted_by_pattern_and_outcome() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn series_of_a_partition_leave_with_it() {
-    let world = patient(World::shared());
+    let world = World::shared();
     let worker = world.start_worker().await;
     const NAMES: [&str; 3] =
         ["user_activity_consumer_lag_messages", "user_activity_consumer_lag_seconds", "user_activity_breaker_open"];
@@ -195,7 +193,7 @@ async fn series_of_a_partition_leave_with_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn lag_grows_while_redis_is_away_and_is_zero_when_all_is_stored() {
     let mut redis = RedisServer::start().await;
-    let world = patient(World::on_redis(&redis.url()));
+    let world = World::on_redis(&redis.url());
     let (api, mut worker) = world.start().await;
     let lag = async || {
         let scrape = Scrape::of(&worker).await?;
@@ -235,7 +233,7 @@ async fn lag_grows_while_redis_is_away_and_is_zero_when_all_is_stored() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_that_stands_still_is_named_by_lag_and_readiness_and_idle_ones_are_not() {
-    let world = patient(World::shared());
+    let world = World::shared();
     let kafka = world.kafka();
     // Too small for a dead letter with its headers: the partition must wait.
     kafka.create_topic(&world.dead_letter_topic, 6, ("max.message.bytes", "600")).await.unwrap();

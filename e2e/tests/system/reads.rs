@@ -29,7 +29,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{in_flight, patient};
+use crate::in_flight;
 
 /// For a hundred megabytes on a busy machine.
 const LONG: Duration = PATIENCE.saturating_mul(4);
@@ -66,7 +66,7 @@ fn link(reply: &Reply, relation: &str) -> Option<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn links_lead_through_the_pages_of_a_filtered_list_to_its_end_and_back_to_the_first() {
-    let world = patient(World::shared());
+    let world = World::shared();
     let (api, _worker) = world.start().await;
     let replica = world.start_api().await;
     let begin = begin();
@@ -118,7 +118,7 @@ async fn links_lead_through_the_pages_of_a_filtered_list_to_its_end_and_back_to_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cursor_of_another_list_or_of_none_is_refused_and_says_so() {
-    let world = patient(World::shared());
+    let world = World::shared();
     let (api, _worker) = world.start().await;
     world.kafka().write(&world.topic, None, &mixture(30, begin())).await;
     api.client.listed(30).await;
@@ -217,7 +217,7 @@ fn in_lines(mut events: Vec<Event>) -> Vec<Event> {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_form_of_a_list_holds_the_same_rows_whole_and_in_pages() {
     const EVENTS: usize = 1_300;
-    let world = patient(World::shared());
+    let world = World::shared();
     let (api, _worker) = world.start().await;
     world.kafka().write(&world.topic, None, &mixture(EVENTS, begin())).await;
     let list = api.client.listed(EVENTS).await;
@@ -296,7 +296,7 @@ struct Pagination {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn activities_are_posted_and_listed_in_an_envelope_whose_cursor_leads_to_the_end() {
-    let world = patient(World::shared());
+    let world = World::shared();
     let (api, _worker) = world.start().await;
     let body = json!({"userId": "u", "eventType": "LOGIN", "payload": {"n": 1}});
     let request = api.client.request(Method::POST, "/api/activities").body(body.to_string());
@@ -343,7 +343,7 @@ async fn preferring(client: &Client, prefer: &str, body: &Value) -> (Reply, Valu
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_posted_can_be_read_through_another_replica_as_soon_as_it_is_processed() {
-    let world = patient(World::shared());
+    let world = World::shared();
     let (api, _worker) = world.start().await;
     let replica = world.start_api().await;
     let body = json!({"userId": "u", "eventType": "LOGIN"});
@@ -372,7 +372,7 @@ async fn what_was_posted_can_be_read_through_another_replica_as_soon_as_it_is_pr
 
 #[tokio::test(flavor = "multi_thread")]
 async fn waiting_for_what_is_not_processed_ends_in_time_and_says_so() {
-    let (api, worker) = patient(World::shared()).start().await;
+    let (api, worker) = World::shared().start().await;
     // It is a member, and does nothing for now.
     worker.process.signal(Signal::SIGSTOP);
     let body = json!({"userId": "u", "eventType": "LOGIN"});
@@ -406,7 +406,7 @@ async fn waiting_for_what_is_not_processed_ends_in_time_and_says_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_waiting_request_does_not_hold_a_stop_up() {
-    let mut api = patient(World::shared()).start_api().await;
+    let mut api = World::shared().start_api().await;
     let waiting = api.client.clone();
     let waiter = tokio::spawn(async move { waiting.get("/events/nothing?wait=30s").await });
     in_flight(&api, 1).await;
@@ -420,7 +420,7 @@ async fn a_waiting_request_does_not_hold_a_stop_up() {
 
 /// A system that has stored so many events with 20,000 bytes of payload each.
 async fn with_large_events(count: usize) -> (Service, Service) {
-    with_events_of(20_000, &patient(World::shared()), count).await
+    with_events_of(20_000, &World::shared(), count).await
 }
 
 async fn with_events_of(bytes: usize, world: &World, count: usize) -> (Service, Service) {
@@ -512,7 +512,7 @@ async fn begun_with(api: &Service, path: &str, header: &str) -> TcpStream {
 async fn pages_that_nobody_takes_have_a_limit_together() {
     const PAGE: &str = "/events/processed?limit=1000";
     // A page ends at 4 MiB: two fit.
-    let world = patient(World::shared()).with("HTTP_BODY_BUDGET", "10MiB");
+    let world = World::shared().with("HTTP_BODY_BUDGET", "10MiB");
     let (api, _worker) = with_events_of(20_000, &world, 500).await;
     let first = begun_with(&api, PAGE, "accept: */*").await;
     let _second = begun_with(&api, PAGE, "accept: */*").await;
@@ -536,7 +536,7 @@ async fn a_list_whose_redis_dies_halfway_breaks_off_and_never_looks_complete() {
     const EVENTS: usize = 90;
     const BYTES: usize = 900_000;
     let mut redis = RedisServer::start().await;
-    let (api, _worker) = with_events_of(BYTES, &patient(World::on_redis(&redis.url())), EVENTS).await;
+    let (api, _worker) = with_events_of(BYTES, &World::on_redis(&redis.url()), EVENTS).await;
     let mut reader = begun(&api, "accept: application/x-ndjson").await;
     redis.kill().await;
     let (mut rest, mut some) = (Vec::new(), [0; 16 * 1024]);
@@ -612,7 +612,7 @@ async fn two_readers_that_trickle_lose_a_turn_to_who_waits_for_it() {
 async fn a_page_and_those_who_wait_for_a_full_list_hold_little_however_large_the_events() {
     const EVENTS: usize = 400;
     const BYTES: usize = 250_000;
-    let world = patient(World::shared());
+    let world = World::shared();
     let _services = with_events_of(BYTES, &world, EVENTS).await;
     // One whose memory did not grow before.
     let api = world.start_api().await;

@@ -9,8 +9,6 @@ use e2e::{
     service::Service, world::World,
 };
 
-use crate::patient;
-
 /// For tens of thousands of events.
 const LONG: Duration = PATIENCE.saturating_mul(3);
 
@@ -25,7 +23,7 @@ struct Setting {
 impl Setting {
     async fn with_processed_events() -> Self {
         let redis = RedisServer::start().await;
-        let world = patient(World::on_redis(&redis.url()));
+        let world = World::on_redis(&redis.url());
         let (api, worker) = world.start().await;
         let journal = Journal::default();
         let load = Load::start(&[&api.client], &journal);
@@ -77,7 +75,7 @@ async fn a_redis_restored_from_older_files_without_load_is_refilled() {
 async fn a_redis_restored_from_files_of_the_fullest_flight_is_refilled() {
     const EVENTS: usize = 30_000;
     let mut redis = RedisServer::start().await;
-    let world = patient(World::on_redis(&redis.url()));
+    let world = World::on_redis(&redis.url());
     let api = world.start_api().await;
     let records = (0..EVENTS).map(|number| record(&format!("user-{}", number % 500), &[]));
     world.kafka().write(&world.topic, None, &records.collect::<Vec<_>>()).await;

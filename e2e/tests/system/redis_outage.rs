@@ -6,8 +6,6 @@ use anyhow::{Result, ensure};
 use e2e::{eventually, oracle::Journal, redis_server::RedisServer, service::Service, throughout, world::World};
 use serde_json::Value;
 
-use crate::patient;
-
 /// How long a world waits for a Redis that does not answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -26,14 +24,14 @@ struct Setting {
 impl Setting {
     async fn start() -> Self {
         let redis = RedisServer::start().await;
-        let world = patient(World::on_redis(&redis.url()));
+        let world = World::on_redis(&redis.url());
         Self::of(world, redis).await
     }
 
     /// The same, which does not wait for Redis for longer than [`TIMEOUT`].
     async fn impatient() -> Self {
         let redis = RedisServer::start().await;
-        let world = patient(World::on_redis(&redis.url()));
+        let world = World::on_redis(&redis.url());
         Self::of(world.with("REDIS_TIMEOUT", format!("{}s", TIMEOUT.as_secs())), redis).await
     }
 

@@ -24,7 +24,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{in_flight, patient};
+use crate::in_flight;
 
 /// Enough posts for each step to have traffic before, during and after it.
 const STEP: usize = 100;
@@ -145,7 +145,7 @@ pub(crate) async fn settles(world: &World, members: usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rolling_restart_fails_no_post_and_loses_and_doubles_nothing() {
     // Half a post is waited for until its other half comes.
-    let world = patient(World::shared()).with("HTTP_READ_TIMEOUT", "60s");
+    let world = World::shared().with("HTTP_READ_TIMEOUT", "60s");
     let (api, worker) = world.start().await;
     let mut apis = vec![api, world.start_api().await];
     let mut workers = vec![worker, world.start_worker().await];

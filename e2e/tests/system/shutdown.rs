@@ -16,7 +16,7 @@ use e2e::{
     world::{World, free_port},
 };
 
-use crate::{in_flight, patient};
+use crate::in_flight;
 
 /// What these tests set as `SHUTDOWN_TIMEOUT`, and the longest that a stop may take then on a busy machine: many times as
 /// long, but less than without the setting.
@@ -25,7 +25,7 @@ const LONGEST: Duration = Duration::from_secs(18);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_under_load_is_a_clean_stop_and_keeps_every_acknowledged_event() {
-    let world = patient(World::shared());
+    let world = World::shared();
     let (mut api, mut worker) = world.start().await;
     let replica = world.start_api().await;
     let journal = Journal::default();
@@ -44,7 +44,7 @@ async fn sigterm_under_load_is_a_clean_stop_and_keeps_every_acknowledged_event()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn processes_that_log_nothing_run_until_they_are_told_to_stop() {
-    let world = patient(World::shared()).with("LOG_LEVEL", "off");
+    let world = World::shared().with("LOG_LEVEL", "off");
     let (mut api, mut worker) = world.start().await;
     let journal = Journal::default();
     journal.must_post(&api.client, "u", 0).await.unwrap();
@@ -56,7 +56,7 @@ async fn processes_that_log_nothing_run_until_they_are_told_to_stop() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_api_killed_under_load_has_promised_nothing_that_is_not_kept() {
-    let world = patient(World::shared());
+    let world = World::shared();
     let (mut api, _worker) = world.start().await;
     let replica = world.start_api().await;
     let journal = Journal::default();
@@ -70,7 +70,7 @@ async fn an_api_killed_under_load_has_promised_nothing_that_is_not_kept() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_stopped_cleanly_has_committed_everything_it_stored() {
-    let world = patient(World::shared());
+    let world = World::shared();
     let (api, mut worker) = world.start().await;
     let journal = Journal::default();
     let load = Load::start(&[&api.client], &journal);
@@ -87,7 +87,7 @@ async fn a_worker_that_stopped_cleanly_has_committed_everything_it_stored() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sigint_stops_cleanly_too_and_an_idle_system_stops_at_once() {
     // Who waits for that does not stop in time for us.
-    let world = patient(World::shared()).with("SHUTDOWN_TIMEOUT", "5m");
+    let world = World::shared().with("SHUTDOWN_TIMEOUT", "5m");
     let (mut api, mut worker) = world.start().await;
     for service in [&mut api, &mut worker] {
         service.process.signal(Signal::SIGINT);
@@ -136,8 +136,9 @@ async fn sigterm_ends_in_time_where_neither_kafka_nor_redis_ever_answered() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_ends_in_time_while_redis_hangs() {
     let redis = RedisServer::start().await;
-    // What waits for Redis does so until the end.
+    // What waits for Redis does so until the end, which may come before the worker has left the group.
     let world = World::on_redis(&redis.url()).with("SHUTDOWN_TIMEOUT", TIMEOUT).with("REDIS_TIMEOUT", "10m");
+    let world = world.with_short_session();
     let world = world.with("KAFKA_PRODUCER_TIMEOUT_MS", "30000");
     let (api, worker) = world.start().await;
     let journal = Journal::default();

@@ -31,7 +31,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::{patient, rolling_restart::settles};
+use crate::rolling_restart::settles;
 
 /// For a reader to get all there is, thousands of events at once, on a busy machine.
 const LONG: Duration = PATIENCE.saturating_mul(4);
@@ -84,7 +84,7 @@ fn equals(mut seen: Vec<Event>, list: &[Event]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_processed_arrives_once_at_every_reader_with_its_payload_intact() {
-    let world = patient(World::shared());
+    let world = World::shared();
     let (api, _worker) = world.start().await;
     let replica = world.start_api().await;
     let mut readers = [open(&api.client).await, open(&replica.client).await, open(&replica.client).await];
@@ -111,7 +111,7 @@ async fn what_is_processed_arrives_once_at_every_reader_with_its_payload_intact(
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_is_seen_within_a_moment_and_frames_are_never_compressed() {
     const ONE_BY_ONE: usize = 5;
-    let world = patient(World::shared());
+    let world = World::shared();
     let (api, _worker) = world.start().await;
     let client = &api.client;
     let request = client.request(Method::GET, "/events/stream").header("accept-encoding", "gzip, zstd");
@@ -138,7 +138,7 @@ async fn a_quiet_stream_says_every_fifteen_seconds_that_it_lives_and_where_to_go
     const PERIOD: Duration = Duration::from_secs(15);
     // Many proxies close what is silent for a minute.
     const MARGIN: Duration = Duration::from_secs(5);
-    let world = patient(World::shared());
+    let world = World::shared();
     let (api, _worker) = world.start().await;
     let mut all = open(&api.client).await;
     let opened = Instant::now();
@@ -163,7 +163,7 @@ async fn a_quiet_stream_says_every_fifteen_seconds_that_it_lives_and_where_to_go
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_filter_lets_through_what_it_names_and_nothing_else() {
-    let world = patient(World::shared());
+    let world = World::shared();
     let (api, _worker) = world.start().await;
     let begin = Utc::now() - TimeDelta::minutes(10);
     let at = |seconds: i64| format!("\"{}\"", rfc3339(begin + TimeDelta::seconds(seconds)));
@@ -257,12 +257,12 @@ async fn restless_readers_miss_nothing(world: &World, count: usize, longest: &[u
 
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_that_come_back_over_another_replica_miss_nothing_and_see_nothing_twice() {
-    restless_readers_miss_nothing(&patient(World::shared()), 600, &[3, 10, 40, STEADY]).await;
+    restless_readers_miss_nothing(&World::shared(), 600, &[3, 10, 40, STEADY]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_id_that_comes_twice_hides_nothing_that_comes_behind_it() {
-    let world = patient(World::shared());
+    let world = World::shared();
     let (api, _worker) = world.start().await;
     let mut stream = open(&api.client).await;
     let again = async |key: &str| {
@@ -283,10 +283,8 @@ async fn an_id_that_comes_twice_hides_nothing_that_comes_behind_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn workers_that_come_and_go_and_die_leave_no_gap() {
     // Only those that are killed are to be missed soon.
-    let (world, mortal) = {
-        let world = World::shared();
-        (patient(world.clone()), world)
-    };
+    let world = World::shared();
+    let mortal = world.clone().with_short_session();
     let api = world.start_api().await;
     let mut first = mortal.start_worker().await;
     let second = mortal.start_worker().await;
@@ -315,7 +313,7 @@ async fn workers_that_come_and_go_and_die_leave_no_gap() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_burst_reaches_a_reader_that_comes_back_when_it_is_told_to() {
     const EVENTS: usize = 20_000;
-    let world = patient(World::shared());
+    let world = World::shared();
     let api = world.start_api().await;
     let records: Vec<Record> = (0..EVENTS).map(|number| record(&format!("user-{}", number % 100), &[])).collect();
     world.kafka().write(&world.topic, None, &records).await;
@@ -340,7 +338,7 @@ struct Own {
 impl Own {
     async fn start() -> Self {
         let redis = RedisServer::start().await;
-        let (api, worker) = patient(World::on_redis(&redis.url())).start().await;
+        let (api, worker) = World::on_redis(&redis.url()).start().await;
         Self { redis, api, _worker: worker, journal: Journal::default() }
     }
 
@@ -498,7 +496,7 @@ async fn entries_that_are_trimmed_unread_are_told_however_young_they_are() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_is_made_anew_is_streamed_from_its_beginning_and_so_is_another_one() {
-    let world = patient(World::shared());
+    let world = World::shared();
     let (api, mut worker) = world.start().await;
     let (client, kafka) = (&api.client, world.kafka());
     let write = async |topic: &str, user: &str, count: usize| {
@@ -550,7 +548,7 @@ async fn a_stream_that_cannot_be_given_is_refused_with_the_reason() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_ends_every_stream_with_a_word_and_the_process_in_time() {
-    let world = patient(World::shared());
+    let world = World::shared();
     let (mut api, _worker) = world.start().await;
     let mut streams = [open(&api.client).await, open(&api.client).await];
     is_silent(&api.client, &mut streams[0]).await;
@@ -603,7 +601,7 @@ async fn stalled(port: u16, headers: &str, words: &str) -> (TcpStream, String) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_that_reads_nothing_is_dropped_and_memory_stays_bounded() {
     const EVENTS: usize = 800;
-    let world = patient(World::shared());
+    let world = World::shared();
     let (api, _worker) = world.start().await;
     let start = Instant::now();
     let (mut stalled, _) = stalled(api.port, "", "id: ").await;
@@ -660,14 +658,14 @@ async fn a_reader_that_has_missed_many_large_events_gets_them_within_bounded_mem
 #[tokio::test(flavor = "multi_thread")]
 async fn on_a_cluster_readers_see_everything_once_wherever_they_come_back() {
     let cluster = RedisCluster::start().await;
-    restless_readers_miss_nothing(&patient(World::on_redis(&cluster.url())), 500, &[5, 40, STEADY]).await;
+    restless_readers_miss_nothing(&World::on_redis(&cluster.url()), 500, &[5, 40, STEADY]).await;
 }
 
 /// Each bucket is waited for by itself, and they stop being read together: when nobody has read for half a minute.
 #[tokio::test(flavor = "multi_thread")]
 async fn on_a_cluster_a_reader_that_comes_as_reading_ends_misses_nothing() {
     let cluster = RedisCluster::start().await;
-    let (api, _worker) = patient(World::on_redis(&cluster.url())).start().await;
+    let (api, _worker) = World::on_redis(&cluster.url()).start().await;
     let mut last = open(&api.client).await;
     // One by one: the waits for the buckets begin at different times.
     for _ in 0..40 {

@@ -13,8 +13,6 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use warp::Filter;
 
-use crate::patient;
-
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CALLER: &str = "b7ad6b7169203331";
 
@@ -91,7 +89,7 @@ impl Collector {
 
     /// A world that traces to here.
     fn world(&self) -> World {
-        patient(World::shared())
+        World::shared()
             .with("OTEL_EXPORTER_OTLP_ENDPOINT", &self.endpoint)
             .with("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20hunter2")
     }
@@ -220,7 +218,7 @@ async fn what_the_caller_does_not_record_is_recorded_nowhere_but_keeps_its_trace
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_is_away_costs_no_event_and_is_said_once() {
     // Nobody listens on the discard port.
-    let world = patient(World::shared()).with("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9");
+    let world = World::shared().with("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9");
     let (mut api, mut worker) = world.start().await;
     let said = |service: &Service| service.process.output().matches("traces: the collector does not answer").count();
     eventually("it is said", async || {
