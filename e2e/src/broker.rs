@@ -75,8 +75,16 @@ impl Broker {
         let doors = doors.iter().map(|(port, protocol)| format!("{port}:{port}:{protocol}"));
         self.doors = doors.collect::<Vec<_>>().join(" ");
         self.users = users.join(" ");
-        std::fs::write(self.folder.path().join(PROPERTIES), properties).expect("a file");
+        self.set_properties(properties);
         self
+    }
+
+    /// What its next start adds to its configuration, in place of what the last one did.
+    ///
+    /// # Panics
+    /// When there is no place for them.
+    pub fn set_properties(&self, properties: &str) {
+        std::fs::write(self.folder.path().join(PROPERTIES), properties).expect("a file");
     }
 
     /// Where its files are, and a test may put its own.

@@ -4,10 +4,11 @@
 //! told; it finds the partition's place and resumes it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use common::kafka::{Refusal, log_line};
+use common::kafka::{NoBrokers, Refusal, log_line};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
@@ -29,7 +30,14 @@ pub enum Change {
     Revoked(Vec<i32>),
     /// How far the client is, every few seconds.
     Looked(Look),
+    /// The client reads nothing any more.
+    Stranded,
 }
+
+/// The client of a consumer has no brokers left and never finds any again; see [`NoBrokers`].
+#[derive(Debug, thiserror::Error)]
+#[error("the Kafka client has lost all brokers, after one said that there are none")]
+pub struct Stranded;
 
 /// What the client knows of the topic.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -66,18 +74,38 @@ pub struct Group {
     stored: Mutex<BTreeMap<i32, NextOffset>>,
     /// Why no connection comes about.
     refusal: Refusal,
+    no_brokers: NoBrokers,
+    retired: AtomicBool,
 }
 
 impl Group {
     /// A context that reports to `changes` and `status`.
     #[must_use]
     pub fn new(topic: &str, status: Arc<Status>, changes: UnboundedSender<Change>) -> Self {
-        Self { topic: topic.to_owned(), status, changes, stored: Mutex::default(), refusal: Refusal::default() }
+        Self {
+            topic: topic.to_owned(),
+            status,
+            changes,
+            stored: Mutex::default(),
+            refusal: Refusal::default(),
+            no_brokers: NoBrokers::default(),
+            retired: AtomicBool::default(),
+        }
     }
 
     /// Notes what may be committed.
     pub fn note_stored(&self, commits: &[(i32, NextOffset)]) {
         self.stored.lock().unwrap_or_else(PoisonError::into_inner).extend(commits.iter().copied());
+    }
+
+    /// What its client does from now on is of no interest: another has taken its place.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::Relaxed);
+        self.stored.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Relaxed)
     }
 
     /// Commits as offsets of this group's topic.
@@ -134,7 +162,14 @@ impl ClientContext for Group {
     }
 
     fn stats(&self, statistics: Statistics) {
-        let up = statistics.brokers.values().any(|broker| broker.nodeid >= 0 && broker.state == "UP");
+        if self.is_retired() {
+            return;
+        }
+        self.no_brokers.note(&statistics);
+        if self.no_brokers.for_good() {
+            self.tell(Change::Stranded);
+        }
+        let up = statistics.brokers.values().any(|broker| broker.source == "learned" && broker.state == "UP");
         if let Some(topic) = statistics.topics.get(&self.topic) {
             self.tell(Change::Looked(Look::of(topic)));
         }
@@ -147,7 +182,7 @@ impl ClientContext for Group {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) && !self.is_retired() {
             self.no_broker();
         }
         log::debug!(target: "librdkafka", "{error}: {reason}");
@@ -156,6 +191,10 @@ impl ClientContext for Group {
 
 impl ConsumerContext for Group {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        if self.is_retired() {
+            drop(consumer.unassign());
+            return;
+        }
         let named = partitions(list);
         self.status.metrics.rebalanced();
         let done = match event {
@@ -188,5 +227,30 @@ impl ConsumerContext for Group {
             Ok(()) => self.status.note_commit(Instant::now()),
             Err(error) => log::debug!("commit failed, it is repeated with the next heartbeat: {error}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::shutdown::Shutdown;
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::*;
+
+    #[test]
+    fn a_client_that_has_lost_its_brokers_is_told_and_one_that_was_replaced_tells_nothing() {
+        let status = Arc::new(Status::new(Shutdown::default()));
+        let (sender, mut changes) = unbounded_channel();
+        let group = Group::new("events", Arc::clone(&status), sender);
+        group.stats(Statistics::default());
+        assert!(changes.try_recv().is_err(), "one look proves nothing");
+        group.stats(Statistics::default());
+        assert_eq!(changes.try_recv(), Ok(Change::Stranded));
+
+        status.kafka.up("another one is in the group");
+        group.retire();
+        group.stats(Statistics::default());
+        group.error(KafkaError::Global(RDKafkaErrorCode::AllBrokersDown), "");
+        assert!(changes.try_recv().is_err() && status.kafka.get().ok);
     }
 }

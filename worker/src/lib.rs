@@ -38,6 +38,7 @@ use tokio::net::TcpListener;
 
 pub use crate::config::{Cli, Command, Config};
 use crate::consumer::Consumer;
+use crate::group::Stranded;
 use crate::status::Status;
 
 const NAME: &str = "user-activity-worker";
@@ -115,5 +116,12 @@ async fn work(
         () = shutdown.cancelled() => return Ok(()),
         created = topics(config, status) => created?,
     }
-    Consumer::new(config, Arc::clone(status), traces)?.run(shutdown).await
+    loop {
+        match Consumer::new(config, Arc::clone(status), traces.clone())?.run(shutdown).await {
+            Err(error) if error.is::<Stranded>() && !shutdown.is_cancelled() => {
+                log::warn!("a new consumer joins the group: {error}")
+            }
+            result => return result,
+        }
+    }
 }

@@ -126,10 +126,11 @@ impl KafkaArgs {
             ));
         }
         let topics = self.topics(checks);
+        let client_id = self.kafka_client_id.as_deref().filter(|raw| !raw.is_empty());
         let retries = self.kafka_producer_retries.as_deref().filter(|raw| !raw.is_empty());
         KafkaSettings {
             brokers: checks.take("KAFKA_BROKERS", &self.kafka_brokers, brokers),
-            client_id: self.kafka_client_id.clone(),
+            client_id: client_id.map(|raw| checks.take("KAFKA_CLIENT_ID", raw, client_name)),
             topics,
             connection_timeout: checks.take(
                 "KAFKA_CONNECTION_TIMEOUT_MS",
@@ -188,6 +189,17 @@ fn topic_name(raw: &str) -> Result<String, String> {
     if good { Ok(raw.into()) } else { Err("must be 1 to 249 letters, digits, dots, underscores or hyphens".into()) }
 }
 
+/// librdkafka writes it as it is into its statistics, which are JSON.
+fn client_name(raw: &str) -> Result<String, String> {
+    let legal = |c: char| (c == ' ' || c.is_ascii_graphic()) && !matches!(c, '"' | '\\');
+    let good = raw.len() <= 249 && raw.chars().all(legal);
+    if good {
+        Ok(raw.into())
+    } else {
+        Err("must be 1 to 249 ASCII characters without quotation marks and backslashes".into())
+    }
+}
+
 fn brokers(raw: &str) -> Result<String, String> {
     let list = text(raw)?;
     let good = |broker: &str| {
@@ -202,12 +214,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn broker_lists_and_topic_names_are_checked() {
+    fn broker_lists_and_names_are_checked() {
         assert!(brokers("a:9092, b:9093").is_ok() && brokers("a").is_ok() && brokers("[::1]:9092").is_ok());
         assert!(
             brokers("").is_err() && brokers("a:x").is_err() && brokers("a:1,,b:2").is_err() && brokers(":1").is_err()
         );
         assert!(topic_name("user-activity.events_1").is_ok());
+        assert!(client_name("orders (eu) 1").is_ok());
+        assert!(client_name("a\"b").is_err() && client_name("a\\b").is_err() && client_name("é").is_err());
         assert!(topic_name("a b").is_err() && topic_name("..").is_err() && topic_name(&"x".repeat(250)).is_err());
     }
 }

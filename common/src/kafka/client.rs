@@ -1,11 +1,13 @@
 //! The settings of every Kafka client, in one place. Each value was measured or guards against a known fault; a test
 //! pins the exact set, so that none drifts unseen. Names: librdkafka's CONFIGURATION.md.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::statistics::Statistics;
 
 use crate::config::{KafkaSecurity, KafkaSettings, Protocol};
 
@@ -78,7 +80,9 @@ pub fn producer_config(settings: &KafkaSettings, client_id: &str) -> ClientConfi
         // A topic's max.message.bytes is for the whole batch, and all records of one that is too large are refused for
         // good. The default of 1 MB is too much for a topic whose limit was lowered; more than this makes nothing faster.
         .set("batch.size", "131072")
-        .set("queue.buffering.max.kbytes", settings.queue_kbytes.to_string());
+        .set("queue.buffering.max.kbytes", settings.queue_kbytes.to_string())
+        // For `NoBrokers`.
+        .set("statistics.interval.ms", "1000");
     if let Some(retries) = settings.retries {
         config.set("retries", retries.to_string());
     }
@@ -125,6 +129,8 @@ pub fn consumer_config(settings: &KafkaSettings, client_id: &str, consumer: &Con
 pub struct LogContext {
     /// Why no connection comes about, where it is a matter of encryption or login.
     pub refusal: Refusal,
+    /// Whether it will ever connect again.
+    pub no_brokers: NoBrokers,
 }
 
 impl ClientContext for LogContext {
@@ -137,10 +143,38 @@ impl ClientContext for LogContext {
         log::debug!(target: "librdkafka", "{error}: {reason}");
     }
 
-    fn stats(&self, _: rdkafka::Statistics) {}
+    fn stats(&self, statistics: Statistics) {
+        self.no_brokers.note(&statistics);
+    }
 }
 
 impl rdkafka::consumer::ConsumerContext for LogContext {}
+
+/// Notices a client that has no broker left to connect to and never finds one again: only a new client helps.
+///
+/// A broker that its controller has fenced, as after a pause of the machine, answers that there are no brokers. librdkafka
+/// since 2.10 then forgets them all, those of `bootstrap.servers` as well, and may never try them again
+/// (confluentinc/librdkafka issue 5301). What is left are entries of its own, such as the coordinator's.
+#[derive(Debug, Clone, Default)]
+pub struct NoBrokers(Arc<AtomicUsize>);
+
+impl NoBrokers {
+    /// One look proves nothing: a client that starts over has no broker for a moment.
+    const LOOKS: usize = 2;
+
+    /// Takes in what the client says of itself from time to time.
+    pub fn note(&self, statistics: &Statistics) {
+        let any = statistics.brokers.values().any(|broker| matches!(broker.source.as_str(), "configured" | "learned"));
+        let looks = if any { 0 } else { self.0.load(Ordering::Relaxed) + 1 };
+        self.0.store(looks, Ordering::Relaxed);
+    }
+
+    /// Whether it is so for good.
+    #[must_use]
+    pub fn for_good(&self) -> bool {
+        self.0.load(Ordering::Relaxed) >= Self::LOOKS
+    }
+}
 
 /// Why a client's latest connection failed, if encryption or login was the cause. librdkafka says so in its log only: the
 /// calls that wait for a connection just time out.
@@ -233,6 +267,7 @@ mod tests {
                 "socket.connection.setup.timeout.ms=10000",
                 "socket.keepalive.enable=true",
                 "socket.timeout.ms=5000",
+                "statistics.interval.ms=1000",
             ]
         );
         let retries = KafkaSettings { retries: Some(3), ..defaults() };
@@ -312,6 +347,27 @@ mod tests {
         assert!(!refusal.suffix().is_empty());
         refusal.note("FAIL", "[thrd:b]: b: Connect to b failed: Connection refused");
         assert_eq!(refusal.suffix(), "");
+    }
+
+    #[test]
+    fn a_client_without_brokers_is_lost_once_that_was_so_twice_in_a_row() {
+        let statistics = |sources: &[&str]| {
+            let named = |source: &&str| {
+                (
+                    format!("a {source} one"),
+                    rdkafka::statistics::Broker { source: (*source).to_owned(), ..Default::default() },
+                )
+            };
+            Statistics { brokers: sources.iter().map(named).collect(), ..Default::default() }
+        };
+        let (none, some) = (statistics(&["internal", "logical"]), statistics(&["logical", "configured"]));
+        let no_brokers = NoBrokers::default();
+        for (look, lost) in [(&none, false), (&some, false), (&none, false), (&none, true)] {
+            no_brokers.note(look);
+            assert_eq!(no_brokers.for_good(), lost);
+        }
+        no_brokers.note(&statistics(&["learned"]));
+        assert!(!no_brokers.for_good());
     }
 
     #[test]

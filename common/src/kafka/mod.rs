@@ -8,7 +8,8 @@ mod publisher;
 mod topics;
 
 pub use self::client::{
-    ConsumerSettings, LogContext, Refusal, consumer_config, dead_letter_producer_config, log_line, producer_config,
+    ConsumerSettings, LogContext, NoBrokers, Refusal, consumer_config, dead_letter_producer_config, log_line,
+    producer_config,
 };
 pub use self::kafka_rust::KafkaRustPublisher;
 pub use self::librdkafka::KafkaPublisher;

@@ -62,7 +62,7 @@ impl Stage {
         let mut broker =
             Broker::reserve().await.with_doors(&[(doors[0], api_to_kafka.port()), (doors[1], worker_to_kafka.port())]);
         broker.up().await;
-        // The product's own time-outs, which every outage is to meet.
+        // The product's own time-outs, which every outage is to meet, and a session that ends sooner.
         let mut world = World::on(&broker.address(), &redis.url())
             .with("KAFKA_PRODUCER_TIMEOUT_MS", "5000")
             .with("REDIS_TIMEOUT", "3s")

@@ -34,7 +34,8 @@ struct Setting {
 
 impl Setting {
     async fn with_processed_events(cluster: RedisCluster, count: usize) -> Self {
-        let world = World::on_redis(&cluster.url());
+        // The product's own time-out, which an outage of a node is to meet.
+        let world = World::on_redis(&cluster.url()).with("REDIS_TIMEOUT", "3s");
         let (api, worker) = world.start().await;
         let journal = Journal::default();
         let load = Load::start(&[&api.client], &journal);

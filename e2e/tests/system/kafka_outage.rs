@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use e2e::{
     broker::Broker,
-    eventually,
+    eventually, eventually_within,
     load::Load,
     oracle::{Attempt, Journal, Outcome},
     process::Signal,
@@ -16,7 +16,7 @@ use e2e::{
 async fn a_kafka_that_is_killed_and_returns_needs_no_restart_of_ours() {
     let mut broker = Broker::start().await;
     // The product's default: refusals are waited for here.
-    let world = World::on_kafka(&broker.address()).with("KAFKA_PRODUCER_TIMEOUT_MS", "5000");
+    let world = World::on_kafka(&broker.address()).with("KAFKA_PRODUCER_TIMEOUT_MS", "5000").with_short_session();
     let (mut api, mut worker) = world.start().await;
     let journal = Journal::default();
     let load = Load::start(&[&api.client], &journal);
@@ -48,6 +48,8 @@ async fn a_kafka_that_is_killed_and_returns_needs_no_restart_of_ours() {
     broker.up().await;
     api.ready().await;
     worker.ready().await;
+    let said = worker.process.output();
+    assert!(!said.contains("AllBrokersDown"), "it says so with each attempt to connect: {said}");
     journal.grows_by(100).await;
     load.stop().await;
     // The posts that only asked for the refusal are not in the journal: judge without them.
@@ -64,6 +66,43 @@ async fn a_kafka_that_is_killed_and_returns_needs_no_restart_of_ours() {
     let dead = world.kafka().read(&world.dead_letter_topic).unwrap();
     assert!(dead.is_empty(), "an outage is never poison: {dead:?}");
     api.answers("/health", 200).await;
+}
+
+/// What a broker says that its controller has fenced, as after a pause of the machine: that there are no brokers. On that
+/// the client library may forget all that it knows, for good.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_knows_of_no_brokers_for_a_moment_needs_no_restart_of_ours() {
+    let mut broker = Broker::start().await;
+    // A member whose client is lost can't leave the group: it knows no coordinator.
+    let world = World::on_kafka(&broker.address()).with_short_session();
+    let (mut api, mut worker) = world.start().await;
+    let journal = Journal::default();
+    let load = Load::start(&[&api.client], &journal);
+    journal.grows_by(50).await;
+
+    // It is fenced again and again, whenever its last heartbeat is old. Not each time a client is lost.
+    broker.kill().await;
+    broker.set_properties("broker.session.timeout.ms=200\nbroker.heartbeat.interval.ms=500\n");
+    broker.up().await;
+    eventually_within(Duration::from_mins(5), "it was met a few times", async || {
+        let said = api.process.output();
+        let times = said.matches("have no leader").count() + said.matches("has lost all brokers").count();
+        ensure!(times >= 3, "{times} times");
+        Ok(())
+    })
+    .await;
+
+    broker.kill().await;
+    broker.set_properties("");
+    broker.up().await;
+    api.ready().await;
+    worker.ready().await;
+    journal.grows_by(50).await;
+    load.stop().await;
+    journal.holds(&api.client).await;
+    for service in [&mut api, &mut worker] {
+        service.process.still_runs().unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -34,7 +34,7 @@ async fn what_kafka_rust_publishes_is_processed_once_and_listed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kafka_that_is_killed_and_returns_needs_no_restart_of_kafka_rust() {
     let mut broker = Broker::reserve().await.of_version(OLDER_LINE);
-    let world = world(&broker.address()).with("KAFKA_PRODUCER_TIMEOUT_MS", "5000");
+    let world = world(&broker.address()).with("KAFKA_PRODUCER_TIMEOUT_MS", "5000").with_short_session();
     let mut api = world.spawn_api();
     // A broker that is not there yet is no reason to end.
     api.answers("/readyz", 503).await;

@@ -28,7 +28,8 @@ impl Fortress {
         let [ssl, sasl_plaintext, sasl_ssl] = [(); 3].map(|()| free_port());
         certificates(broker.folder());
         let path = |name: &str| broker.folder().join(name).display().to_string();
-        let mut properties = String::new();
+        // However busy the machine: it works, and is not to be fenced.
+        let mut properties = "broker.session.timeout.ms=600000\n".to_owned();
         for port in [ssl, sasl_ssl] {
             let door = format!("listener.name.door{port}.ssl");
             properties += &format!("{door}.keystore.type=PEM\n{door}.keystore.location={}\n", path("broker.both"));

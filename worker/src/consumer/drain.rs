@@ -6,11 +6,12 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use futures::stream::StreamExt;
 use rdkafka::TopicPartitionList;
-use rdkafka::consumer::{CommitMode, Consumer as _, ConsumerContext};
+use rdkafka::consumer::{CommitMode, Consumer as _, ConsumerContext, StreamConsumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Consumer, finished};
+use crate::group::Group;
 
 /// For taking back the heartbeat, which expires by itself.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -44,6 +45,14 @@ impl Consumer {
         }
     }
 
+    /// After the loss of its client, which can tell nobody of its end: without waiting for that.
+    pub(super) fn abandon(self) {
+        let Self { kafka, placing, .. } = self;
+        drop(placing);
+        kafka.context().retire();
+        std::thread::spawn(move || close(kafka));
+    }
+
     async fn finish(&mut self) {
         loop {
             if self.pending.due(true).is_some() && self.can_dispatch() {
@@ -67,18 +76,22 @@ impl Consumer {
         }
         // A placement under way has the client in use.
         self.placing = None;
-        let mut kafka = self.kafka;
+        let kafka = self.kafka;
         let left = within(deadline, move || {
             let list = kafka.context().commit_list(&commits);
             let committed = if commits.is_empty() { Ok(()) } else { commit_by(deadline, &*kafka, &list) };
-            // The last owner closes it, and closing may block: that has to be this thread.
-            while let Err(shared) = Arc::try_unwrap(kafka) {
-                kafka = shared;
-                std::thread::park_timeout(Duration::from_millis(5));
-            }
+            close(kafka);
             committed
         });
         left.await
+    }
+}
+
+/// The last owner of a client closes it, and closing may block: that has to be this thread.
+fn close(mut kafka: Arc<StreamConsumer<Group>>) {
+    while let Err(shared) = Arc::try_unwrap(kafka) {
+        kafka = shared;
+        std::thread::park_timeout(Duration::from_millis(5));
     }
 }
 

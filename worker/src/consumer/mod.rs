@@ -31,7 +31,7 @@ use futures::future::BoxFuture;
 use futures::stream::{FuturesOrdered, StreamExt};
 use rdkafka::Message;
 use rdkafka::consumer::{Consumer as _, StreamConsumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
@@ -45,7 +45,7 @@ use crate::commit::{Ledger, Offset, Verdict};
 use crate::dead_letter::DeadLetters;
 use crate::decode::{Decoded, decode};
 use crate::event_log::EventLog;
-use crate::group::{Change, Group, Look};
+use crate::group::{Change, Group, Look, Stranded};
 use crate::lag::Lags;
 use crate::recorder::Pending;
 use crate::status::Status;
@@ -148,6 +148,10 @@ impl Consumer {
         self.kafka.subscribe(&[&self.config.kafka.topics.events])?;
         match self.work(shutdown).await {
             Ok(()) => self.drain().await,
+            Err(error) if error.is::<Stranded>() => {
+                self.abandon();
+                Err(error)
+            }
             Err(error) => {
                 self.leave_at_once().await;
                 Err(error)
@@ -167,7 +171,7 @@ impl Consumer {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Ok(()),
-                Some(change) = self.changes.recv() => self.on_change(change),
+                Some(change) = self.changes.recv() => self.on_change(change)?,
                 Some(written) = self.writes.next() => self.on_written(written),
                 buried = finished(&mut self.burying) => self.on_buried(buried),
                 placed = finished(&mut self.placing) => self.on_placed(placed)?,
@@ -207,10 +211,7 @@ impl Consumer {
         while let Some(record) = next {
             match record {
                 Ok(record) => self.on_record(&record, now, clock),
-                Err(error @ KafkaError::MessageConsumptionFatal(_)) => {
-                    return Err(error).context("the Kafka consumer has failed for good; a restart makes a new one");
-                }
-                Err(error) => log::warn!("reading from Kafka: {error}"),
+                Err(error) => on_read_error(error)?,
             }
             // A change of the assignment may have come with it; it is first in line.
             let more = !self.pending.is_full() && self.changes.is_empty();
@@ -256,6 +257,18 @@ impl Consumer {
             "partition {partition}: {missing} offsets before {} are not on the topic any more \
              (retention, compaction or transaction markers)", before.0);
     }
+}
+
+fn on_read_error(error: KafkaError) -> anyhow::Result<()> {
+    match error {
+        KafkaError::MessageConsumptionFatal(_) => {
+            return Err(error).context("the Kafka consumer has failed for good; a restart makes a new one");
+        }
+        // It comes with each attempt to connect, for as long as the brokers are away; the check says it once.
+        KafkaError::MessageConsumption(RDKafkaErrorCode::AllBrokersDown) => {}
+        error => log::warn!("reading from Kafka: {error}"),
+    }
+    Ok(())
 }
 
 /// The result of a task that may not be there; never, while it is not.

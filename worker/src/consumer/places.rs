@@ -9,7 +9,7 @@ use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::Consumer;
 use crate::commit::{NextOffset, Offset, Slot};
-use crate::group::Change;
+use crate::group::{Change, Stranded};
 use crate::placement::{PlaceError, Placed, place};
 
 /// Between attempts to place partitions.
@@ -44,7 +44,7 @@ impl Backoff {
 }
 
 impl Consumer {
-    pub(super) fn on_change(&mut self, change: Change) {
+    pub(super) fn on_change(&mut self, change: Change) -> Result<(), Stranded> {
         match change {
             Change::Assigned(partitions) => {
                 let now = Instant::now();
@@ -68,10 +68,19 @@ impl Consumer {
                     self.traces.iter_mut().for_each(|traces| traces.forget(partition));
                 }
             }
-            Change::Looked(look) => return self.on_look(look),
+            Change::Looked(look) => {
+                self.on_look(look);
+                return Ok(());
+            }
+            Change::Stranded => {
+                // Whatever the group still thinks: nothing of them is read any more.
+                self.on_change(Change::Revoked(self.ledger.assigned()))?;
+                return Err(Stranded);
+            }
         }
         self.tell_partitions();
         self.tell_lags(Instant::now());
+        Ok(())
     }
 
     pub(super) fn displace(&mut self, slot: Slot) {

@@ -10,9 +10,10 @@ use futures::future::BoxFuture;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{Header, Message, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, DeliveryResult, FutureRecord, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{
+    BaseRecord, DeliveryResult, FutureRecord, Producer, ProducerContext, PurgeConfig, ThreadedProducer,
+};
 use rdkafka::types::RDKafkaErrorCode;
-use rdkafka::util::Timeout;
 use tokio::sync::mpsc::{self, error::SendError};
 use tokio::sync::oneshot;
 
@@ -27,11 +28,15 @@ use crate::traces;
 /// A producer is not replaced sooner: each new one connects and logs in to the brokers.
 const SHORTEST_TURN: Duration = Duration::from_secs(1);
 
+/// The longest delivery time-out that can be set.
+const LONGEST_DELIVERY: Duration = Duration::from_mins(5);
+
 type Client = ThreadedProducer<LogContext>;
 type Record<'a> = BaseRecord<'a, [u8], [u8], Box<Ticket>>;
 
-/// Publishes through librdkafka. A producer that met a fatal error (one after which it refuses every record) is
-/// replaced by a new one at the next use.
+/// Publishes through librdkafka. A producer that has failed for good, by a fatal error (one after which it refuses every
+/// record) or because it has lost all brokers (see [`NoBrokers`](super::client::NoBrokers)), is replaced by a new one at the
+/// next use.
 pub struct KafkaPublisher {
     topic: String,
     current: Arc<Current>,
@@ -85,7 +90,7 @@ impl KafkaPublisher {
             let closed = |_| Err(PublishError::Unknown("the producer was closed".into()));
             let result = answered.await.unwrap_or_else(closed);
             if result.is_err() {
-                current.replace_if_fatal();
+                current.replace_if_failed();
             }
             result
         };
@@ -169,51 +174,59 @@ impl Drop for UnderWay {
 /// The producer in use, and what a new one is made of.
 struct Current {
     config: ClientConfig,
-    context: LogContext,
     client: RwLock<Arc<Client>>,
     replaced: Mutex<Option<Instant>>,
 }
 
 impl Current {
     fn new(config: ClientConfig) -> KafkaResult<Self> {
-        let context = LogContext::default();
-        let client = RwLock::new(Arc::new(config.create_with_context(context.clone())?));
-        Ok(Self { config, context, client, replaced: Mutex::default() })
+        let client = RwLock::new(Arc::new(config.create_with_context(LogContext::default())?));
+        Ok(Self { config, client, replaced: Mutex::default() })
     }
 
     fn get(&self) -> Arc<Client> {
         Arc::clone(&self.client.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// The producer for what comes now. One without brokers answers with time-outs only, so it is replaced before it gets records.
+    fn for_use(&self) -> Arc<Client> {
+        let client = self.get();
+        if !client.context().no_brokers.for_good() {
+            return client;
+        }
+        self.replace_if_failed();
+        self.get()
+    }
+
     /// The delivery report answers; or this does, if librdkafka does not take the record.
     fn hand_over(&self, record: Record<'_>) {
-        if let Err((error, record)) = self.get().send(record) {
+        if let Err((error, record)) = self.for_use().send(record) {
             record.delivery_opaque.answer(Err(classify(&error, Stage::Enqueue)));
         }
     }
 
     /// Puts a new producer in the place of one that has failed for good, unless somebody else is at it. Where the next one
     /// fails as fast, as without the right to write, records are not accepted until its turn is over.
-    fn replace_if_fatal(&self) {
-        if self.get().client().fatal_error().is_none() {
+    fn replace_if_failed(&self) {
+        if failure(&self.get()).is_none() {
             return;
         }
         let Ok(mut replaced) = self.replaced.try_lock() else { return };
-        let Some((_, reason)) = self.get().client().fatal_error() else { return };
+        let Some(failure) = failure(&self.get()) else { return };
         if replaced.is_some_and(|at| at.elapsed() < SHORTEST_TURN) {
             return;
         }
         *replaced = Some(Instant::now());
-        match self.config.create_with_context(self.context.clone()) {
+        match self.config.create_with_context(LogContext::default()) {
             Ok(new) => {
-                log::error!("fatal producer error: {reason}; a new producer takes over");
+                log::warn!("a new producer takes over: {failure}");
                 let mut client = self.client.write().unwrap_or_else(PoisonError::into_inner);
                 let failed = std::mem::replace(&mut *client, Arc::new(new));
-                // It lives on until its records in flight have their answers.
-                std::thread::spawn(move || failed.flush(Timeout::Never));
+                drop(client);
+                std::thread::spawn(move || retire(&failed));
             }
             // The same settings made a producer before; the next record tries again.
-            Err(error) => log::error!("fatal producer error: {reason}; no new producer yet: {error}"),
+            Err(error) => log::error!("no new producer yet, {error}: {failure}"),
         }
     }
 }
@@ -222,11 +235,12 @@ impl KafkaBackend for KafkaPublisher {
     fn watch<'a>(&'a self, check: &'a Check, period: Duration) -> BoxFuture<'a, String> {
         Box::pin(async move {
             loop {
-                let (client, topic) = (self.current.get(), self.topic.clone());
+                let (client, topic) = (self.current.for_use(), self.topic.clone());
+                let refusal = client.context().refusal.clone();
                 let asked = tokio::task::spawn_blocking(move || reachable(&client, &topic)).await;
                 match asked.unwrap_or_else(|e| Err(e.to_string())) {
                     Ok(()) => check.up("the brokers answer and the topic has leaders"),
-                    Err(why) => check.down(&format!("{why}{}", self.current.context.refusal.suffix())),
+                    Err(why) => check.down(&format!("{why}{}", refusal.suffix())),
                 }
                 tokio::time::sleep(period).await;
             }
@@ -245,6 +259,28 @@ impl KafkaBackend for KafkaPublisher {
                 _ => std::thread::park_timeout(Duration::from_millis(1)),
             }
         }
+    }
+}
+
+/// Why a producer will never publish again.
+fn failure(client: &Client) -> Option<String> {
+    match client.client().fatal_error() {
+        Some((_, reason)) => Some(format!("fatal producer error: {reason}")),
+        None if client.context().no_brokers.for_good() => {
+            Some("the producer has lost all brokers, after one said that there are none".into())
+        }
+        None => None,
+    }
+}
+
+/// Lives on until the records of a producer that was replaced have their answers. Blocks.
+fn retire(failed: &Client) {
+    if failed.context().no_brokers.for_good() {
+        // They would only wait for their time-out.
+        failed.purge(PurgeConfig::default().queue().inflight());
+    }
+    if let Err(error) = failed.flush(LONGEST_DELIVERY) {
+        log::debug!("a producer that was replaced is dropped with records in it: {error}");
     }
 }
 
@@ -303,6 +339,9 @@ fn classify(error: &KafkaError, stage: Stage) -> PublishError {
 
 #[cfg(test)]
 mod tests {
+    use rdkafka::client::ClientContext;
+    use rdkafka::statistics::Statistics;
+
     use super::*;
 
     #[test]
@@ -315,6 +354,25 @@ mod tests {
         for last in [RDKafkaErrorCode::NotLeaderForPartition, RDKafkaErrorCode::NotEnoughReplicas] {
             assert!(matches!(class(last, Stage::Sent), PublishError::Unknown(_)));
         }
+    }
+
+    #[tokio::test]
+    async fn a_producer_that_has_lost_its_brokers_is_replaced_and_what_it_holds_is_answered_at_once() {
+        // Far away, and without statistics of its own.
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", "127.0.0.1:9").set("message.timeout.ms", "300000");
+        let publisher = KafkaPublisher::new(config, "events").unwrap();
+        let record = || publisher.send(FutureRecord::to("events").key(b"key".as_slice()).payload(b"value".as_slice()));
+        let lost = publisher.current.get();
+        let held = record();
+        lost.context().stats(Statistics::default());
+        assert!(Arc::ptr_eq(&publisher.current.for_use(), &lost), "one look proves nothing");
+        lost.context().stats(Statistics::default());
+        let sent = record();
+        assert!(!Arc::ptr_eq(&publisher.current.get(), &lost));
+        let answer = tokio::time::timeout(Duration::from_mins(1), held).await.expect("not only by its time-out");
+        assert!(matches!(answer, Err(PublishError::Unknown(_))), "{answer:?}");
+        drop(sent);
     }
 
     #[test]
