@@ -30,7 +30,7 @@ pub enum Change {
     Revoked(Vec<i32>),
     /// How far the client is, every few seconds.
     Looked(Look),
-    /// The client reads nothing any more.
+    /// The client has lost all brokers, for good.
     Stranded,
 }
 

@@ -34,9 +34,9 @@ const LONGEST_DELIVERY: Duration = Duration::from_mins(5);
 type Client = ThreadedProducer<LogContext>;
 type Record<'a> = BaseRecord<'a, [u8], [u8], Box<Ticket>>;
 
-/// Publishes through librdkafka. A producer that has failed for good, by a fatal error (one after which it refuses every
-/// record) or because it has lost all brokers (see [`NoBrokers`](super::client::NoBrokers)), is replaced by a new one at the
-/// next use.
+/// Publishes through librdkafka. A producer that has failed for good is replaced by a new one at the next use: after a
+/// fatal error (one after which it refuses every record), or when it has lost all brokers
+/// ([`NoBrokers`](super::client::NoBrokers)).
 pub struct KafkaPublisher {
     topic: String,
     current: Arc<Current>,
@@ -188,7 +188,8 @@ impl Current {
         Arc::clone(&self.client.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The producer for what comes now. One without brokers answers with time-outs only, so it is replaced before it gets records.
+    /// The producer for what comes now. One without brokers answers with time-outs only, so it is replaced before it gets
+    /// records.
     fn for_use(&self) -> Arc<Client> {
         let client = self.get();
         if !client.context().no_brokers.for_good() {
