@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use common::admin_port::AdminPort;
 use common::config::{
     Checks, ConfigErrors, KafkaArgs, KafkaSettings, ProcessArgs, RedisArgs, RedisSettings, TraceArgs, TraceSettings,
     bytes, duration, one_of, range,
@@ -22,6 +23,7 @@ use crate::keys::KeyFile;
 
 /// What the HTTP time-out must leave to the delivery time-out: a request must not fail whose event still arrives.
 const DELIVERY_MARGIN: Duration = Duration::from_secs(5);
+const DEFAULT_ADMIN_PORT: u16 = 3002;
 /// Bytes that large bodies hold at a time, unless set.
 const BODY_BUDGET: usize = 64 * 1024 * 1024;
 const SHORTEST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -65,6 +67,10 @@ struct HttpArgs {
     /// Port to listen on; 0 takes a free one and says which
     #[arg(long, env = "PORT", default_value = "3000", value_name = "PORT")]
     port: String,
+    /// Port of /livez, /readyz, /health and /metrics for orchestrators and Prometheus, besides PORT; 3002 when absent, or a
+    /// free one if that is busy; 0 takes a free one
+    #[arg(long, env = "API_ADMIN_PORT", value_name = "PORT")]
+    api_admin_port: Option<String>,
     /// Address to listen on
     #[arg(long, env = "BIND_ADDRESS", default_value = "0.0.0.0", value_name = "ADDRESS")]
     bind_address: String,
@@ -99,7 +105,8 @@ struct HttpArgs {
     /// Proxies whose X-Forwarded-For is believed, as addresses or networks separated by commas
     #[arg(long, env = "TRUSTED_PROXIES", value_name = "NETWORKS")]
     trusted_proxies: Option<String>,
-    /// Most connections at a time; more wait to be accepted. Half of them may be open streams
+    /// Most connections at a time; more are answered 503, but for /livez, /readyz, /health and /metrics. Half of them may
+    /// be open streams
     #[arg(long, env = "HTTP_MAX_CONNECTIONS", default_value = "10000", value_name = "N")]
     http_max_connections: String,
     /// File of API keys, a line each: id, SHA-256 of the key, scopes (write, read, admin); see hash-key. Read again when
@@ -126,6 +133,8 @@ pub enum KafkaClient {
 pub struct Config {
     /// Port to listen on, 0 for a free one.
     pub port: u16,
+    /// Port for whoever watches over the process.
+    pub admin_port: AdminPort,
     /// Address to listen on.
     pub bind_address: IpAddr,
     /// To answer, once the body is read.
@@ -195,6 +204,12 @@ impl Config {
             cors: origins
                 .and_then(|list| checks.take("CORS_ALLOWED_ORIGINS", &list, |list| Cors::parse(list).map(Some))),
             port: checks.take("PORT", &http.port, range(0..=u16::MAX)),
+            admin_port: AdminPort::check(
+                &mut checks,
+                "API_ADMIN_PORT",
+                http.api_admin_port.as_deref(),
+                DEFAULT_ADMIN_PORT,
+            ),
             bind_address: checks.address("BIND_ADDRESS", &http.bind_address),
             request_timeout,
             read_timeout: checks.take("HTTP_READ_TIMEOUT", &http.http_read_timeout, duration),

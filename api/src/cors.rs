@@ -7,7 +7,6 @@ use warp::http::header::{
 };
 use warp::http::{HeaderMap, Method};
 
-const METHODS: &str = "GET, HEAD, POST";
 const REQUEST_HEADERS: &str = "authorization, content-type, content-encoding, idempotency-key, last-event-id, prefer, traceparent, tracestate, x-api-key, x-request-id";
 /// What scripts may read of a reply, besides what they always may.
 const REPLY_HEADERS: &str = "link, location, preference-applied, ratelimit, ratelimit-policy, retry-after, trimmed-before, www-authenticate, x-request-id";
@@ -69,16 +68,22 @@ impl Cors {
         }
     }
 
-    /// The headers of the reply to a browser that asks before it calls; `None` for any other request.
-    pub(crate) fn preflight(&self, method: &Method, request: &HeaderMap) -> Option<HeaderMap> {
+    /// The headers of the reply to a browser that asks before it calls; `None` for any other request. `methods` are those
+    /// of the path that pages may use, if any.
+    pub(crate) fn preflight(
+        &self,
+        method: &Method,
+        request: &HeaderMap,
+        methods: Option<&'static str>,
+    ) -> Option<HeaderMap> {
         let asks = *method == Method::OPTIONS
             && request.contains_key(ORIGIN)
             && request.contains_key(ACCESS_CONTROL_REQUEST_METHOD);
         asks.then(|| {
             let mut headers = self.headers(request);
             headers.remove(ACCESS_CONTROL_EXPOSE_HEADERS);
-            if headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN) {
-                headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(METHODS));
+            if let Some(methods) = methods.filter(|_| headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN)) {
+                headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(methods));
                 headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(REQUEST_HEADERS));
                 headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static(MAX_AGE));
             }
@@ -101,6 +106,8 @@ pub(crate) fn add(reply: &mut HeaderMap, headers: &HeaderMap) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const METHODS: Option<&str> = Some("GET, POST");
 
     fn request(origin: &str, method: Option<&'static str>) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -131,12 +138,14 @@ mod tests {
         for other in ["https://a.example.org", "https://a.exampl", "null"] {
             let headers = cors.headers(&request(other, None));
             assert!(!headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN) && headers.contains_key(VARY), "{other}");
-            let asked = cors.preflight(&Method::OPTIONS, &request(other, Some("POST"))).unwrap();
+            let asked = cors.preflight(&Method::OPTIONS, &request(other, Some("POST")), METHODS).unwrap();
             assert!(!asked.contains_key(ACCESS_CONTROL_ALLOW_METHODS), "{other}");
         }
-        assert!(cors.preflight(&Method::OPTIONS, &request("https://a.example", None)).is_none());
-        assert!(cors.preflight(&Method::GET, &request("https://a.example", Some("POST"))).is_none());
-        let asked = cors.preflight(&Method::OPTIONS, &request("https://a.example", Some("POST"))).unwrap();
-        assert_eq!(asked[ACCESS_CONTROL_ALLOW_METHODS], METHODS);
+        assert!(cors.preflight(&Method::OPTIONS, &request("https://a.example", None), METHODS).is_none());
+        assert!(cors.preflight(&Method::GET, &request("https://a.example", Some("POST")), METHODS).is_none());
+        let asked = cors.preflight(&Method::OPTIONS, &request("https://a.example", Some("POST")), METHODS).unwrap();
+        assert_eq!(asked[ACCESS_CONTROL_ALLOW_METHODS], "GET, POST");
+        let closed = cors.preflight(&Method::OPTIONS, &request("https://a.example", Some("PUT")), None).unwrap();
+        assert!(!closed.contains_key(ACCESS_CONTROL_ALLOW_METHODS), "the route is not for pages");
     }
 }

@@ -2,8 +2,9 @@
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// What the process needs beside connections.
-const RESERVE: u64 = 128;
+/// What the process needs beside connections of clients: 64 beyond the limit, 64 of whoever watches over it, and 128 for
+/// everything else.
+const RESERVE: u64 = 256;
 
 /// Raises the process's limit as far as it may, and gives the number of connections, of those `wanted`, that fit.
 pub(crate) fn connections(wanted: usize) -> usize {
@@ -31,7 +32,7 @@ mod tests {
     #[test]
     fn connections_leave_descriptors_for_everything_else() {
         assert_eq!(fitting(10_000, 1_048_576), 10_000);
-        assert_eq!(fitting(10_000, 1_024), 896);
+        assert_eq!(fitting(10_000, 1_024), 768);
         assert_eq!(fitting(10_000, 16), 1, "one at least");
         assert_eq!(fitting(10_000, u64::MAX), 10_000, "no limit at all");
     }

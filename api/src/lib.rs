@@ -14,6 +14,7 @@
 
 mod body;
 pub mod budget;
+mod compress;
 mod config;
 mod cors;
 mod descriptors;
@@ -28,6 +29,7 @@ pub mod problem;
 mod query;
 pub mod rate_limit;
 mod request_id;
+pub mod route;
 pub mod routes;
 pub mod server;
 pub mod tail;
@@ -37,7 +39,7 @@ mod unread;
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -52,6 +54,7 @@ use common::store::{LiveWorker, Origin, Store, StoreError};
 use common::traces::Traces;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use warp::http::HeaderValue;
 
 use crate::budget::Budget;
@@ -83,6 +86,8 @@ pub struct App {
     pub exports: Arc<Semaphore>,
     /// Each that waits for such a turn holds one.
     waiting: Arc<()>,
+    /// Places for connections.
+    pub(crate) connections: Arc<Semaphore>,
     /// Places for readers of the stream, who stay: half of all connections, so that others can be served.
     pub streams: Arc<Semaphore>,
     /// The time before which events were trimmed early, as last heard.
@@ -119,6 +124,7 @@ impl App {
             checks: Checks::new(draining),
             exports: Arc::new(Semaphore::new(MOST_EXPORTS)),
             waiting: Arc::default(),
+            connections: Arc::new(Semaphore::new(config.max_connections)),
             streams: Arc::new(Semaphore::new((config.max_connections / 2).max(1))),
             trimmed: Mutex::default(),
             workers: Mutex::default(),
@@ -131,6 +137,11 @@ impl App {
 }
 
 impl App {
+    /// Connections that are open, without those of the reserve.
+    fn open_connections(&self) -> usize {
+        self.config.max_connections.saturating_sub(self.connections.available_permits())
+    }
+
     /// Whether a post can succeed.
     fn is_ready(&self) -> bool {
         self.checks.producer.get().ok && !self.checks.draining.is_cancelled()
@@ -206,6 +217,8 @@ pub async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
 pub async fn run(mut config: Config, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
     log::info!("settings: {config:?}");
+    let admin = config.admin_port.bind(config.bind_address).await.map_err(anyhow::Error::msg)?;
+    log::info!("health at http://{}", admin.local_addr()?);
     log::info!("listening on http://{address}");
     config.max_connections = descriptors::connections(config.max_connections);
     let publisher = connect(&config)?;
@@ -213,38 +226,58 @@ pub async fn run(mut config: Config, listener: TcpListener, shutdown: Shutdown) 
     let traces = config.traces.as_ref().map(|settings| Traces::start(settings, NAME)).transpose()?;
     let app = App::new(Arc::clone(&publisher) as Arc<dyn Publisher>, store, config, shutdown.clone());
     let app = Arc::new(App { traces: traces.clone(), ..app });
-    match &app.keys {
-        Some(keys) => drop(tokio::spawn(Arc::clone(keys).follow(keys::LOOK))),
-        None => {
-            log::info!("API keys are off: whoever reaches this port may post and read; API_KEYS_FILE turns them on")
-        }
-    }
-    let watching = [
-        tokio::spawn(watch_store(Arc::clone(&app))),
-        tokio::spawn(read_tail(Arc::clone(&app))),
-        tokio::spawn(keep_metrics(Arc::clone(&app))),
-    ];
+    let mut background = background(&app, admin);
     let mut watching_kafka = tokio::spawn(watch_kafka(Arc::clone(&app), Arc::clone(&publisher)));
-    let mut serving = pin!(server::serve(Arc::clone(&app), listener, shutdown.clone()));
-    let left = tokio::select! {
-        left = &mut serving => left,
+    let deadline = deadline(&app.config, shutdown.clone());
+    let mut serving =
+        pin!(futures::future::join(server::serve(Arc::clone(&app), listener, shutdown.clone()), deadline));
+    let (left, deadline) = tokio::select! {
+        served = &mut serving => served,
         refused = &mut watching_kafka => {
             shutdown.cancel();
             serving.await;
             anyhow::bail!(refused?);
         }
+        Some(ended) = background.join_next() => {
+            shutdown.cancel();
+            serving.await;
+            anyhow::bail!("a part of this process ended that never does: {ended:?}");
+        }
     };
-    watching.iter().for_each(tokio::task::JoinHandle::abort);
     watching_kafka.abort();
     // Every request waits for its own acknowledgement, so this waits only for those whose client has gone.
-    let flushed = tokio::task::spawn_blocking(move || publisher.flush(Duration::from_secs(1))).await;
+    let patience = deadline.saturating_duration_since(Instant::now());
+    let flushed = tokio::task::spawn_blocking(move || publisher.flush(patience)).await;
     if let Some(traces) = traces {
-        traces.flush().await;
+        // What is late is lost, and the traces say so themselves.
+        drop(tokio::time::timeout(deadline.saturating_duration_since(Instant::now()), traces.flush()).await);
     }
     anyhow::ensure!(left == 0, "drain ended by its deadline: {left} connections were cut");
     flushed?.context("drain ended with records that no broker has acknowledged; their clients were not told 201")?;
     log::info!("drained: every request was answered");
     Ok(())
+}
+
+/// What goes on beside the requests, until the process ends. None of it ends by itself.
+fn background(app: &Arc<App>, admin: TcpListener) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    tasks.spawn(server::serve_admin(Arc::clone(app), admin));
+    tasks.spawn(watch_store(Arc::clone(app)));
+    tasks.spawn(read_tail(Arc::clone(app)));
+    tasks.spawn(keep_metrics(Arc::clone(app)));
+    match &app.keys {
+        Some(keys) => drop(tasks.spawn(Arc::clone(keys).follow(keys::LOOK))),
+        None => {
+            log::info!("API keys are off: whoever reaches this port may post and read; API_KEYS_FILE turns them on")
+        }
+    }
+    tasks
+}
+
+/// When everything must be over, once `shutdown` is cancelled.
+async fn deadline(config: &Config, shutdown: Shutdown) -> Instant {
+    shutdown.cancelled().await;
+    Instant::now() + config.shutdown_timeout
 }
 
 /// The publisher that is configured; it connects in the background.

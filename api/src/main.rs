@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         Err(errors) => return config::Unusable::from(errors).report().into(),
     };
     if let Some(Command::Healthcheck(args)) = &cli.command {
-        return probe::run(config.port, args).into();
+        return probe::run(config.admin_port.number, args).into();
     }
     config.log.start();
     let result = start(config);
@@ -36,8 +36,8 @@ fn start(config: Config) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         let shutdown = shutdown::on_signal()?;
-        let listener = api::bind(&config).await?;
-        api::run(config, listener, shutdown).await
+        let listeners = api::bind(&config).await?;
+        api::run(config, listeners, shutdown).await
     });
     // What still runs in a blocking call, such as a look-up at a broker that is away, must not hold up the end.
     runtime.shutdown_timeout(Duration::from_millis(100));

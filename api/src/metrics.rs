@@ -9,7 +9,7 @@ use hyper::Request;
 use metrics::{Counter, Gauge, Histogram};
 use warp::http::{Method, StatusCode};
 
-use crate::routes::{PATHS, path_index};
+use crate::route::Route;
 use crate::{App, MOST_EXPORTS};
 
 const REQUESTS: Described = Described("user_activity_http_requests_total", "Requests that were answered.");
@@ -28,11 +28,17 @@ const BYTES_IN_FLIGHT: Described =
 const RECORDS_IN_FLIGHT: Described =
     Described("user_activity_publish_in_flight_records", "Events that wait for Kafka's answer.");
 const READERS: Described = Described("user_activity_stream_readers", "Open readers of /events/stream.");
+const CONNECTIONS: Described =
+    Described("user_activity_http_connections", "Open connections, of those that HTTP_MAX_CONNECTIONS allows.");
+const OVER_LIMIT: Described = Described(
+    "user_activity_http_connections_over_limit_total",
+    "Connections that were told to come back, because HTTP_MAX_CONNECTIONS were in use.",
+);
 const EXPORTS: Described = Described("user_activity_exports_in_flight", "Full lists that are being streamed.");
 
 const METHODS: [Method; 7] =
     [Method::GET, Method::POST, Method::HEAD, Method::PUT, Method::DELETE, Method::PATCH, Method::OPTIONS];
-/// Everything that is in no list: a client must not be able to make series.
+/// A method that is in no list: a client must not be able to make series.
 const OTHER: &str = "other";
 const STATUSES: std::ops::Range<u16> = 200..600;
 
@@ -46,6 +52,8 @@ pub(crate) struct Metrics {
     requests: Vec<[OnceLock<ByStatus>; METHODS.len() + 1]>,
     durations: Vec<Histogram>,
     in_flight: Gauge,
+    connections: Gauge,
+    over_limit: Counter,
     readers: Gauge,
     exports: Gauge,
     bytes: Gauge,
@@ -56,11 +64,14 @@ impl Metrics {
     pub(crate) fn new() -> Self {
         let bounds = [(REQUEST_DURATION, DURATIONS), (PUBLISH_DURATION, DURATIONS)];
         let exporter = Exporter::new("api", env!("CARGO_PKG_VERSION"), &bounds);
-        let durations = (0..=PATHS.len()).map(|path| exporter.histogram(REQUEST_DURATION, &[("route", route(path))]));
+        let durations =
+            (0..Route::COUNT).map(|path| exporter.histogram(REQUEST_DURATION, &[("route", Route::label(path))]));
         Self {
-            requests: (0..=PATHS.len()).map(|_| std::array::from_fn(|_| OnceLock::new())).collect(),
+            requests: (0..Route::COUNT).map(|_| std::array::from_fn(|_| OnceLock::new())).collect(),
             durations: durations.collect(),
             in_flight: exporter.gauge(REQUESTS_IN_FLIGHT, &[]),
+            connections: exporter.gauge(CONNECTIONS, &[]),
+            over_limit: exporter.counter(OVER_LIMIT, &[]),
             readers: exporter.gauge(READERS, &[]),
             exports: exporter.gauge(EXPORTS, &[]),
             bytes: exporter.gauge(BYTES_IN_FLIGHT, &[]),
@@ -75,11 +86,10 @@ impl Metrics {
     }
 
     /// A request has come.
-    pub(crate) fn begin<B>(&self, request: &Request<B>) -> UnderWay<'_> {
+    pub(crate) fn begin<B>(&self, route: Route, request: &Request<B>) -> UnderWay<'_> {
         self.in_flight.increment(1);
         let method = METHODS.iter().position(|known| known == request.method()).unwrap_or(METHODS.len());
-        let path = path_index(request.uri().path()).unwrap_or(PATHS.len());
-        UnderWay { metrics: self, path, method, since: (!asks_to_wait(request)).then(Instant::now) }
+        UnderWay { metrics: self, path: route.index(), method, since: (!asks_to_wait(request)).then(Instant::now) }
     }
 
     fn count(&self, path: usize, method: usize, status: StatusCode) {
@@ -88,15 +98,22 @@ impl Metrics {
         let Some(counter) = by_status.get(usize::from(status.as_u16().wrapping_sub(STATUSES.start))) else { return };
         let method = METHODS.get(method).map_or(OTHER, Method::as_str);
         let make = || {
-            self.exporter.counter(REQUESTS, &[("route", route(path)), ("method", method), ("status", status.as_str())])
+            self.exporter
+                .counter(REQUESTS, &[("route", Route::label(path)), ("method", method), ("status", status.as_str())])
         };
         counter.get_or_init(make).increment(1);
+    }
+
+    /// A connection has come that is one too many.
+    pub(crate) fn over_limit(&self) {
+        self.over_limit.increment(1);
     }
 
     /// Everything as text.
     pub(crate) fn render(&self, app: &App) -> String {
         self.bytes.set(app.publisher.in_flight() as f64);
         self.records.set(app.publisher.records() as f64);
+        self.connections.set(app.open_connections() as f64);
         self.readers.set(app.tail.readers() as f64);
         self.exports.set(MOST_EXPORTS.saturating_sub(app.exports.available_permits()) as f64);
         self.exporter.render(app.is_ready())
@@ -106,10 +123,6 @@ impl Metrics {
     pub(crate) async fn upkeep(&self) {
         self.exporter.upkeep().await;
     }
-}
-
-fn route(path: usize) -> &'static str {
-    PATHS.get(path).map_or(OTHER, |(pattern, _)| pattern)
 }
 
 /// Whether the client wants its reply late (`?wait=`, `Prefer: wait=`).

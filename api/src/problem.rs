@@ -103,6 +103,8 @@ pub enum Problem {
     NoRoomForReply(Full),
     /// Others are reading the stream.
     TooManyStreams,
+    /// All connections, this many, are in use.
+    TooManyConnections(usize),
 }
 
 /// Where a record may be when the reply is not 201.
@@ -175,6 +177,7 @@ impl Problem {
             Self::TooManyExports => (StatusCode::TOO_MANY_REQUESTS, "too-many-exports"),
             Self::NoRoom(_) | Self::NoRoomForReply(_) => (StatusCode::SERVICE_UNAVAILABLE, "no-room"),
             Self::TooManyStreams => (StatusCode::TOO_MANY_REQUESTS, "too-many-streams"),
+            Self::TooManyConnections(_) => (StatusCode::SERVICE_UNAVAILABLE, "too-many-connections"),
         }
     }
 
@@ -267,6 +270,9 @@ impl Problem {
                 format!("large bodies hold {limit} bytes already, which is HTTP_BODY_BUDGET; try again later").into()
             }
             Self::Store(_) => "the store can't be read at the moment; try again later".into(),
+            Self::TooManyConnections(limit) => {
+                format!("all {limit} connections (HTTP_MAX_CONNECTIONS) are in use; nothing was published; try again").into()
+            }
         }
     }
 

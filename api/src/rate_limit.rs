@@ -16,9 +16,6 @@ use ipnet::{IpNet, Ipv6Net};
 
 use crate::keys::Caller;
 
-/// Paths that are not limited: whoever watches over the process must not be turned away.
-const FREE: [&str; 4] = ["/livez", "/readyz", "/health", "/metrics"];
-
 /// Whose requests are counted together.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Client {
@@ -68,20 +65,16 @@ impl RateLimit {
         Some(Self { limiter, limit, window, proxies: settings.trusted_proxies.clone() })
     }
 
-    /// Counts a request. `None` where it does not count; an error when it is one too many.
+    /// Counts a request.
     ///
     /// # Errors
-    /// How the client stands that must wait.
+    /// When it is one too many: how the client stands that must wait.
     pub(crate) fn count(
         &self,
-        path: &str,
         headers: &HeaderMap,
         peer: IpAddr,
         caller: Option<&Caller>,
-    ) -> Result<Option<Standing>, Standing> {
-        if FREE.contains(&path) {
-            return Ok(None);
-        }
+    ) -> Result<Standing, Standing> {
         let client = match caller {
             Some(caller) => Client::Key(caller.clone()),
             None => Client::Network(network(self.client(headers, peer))),
@@ -91,7 +84,7 @@ impl RateLimit {
             Standing { limit, window, remaining, retry_after }
         };
         match self.limiter.check_key(&client) {
-            Ok(state) => Ok(Some(standing(state.remaining_burst_capacity(), 0))),
+            Ok(state) => Ok(standing(state.remaining_burst_capacity(), 0)),
             Err(not_until) => {
                 let wait = not_until.wait_time_from(DefaultClock::default().now()).as_secs_f64();
                 Err(standing(0, (wait.ceil() as u64).max(1)))
@@ -185,11 +178,11 @@ mod tests {
     #[test]
     fn a_burst_is_let_through_and_no_more_and_each_client_has_its_own() {
         let limit = limit(1, 3, &[]);
-        let count = |peer| limit.count("/events/generate", &HeaderMap::new(), ip(peer), None);
+        let count = |peer| limit.count(&HeaderMap::new(), ip(peer), None);
         let (begun, mut let_through) = (Instant::now(), Vec::new());
         let refused = loop {
             match count("192.0.2.1") {
-                Ok(standing) => let_through.extend(standing),
+                Ok(standing) => let_through.push(standing),
                 Err(standing) => break standing,
             }
         };
@@ -203,7 +196,6 @@ mod tests {
         }
         assert_eq!(refused, Standing { limit: 3, window: 3, remaining: 0, retry_after: 1 });
         assert!(count("192.0.2.2").is_ok());
-        assert_eq!(limit.count("/livez", &HeaderMap::new(), ip("192.0.2.1"), None), Ok(None));
     }
 
     #[test]

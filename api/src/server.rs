@@ -1,87 +1,103 @@
 //! Connections: accepted up to a limit, given time-outs, and drained within a deadline.
 //!
-//! warp's own server has no header time-out, no connection limit and no deadline for its drain, so the routes are served
-//! by hyper itself.
+//! warp's own server has no header time-out, no connection limit and no deadline for its drain, so hyper serves the
+//! connections here. Every request passes [`reply_to`]: its [`Route`] is found, then all else is read off that.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use common::shutdown::Shutdown;
 use http_body_util::Either;
-use hyper::body::Incoming;
+use hyper::body::Body;
+use hyper::header::{CACHE_CONTROL, CONNECTION, HOST, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::server::conn::http1;
-use hyper::service::{Service, service_fn};
-use hyper::{Request, Response, StatusCode};
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutStream;
-use tower_http::CompressionLevel;
-use tower_http::compression::Compression;
-use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
 use warp::Reply;
 
+use crate::compress::compressed;
+use crate::keys::Caller;
 use crate::problem::Problem;
 use crate::rate_limit::{RateLimit, Standing};
+use crate::route::Route;
 use crate::traces::RequestSpan;
 use crate::unread::Guarded;
 use crate::{App, cors, request_id, routes, traces};
 
-/// Headers of one request in all, in bytes.
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A request's line and headers in all, in bytes.
 const MAX_HEADERS: usize = 32 * 1024;
-/// What hyper buffers of one request's head: more than [`MAX_HEADERS`], so that the reply to too many is ours. Beyond
-/// it hyper answers a bare 431.
-const MAX_HEAD: usize = 256 * 1024;
+/// What hyper buffers of one request's head: more than [`MAX_HEADERS`], so that the reply to too many is mostly ours, but
+/// not much more, since every connection may hold so much. Beyond it hyper answers a bare 431.
+const MAX_HEAD: usize = 48 * 1024;
 
 /// How long a client may take nothing of a reply before its connection is cut. Shorter than the default of
 /// `SHUTDOWN_TIMEOUT`, so that nobody who reads nothing makes a stop unclean.
 const WRITE_PATIENCE: Duration = Duration::from_secs(15);
 /// How often the rate limit forgets clients that are quiet.
 const FORGET_PERIOD: Duration = Duration::from_secs(60);
-/// Replies below this many bytes are not worth compressing.
-const SMALLEST_COMPRESSED: u16 = 1024;
+/// Connections beyond the limit that are answered at a time, and for how long each: enough to tell probes how the
+/// process is and all others to come back.
+const RESERVE: usize = 64;
+const RESERVE_TIME: Duration = Duration::from_secs(1);
+/// The limit of connections is logged no more often than this.
+const SAY_PERIOD: Duration = Duration::from_secs(60);
+/// After a failed accept that is not the client's doing: file descriptors are used up, mostly, and others must end first.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a connection may be used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Entry {
+    /// Everything.
+    Public,
+    /// It is one more than the limit: what watches over the process is answered, all else is told to come back.
+    Reserve,
+    /// It came in by `API_ADMIN_PORT`: there is only what watches over the process.
+    Admin,
+}
+
+/// What all connections of a listener share.
+struct Server {
+    app: Arc<App>,
+    rate_limit: Option<RateLimit>,
+}
 
 /// Serves until `shutdown` is cancelled, then lets the requests in flight finish. Gives the number of connections that
 /// were left at the deadline.
 pub async fn serve(app: Arc<App>, listener: TcpListener, shutdown: Shutdown) -> usize {
-    let service = TowerToHyperService::new(compressed(warp::service(routes::all(&app))));
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(app.config.idle_timeout).max_buf_size(MAX_HEAD);
-    let graceful = GracefulShutdown::new();
-    let limit = Arc::new(Semaphore::new(app.config.max_connections));
-    let rate_limit = Arc::new(RateLimit::new(&app.config.rate_limit));
+    let server = Arc::new(Server { rate_limit: RateLimit::new(&app.config.rate_limit), app });
+    let (app, graceful) = (&server.app, GracefulShutdown::new());
+    let mut doors = Doors::new(app);
     let mut forget = tokio::time::interval(FORGET_PERIOD);
     loop {
-        let accepted = tokio::select! {
+        let (stream, peer, entry, permit) = tokio::select! {
             biased;
             () = shutdown.cancelled() => break,
             _ = forget.tick() => {
-                rate_limit.iter().for_each(RateLimit::forget_quiet);
+                server.rate_limit.iter().for_each(RateLimit::forget_quiet);
                 continue;
             }
-            accepted = accept(&listener, &limit) => accepted,
+            accepted = doors.accept(&listener) => accepted,
         };
-        let (stream, peer, permit) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of file descriptors, mostly: others must end before one more can be taken.
-                log::warn!("can't accept a connection: {error}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let (app, service, rate_limit) = (Arc::clone(&app), service.clone(), Arc::clone(&rate_limit));
-        let guarded = service_fn(move |mut request| {
-            let admitted = admit(&app, rate_limit.as_ref().as_ref(), &mut request, peer);
-            guard(Arc::clone(&app), service.clone(), Guarded::request(request), admitted, Reply::into_response)
-        });
-        let connection = graceful.watch(http.serve_connection(TokioIo::new(Box::pin(stream)), guarded));
+        let idle = if entry == Entry::Reserve { RESERVE_TIME } else { app.config.idle_timeout };
+        let connection = graceful.watch(server.connection(stream, peer, entry, idle));
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            let ended = match entry {
+                // However slowly it sends or reads: others wait for the place.
+                Entry::Reserve => tokio::time::timeout(RESERVE_TIME, connection).await.unwrap_or(Ok(())),
+                Entry::Public | Entry::Admin => connection.await,
+            };
+            if let Err(error) = ended {
                 log::debug!("connection ended: {error}");
             }
             drop(permit);
@@ -91,114 +107,255 @@ pub async fn serve(app: Arc<App>, listener: TcpListener, shutdown: Shutdown) -> 
     let open = graceful.count();
     log::info!("draining {open} connections, for at most {}", humantime::format_duration(app.config.shutdown_timeout));
     let drained = tokio::time::timeout(app.config.shutdown_timeout, graceful.shutdown()).await;
-    if drained.is_ok() { 0 } else { app.config.max_connections - limit.available_permits() }
+    if drained.is_ok() { 0 } else { app.open_connections() }
 }
 
-async fn accept(
-    listener: &TcpListener,
-    limit: &Arc<Semaphore>,
-) -> std::io::Result<(TimeoutStream<TcpStream>, IpAddr, OwnedSemaphorePermit)> {
-    // The semaphore is never closed.
-    let permit = Arc::clone(limit).acquire_owned().await.map_err(std::io::Error::other)?;
-    let (stream, peer) = listener.accept().await?;
-    stream.set_nodelay(true)?;
-    let mut stream = TimeoutStream::new(stream);
-    // For reads hyper has its own, which leaves those alone who wait for a reply.
-    stream.set_write_timeout(Some(WRITE_PATIENCE));
-    Ok((stream, peer.ip(), permit))
-}
-
-/// Replies of some size in the coding that the client prefers, if it takes any; not streams of events, whose frames must
-/// not be held back.
-fn compressed<S>(service: S) -> Compression<S, impl Predicate> {
-    let worth_it = SizeAbove::new(SMALLEST_COMPRESSED).and(NotForContentType::const_new("text/event-stream"));
-    Compression::new(service).quality(CompressionLevel::Fastest).compress_when(worth_it)
-}
-
-/// Whether a request is let in, and how its client then stands.
-///
-/// # Errors
-/// When its headers are too large, it has no key that opens its route, or its client makes too many requests.
-fn admit(
-    app: &App,
-    rate_limit: Option<&RateLimit>,
-    request: &mut Request<Incoming>,
-    peer: IpAddr,
-) -> Result<Option<Standing>, Refusal> {
-    let (path, headers) = (request.uri().path(), request.headers());
-    let size = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
-    if size + path.len() > MAX_HEADERS {
-        return Err(Refusal { problem: Problem::HeadersTooLarge(MAX_HEADERS), standing: None });
+/// Serves `API_ADMIN_PORT`, also while the process drains, until dropped.
+pub async fn serve_admin(app: Arc<App>, listener: TcpListener) {
+    let server = Arc::new(Server { rate_limit: None, app });
+    let places = Arc::new(Semaphore::new(RESERVE));
+    loop {
+        // The semaphore is never closed.
+        let Ok(permit) = Arc::clone(&places).acquire_owned().await else { return };
+        let (stream, peer) = accept(&listener).await;
+        let connection = server.connection(stream, peer, Entry::Admin, server.app.config.idle_timeout);
+        tokio::spawn(async move {
+            // The error is that of whoever watches.
+            drop(connection.await);
+            drop(permit);
+        });
     }
-    let caller = app.keys.as_ref().map_or(Ok(None), |keys| keys.admit(request.method(), path, headers));
-    // Before a key is refused: keys are not to be tried out for free.
-    let known = caller.as_ref().ok().and_then(Option::as_ref);
-    let counted = rate_limit.map_or(Ok(None), |limit| limit.count(path, headers, peer, known));
-    let standing = counted.map_err(|standing| Refusal {
-        problem: Problem::RateLimited { retry_after: standing.retry_after },
-        standing: Some(standing),
-    })?;
-    let caller = caller.map_err(|problem| Refusal { problem, standing })?;
-    caller.into_iter().for_each(|caller| drop(request.extensions_mut().insert(caller)));
-    Ok(standing)
 }
 
-/// A request that is not let in.
+/// Places for connections.
+struct Doors {
+    app: Arc<App>,
+    reserve: Arc<Semaphore>,
+    said: Option<tokio::time::Instant>,
+}
+
+impl Doors {
+    fn new(app: &Arc<App>) -> Self {
+        Self { app: Arc::clone(app), reserve: Arc::new(Semaphore::new(RESERVE)), said: None }
+    }
+
+    /// The next connection, with its place. With no place left, none is accepted.
+    async fn accept(
+        &mut self,
+        listener: &TcpListener,
+    ) -> (TimeoutStream<TcpStream>, IpAddr, Entry, OwnedSemaphorePermit) {
+        let (connections, reserve) = (Arc::clone(&self.app.connections), Arc::clone(&self.reserve));
+        let (entry, permit) = tokio::select! {
+            biased;
+            Ok(permit) = connections.acquire_owned() => (Entry::Public, permit),
+            Ok(permit) = reserve.acquire_owned() => (Entry::Reserve, permit),
+            // The semaphores are never closed.
+            else => std::future::pending().await,
+        };
+        let (stream, peer) = accept(listener).await;
+        if entry == Entry::Public {
+            return (stream, peer, entry, permit);
+        }
+        // One may have ended while nobody came.
+        if let Ok(permit) = Arc::clone(&self.app.connections).try_acquire_owned() {
+            return (stream, peer, Entry::Public, permit);
+        }
+        self.say_full();
+        (stream, peer, entry, permit)
+    }
+
+    fn say_full(&mut self) {
+        self.app.metrics.over_limit();
+        if self.said.is_none_or(|said| said.elapsed() >= SAY_PERIOD) {
+            self.said = Some(tokio::time::Instant::now());
+            let limit = self.app.config.max_connections;
+            log::warn!(
+                "all {limit} connections (HTTP_MAX_CONNECTIONS) are in use; further clients are told to come back, probes \
+                 are answered"
+            );
+        }
+    }
+}
+
+/// The next client. Errors are waited out: those of a client that has gone at once, others for a moment.
+async fn accept(listener: &TcpListener) -> (TimeoutStream<TcpStream>, IpAddr) {
+    let mut said = false;
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                // The client may have gone already; reading says so.
+                drop(stream.set_nodelay(true));
+                let mut stream = TimeoutStream::new(stream);
+                // For reads hyper has its own, which leaves those alone who wait for a reply.
+                stream.set_write_timeout(Some(WRITE_PATIENCE));
+                return (stream, peer.ip());
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                if !std::mem::replace(&mut said, true) {
+                    log::warn!("can't accept a connection: {error}");
+                }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+impl Server {
+    fn connection(
+        self: &Arc<Self>,
+        stream: TimeoutStream<TcpStream>,
+        peer: IpAddr,
+        entry: Entry,
+        idle: Duration,
+    ) -> impl hyper_util::server::graceful::GracefulConnection<Error = hyper::Error> + Send + use<> {
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(idle).max_buf_size(MAX_HEAD);
+        let server = Arc::clone(self);
+        let service = service_fn(move |request| {
+            let server = Arc::clone(&server);
+            async move { Ok::<_, Infallible>(reply_to(&server, entry, peer, Guarded::request(request)).await) }
+        });
+        http.serve_connection(TokioIo::new(Box::pin(stream)), service)
+    }
+}
+
+/// Answers a request, and counts.
+async fn reply_to(
+    server: &Server,
+    entry: Entry,
+    peer: IpAddr,
+    request: Request<Guarded>,
+) -> Response<impl Body<Data = Bytes, Error = BoxError> + Send + use<>> {
+    let (app, route) = (&server.app, Route::of(request.method(), request.uri().path()));
+    let id = request_id::of(request.headers());
+    let counted = app.metrics.begin(route, &request);
+    let span = app.traces.as_ref().and_then(|traces| RequestSpan::begin(traces, route, &request));
+    let (head, body) = request.into_parts();
+    let answered = request_id::scope(id.clone(), server.answer(route, entry, peer, &head, body));
+    let mut response = traces::within(span.as_ref(), answered).await;
+    let headers = response.headers_mut();
+    headers.insert(request_id::HEADER, id);
+    if !route.is_cacheable() && !headers.contains_key(CACHE_CONTROL) {
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    if entry == Entry::Reserve {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    counted.answered(response.status());
+    if let Some(span) = span {
+        span.answered(response.status());
+    }
+    if route.is_compressible() {
+        compressed(&head.headers, response).await.map(Either::Left)
+    } else {
+        response.map(Either::Right)
+    }
+}
+
+/// A request that is let in: who sent it, and how its client stands with the rate limit.
+struct Admitted {
+    caller: Caller,
+    standing: Option<Standing>,
+}
+
+/// A request that is not.
 struct Refusal {
     problem: Problem,
     standing: Option<Standing>,
 }
 
-/// Calls the service, unless CORS has the answer already.
-async fn guard<S, B, P>(
-    app: Arc<App>,
-    service: S,
-    request: Request<Guarded>,
-    admitted: Result<Option<Standing>, Refusal>,
-    reply: impl FnOnce(Problem) -> Response<P>,
-) -> Result<Response<Either<B, P>>, Infallible>
-where
-    S: Service<Request<Guarded>, Response = Response<B>, Error = Infallible>,
-    P: Default,
-{
-    let Some(cors) = app.config.cors.as_ref() else { return answer(&app, service, request, admitted, reply).await };
-    // Before the key is asked for: browsers send none with these.
-    if let Some(headers) = cors.preflight(request.method(), request.headers()) {
-        let mut response = Response::new(Either::Right(P::default()));
-        *response.status_mut() = StatusCode::NO_CONTENT;
-        response.headers_mut().extend(headers);
-        return Ok(response);
+impl From<Problem> for Refusal {
+    fn from(problem: Problem) -> Self {
+        Self { problem, standing: None }
     }
-    let headers = cors.headers(request.headers());
-    let mut response = answer(&app, service, request, admitted, reply).await?;
-    cors::add(response.headers_mut(), &headers);
-    Ok(response)
 }
 
-/// Calls the service for a request that was let in, and counts. The type of a problem's body can't be named.
-async fn answer<S, B, P>(
-    app: &App,
-    service: S,
-    request: Request<Guarded>,
-    admitted: Result<Option<Standing>, Refusal>,
-    reply: impl FnOnce(Problem) -> Response<P>,
-) -> Result<Response<Either<B, P>>, Infallible>
-where
-    S: Service<Request<Guarded>, Response = Response<B>, Error = Infallible>,
-{
-    let id = request_id::of(request.headers());
-    let counted = app.metrics.begin(&request);
-    let span = app.traces.as_ref().and_then(|traces| RequestSpan::begin(traces, &request));
-    let answered = request_id::scope(id.clone(), async {
-        match admitted {
-            Ok(standing) => service.call(request).await.map(|response| (response.map(Either::Left), standing)),
-            Err(Refusal { problem, standing }) => Ok((reply(problem).map(Either::Right), standing)),
+impl Server {
+    /// The reply, with the headers of CORS where a page of another origin may see it.
+    async fn answer(
+        &self,
+        route: Route,
+        entry: Entry,
+        peer: IpAddr,
+        head: &Parts,
+        body: Guarded,
+    ) -> warp::reply::Response {
+        let Some(cors) = &self.app.config.cors else {
+            return self.answer_once_admitted(route, entry, peer, head, body).await;
+        };
+        // Before the key is asked for: browsers send none with these.
+        if let Some(headers) = cors.preflight(&head.method, &head.headers, route.methods_for_pages()) {
+            let mut response = warp::reply::with_status(warp::reply(), StatusCode::NO_CONTENT).into_response();
+            response.headers_mut().extend(headers);
+            return response;
         }
-    });
-    let (mut response, standing) = traces::within(span.as_ref(), answered).await?;
-    response.headers_mut().insert(request_id::HEADER, id);
-    standing.into_iter().for_each(|standing| standing.tell(response.headers_mut()));
-    counted.answered(response.status());
-    span.into_iter().for_each(|span| span.answered(response.status()));
-    Ok(response)
+        let mut response = self.answer_once_admitted(route, entry, peer, head, body).await;
+        cors::add(response.headers_mut(), &cors.headers(&head.headers));
+        response
+    }
+
+    async fn answer_once_admitted(
+        &self,
+        route: Route,
+        entry: Entry,
+        peer: IpAddr,
+        head: &Parts,
+        body: Guarded,
+    ) -> warp::reply::Response {
+        let (mut response, standing) = match self.admit(route, entry, peer, head) {
+            Ok(Admitted { caller, standing }) => {
+                (routes::answer(&self.app, route, &caller, head, body).await, standing)
+            }
+            Err(Refusal { problem, standing }) => (problem.into_response(), standing),
+        };
+        if let Some(standing) = standing {
+            standing.tell(response.headers_mut());
+        }
+        response
+    }
+
+    /// Whether a request is let in.
+    ///
+    /// # Errors
+    /// When its connection is not for it, its head is too large or names no host, it has no key that opens its route, or its
+    /// client makes too many requests.
+    fn admit(&self, route: Route, entry: Entry, peer: IpAddr, head: &Parts) -> Result<Admitted, Refusal> {
+        match entry {
+            Entry::Reserve if !route.is_watch() => {
+                return Err(Problem::TooManyConnections(self.app.config.max_connections).into());
+            }
+            Entry::Admin if !route.is_watch() => return Err(Problem::NotFound.into()),
+            Entry::Public | Entry::Reserve | Entry::Admin => {}
+        }
+        check_head(head)?;
+        // Whoever watches over the process must not be turned away.
+        let limit = self.rate_limit.as_ref().filter(|_| !route.is_watch());
+        let keys = self.app.keys.as_ref().zip(route.scope());
+        let caller = keys.map(|(keys, scope)| keys.admit(scope, &head.headers)).transpose();
+        // Before a key is refused: keys are not to be tried out for free.
+        let known = caller.as_ref().ok().and_then(Option::as_ref);
+        let counted = limit.map(|limit| limit.count(&head.headers, peer, known)).transpose();
+        let standing = counted.map_err(|standing| Refusal {
+            problem: Problem::RateLimited { retry_after: standing.retry_after },
+            standing: Some(standing),
+        })?;
+        let caller = caller.map_err(|problem| Refusal { problem, standing })?;
+        Ok(Admitted { caller: caller.unwrap_or_default(), standing })
+    }
+}
+
+/// # Errors
+/// When a head is too large, or does not name one host (RFC 9112, section 3.2).
+fn check_head(head: &Parts) -> Result<(), Problem> {
+    let fields = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
+    let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    if fields + target > MAX_HEADERS {
+        return Err(Problem::HeadersTooLarge(MAX_HEADERS));
+    }
+    let hosts = head.headers.get_all(HOST).iter().count();
+    if hosts > 1 || (hosts == 0 && head.version == Version::HTTP_11) {
+        return Err(Problem::InvalidHeader { name: "Host", detail: "must be given once".into() });
+    }
+    Ok(())
 }

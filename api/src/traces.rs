@@ -16,10 +16,8 @@ use opentelemetry::{Context, KeyValue};
 use warp::http::{HeaderMap, Request, StatusCode};
 
 use crate::App;
-use crate::routes::{PATHS, path_index};
+use crate::route::Route;
 
-/// Routes that machines ask all the time.
-const UNTRACED: [&str; 4] = ["/health", "/livez", "/readyz", "/metrics"];
 /// What is kept of a path, in bytes: enough for every id that there is.
 const LONGEST_PATH: usize = 256;
 
@@ -28,12 +26,8 @@ pub(crate) struct RequestSpan(Context);
 
 impl RequestSpan {
     /// A request has come.
-    pub(crate) fn begin<B>(traces: &Traces, request: &Request<B>) -> Option<Self> {
-        let path = request.uri().path();
-        let (route, _) = PATHS[path_index(path)?];
-        if UNTRACED.contains(&route) {
-            return None;
-        }
+    pub(crate) fn begin<B>(traces: &Traces, route: Route, request: &Request<B>) -> Option<Self> {
+        let (path, route) = (request.uri().path(), route.pattern().filter(|_| route.is_traced())?);
         let method = known(request.method().as_str());
         let attributes = [
             KeyValue::new("http.request.method", method.unwrap_or("_OTHER")),
@@ -234,9 +228,14 @@ mod tests {
         headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)).body(()).unwrap()
     }
 
+    fn begin(app: &App, request: &Request<()>) -> Option<RequestSpan> {
+        let route = Route::of(request.method(), request.uri().path());
+        RequestSpan::begin(app.traces.as_ref().unwrap(), route, request)
+    }
+
     /// Posts an event with these headers, as the server and the route do.
     async fn post(app: &App, headers: &[(&str, &str)]) {
-        let span = RequestSpan::begin(app.traces.as_ref().unwrap(), &request("/events/generate", headers)).unwrap();
+        let span = begin(app, &request("/events/generate", headers)).unwrap();
         let event = UserEvent::from_request(br#"{"userId":"u","eventType":"LOGIN"}"#, &EventTypes::default()).unwrap();
         let published = within(Some(&span), async { app.publish(&event, b"{}").await }).await;
         span.answered(if published.is_ok() { StatusCode::CREATED } else { StatusCode::SERVICE_UNAVAILABLE });
@@ -305,7 +304,7 @@ mod tests {
         let publisher = Noting::default();
         let (app, spans) = app(&publisher);
         let app = Arc::new(app);
-        let span = RequestSpan::begin(app.traces.as_ref().unwrap(), &request("/events/batch", &[])).unwrap();
+        let span = begin(&app, &request("/events/batch", &[])).unwrap();
         let sending = Arc::clone(&app);
         let results = stream::iter([Some(true), None, Some(false)]).inspect(move |_| {
             let json = br#"{"userId":"u","eventType":"LOGIN"}"#;
@@ -325,7 +324,7 @@ mod tests {
     #[test]
     fn probes_and_what_meets_no_route_are_not_traced() {
         let (app, _) = app(&Noting::default());
-        let traced = |path| RequestSpan::begin(app.traces.as_ref().unwrap(), &request(path, &[])).is_some();
+        let traced = |path| begin(&app, &request(path, &[])).is_some();
         assert!(traced("/events/processed") && traced("/events/an-id"));
         assert!(!["/livez", "/readyz", "/health", "/metrics", "/nothing", "/"].into_iter().any(traced));
     }

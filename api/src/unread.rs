@@ -29,7 +29,9 @@ pub(crate) struct Guarded {
 impl Guarded {
     /// The same request.
     pub(crate) fn request(request: Request<Incoming>) -> Request<Self> {
-        let is_held_back = request.headers().contains_key(EXPECT);
+        let expected = request.headers().get(EXPECT);
+        // Any other expectation, hyper does not wait for.
+        let is_held_back = expected.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
         request.map(|body| Self { body: Some(body), is_held_back })
     }
 }

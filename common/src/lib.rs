@@ -7,6 +7,7 @@
 //!
 //! Nothing in here knows a route or the consume loop.
 
+pub mod admin_port;
 pub mod config;
 pub mod event;
 pub mod health;

@@ -129,7 +129,9 @@ impl World {
     /// The API's command with this world's settings but without a port.
     #[must_use]
     pub fn api_command(&self) -> Command {
-        self.command("user-activity-api")
+        let mut command = self.command("user-activity-api");
+        command.env("API_ADMIN_PORT", "0");
+        command
     }
 
     /// The worker's command with this world's settings but without a port.

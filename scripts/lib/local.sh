@@ -90,11 +90,12 @@ ports_asked_for_twice() {
   twice=$(
     {
       printf '%s\n' "$PORT" "$REDIS_PORT" "$KAFKA_PORT" "$((KAFKA_PORT + 1))"
+      [ "$API_ADMIN_PORT" = 0 ] || printf '%s\n' "$API_ADMIN_PORT"
       for ((i = 1; i <= $1; i++)); do printf '%s\n' $((ADMIN_PORT + i - 1)); done
     } | sort -n | uniq -d | tr '\n' ' '
   )
   [ -z "$twice" ] || printf '%s\n' \
-    "two parts would have port ${twice% }: PORT, REDIS_PORT, KAFKA_PORT, KAFKA_PORT + 1 and, for each worker, ADMIN_PORT and up must differ"
+    "two parts would have port ${twice% }: PORT, API_ADMIN_PORT, REDIS_PORT, KAFKA_PORT, KAFKA_PORT + 1 and, for each worker, ADMIN_PORT and up must differ"
 }
 
 # start_unless_running NAME PORT COMMAND…

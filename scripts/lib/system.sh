@@ -17,11 +17,14 @@ load_settings() {
     done <"$ROOT/.env"
   fi
   export PORT=${PORT:-3000} ADMIN_PORT=${ADMIN_PORT:-3001}
+  # Its default is the port of a second worker on this machine.
+  export API_ADMIN_PORT=${API_ADMIN_PORT:-0}
   export KAFKA_PORT=${KAFKA_PORT:-9092} REDIS_PORT=${REDIS_PORT:-6379}
   local name
   for name in PORT ADMIN_PORT KAFKA_PORT REDIS_PORT; do
     whole_number "$name" "${!name}" 1 65534
   done
+  whole_number API_ADMIN_PORT "$API_ADMIN_PORT" 0 65534
 }
 
 # take_setting LINE: exports NAME=VALUE, NAME="VALUE" or NAME='VALUE', unless NAME is set. A comment behind it, after

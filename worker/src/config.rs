@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use common::admin_port::AdminPort;
 use common::config::{
     Checks, ConfigErrors, KafkaArgs, KafkaSettings, ProcessArgs, RedisArgs, RedisSettings, TraceArgs, TraceSettings,
     duration, millis, one_of, range, text,
@@ -113,10 +114,8 @@ pub struct Config {
     pub name: String,
     /// The group.
     pub consumer: ConsumerSettings,
-    /// Port of its health, 0 for a free one.
-    pub admin_port: u16,
-    /// Whether nobody asked for that port.
-    pub admin_port_is_default: bool,
+    /// Port for whoever watches over it.
+    pub admin_port: AdminPort,
     /// Address of its health.
     pub bind_address: IpAddr,
     /// Which events to log.
@@ -146,7 +145,6 @@ impl Config {
     /// Everything that is wrong.
     pub fn check(cli: &Cli) -> Result<Self, ConfigErrors> {
         let (mut checks, worker) = (Checks::default(), &cli.worker);
-        let admin_port = worker.admin_port.as_deref().filter(|raw| !raw.is_empty());
         let config = Self {
             name: worker.worker_name.as_deref().map_or_else(default_name, |raw| checks.take("WORKER_NAME", raw, name)),
             consumer: ConsumerSettings {
@@ -157,9 +155,7 @@ impl Config {
                     session_timeout,
                 ),
             },
-            admin_port: admin_port
-                .map_or(DEFAULT_ADMIN_PORT, |raw| checks.take("ADMIN_PORT", raw, range(0..=u16::MAX))),
-            admin_port_is_default: admin_port.is_none(),
+            admin_port: AdminPort::check(&mut checks, "ADMIN_PORT", worker.admin_port.as_deref(), DEFAULT_ADMIN_PORT),
             bind_address: checks.address("BIND_ADDRESS", &worker.bind_address),
             event_log: checks.take("EVENT_LOG", &worker.event_log, one_of(&EventLogMode::WORDS)),
             breaker: worker.breaker(&mut checks),
@@ -242,7 +238,7 @@ mod tests {
     fn defaults_are_those_of_the_services_it_replaces() {
         let config = with(&[]).unwrap();
         assert_eq!(config.consumer.group, "user-activity-consumer-group");
-        assert_eq!((config.admin_port, config.admin_port_is_default), (3001, true));
+        assert_eq!(config.admin_port.number, 3001);
         assert!(!config.name.contains(' '));
     }
 

@@ -30,7 +30,6 @@ pub mod traces;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use common::kafka::{TopicError, create_topics, topic_retention};
 use common::shutdown::Shutdown;
 use common::traces::Traces;
@@ -44,21 +43,12 @@ use crate::status::Status;
 const NAME: &str = "user-activity-worker";
 const TOPIC_RETRY: Duration = Duration::from_secs(1);
 
-/// Takes the port of the admin interface. A default port that is busy is no reason not to work: then a free one.
+/// Takes the port of the admin interface.
 ///
 /// # Errors
 /// When a port that was asked for can't be had, with the address and what to do.
 pub async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
-    let listener = TcpListener::bind((config.bind_address, config.admin_port)).await;
-    match listener {
-        Err(error) if config.admin_port_is_default && error.kind() == std::io::ErrorKind::AddrInUse => {
-            log::info!("ADMIN_PORT {} is busy: taking a free one", config.admin_port);
-            Ok(TcpListener::bind((config.bind_address, 0)).await?)
-        }
-        listener => listener.with_context(|| {
-            format!("can't listen on {}:{}; set ADMIN_PORT to a free port or 0", config.bind_address, config.admin_port)
-        }),
-    }
+    config.admin_port.bind(config.bind_address).await.map_err(anyhow::Error::msg)
 }
 
 /// Works until `shutdown` is cancelled, then finishes what is in flight and leaves the group. Kafka and Redis need not

@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     };
     config.log.start();
     let result = match &cli.command {
-        Some(Command::Healthcheck(args)) => return probe::run(config.admin_port, args).into(),
+        Some(Command::Healthcheck(args)) => return probe::run(config.admin_port.number, args).into(),
         Some(Command::Positions(command)) => run(positions::run(&config, command)),
         Some(Command::DeadLetters(command)) => run(dead_letters::run(&config, command)),
         Some(Command::Verify(args)) => match run(verify::run(&config, args)) {

@@ -1,12 +1,9 @@
 //! `/api/activities`, the paths of an older service: `POST` is the same as `POST /events/generate`, `GET` a page of the
 //! same list in an envelope.
 
-use std::sync::Arc;
-
 use serde::Serialize;
 use serde_json::value::RawValue;
 use warp::http::header::{CONTENT_TYPE, HeaderValue, LINK};
-use warp::{Filter, Rejection, Reply};
 
 use super::processed::{Request, whole};
 use crate::App;
@@ -26,17 +23,7 @@ struct Pagination {
     has_more: bool,
 }
 
-pub(super) fn route(
-    app: &Arc<App>,
-) -> impl Filter<Extract = (warp::reply::Response,), Error = Rejection> + Clone + use<> {
-    warp::path!("api" / "activities")
-        .and(super::get())
-        .and(super::query())
-        .and(super::with(app))
-        .then(async |query: String, app: Arc<App>| page(&app, &query).await.unwrap_or_else(Reply::into_response))
-}
-
-async fn page(app: &App, query: &str) -> Result<warp::reply::Response, Problem> {
+pub(super) async fn page(app: &App, query: &str) -> Result<warp::reply::Response, Problem> {
     let request = Request::parse(app, query)?;
     let (page, limit) = request.page(app).await?;
     let next_cursor = page.next.as_ref().map(|next| next.encode(&request.query));

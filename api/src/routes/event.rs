@@ -1,15 +1,14 @@
 //! `GET /events/{eventId}`: one event, and how it was processed. With `wait`, as soon as it is.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use common::event::EventId;
 use common::store::{Origin, StoreError};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
+use warp::Reply;
 use warp::http::Response;
 use warp::http::header::{CONTENT_TYPE, HeaderValue};
-use warp::{Filter, Rejection, Reply};
 
 use crate::problem::Problem;
 use crate::query::Parameters;
@@ -25,24 +24,7 @@ struct Processing<'a> {
     worker: &'a str,
 }
 
-pub(super) fn route(
-    app: &Arc<App>,
-) -> impl Filter<Extract = (warp::reply::Response,), Error = Rejection> + Clone + use<> {
-    warp::path!("events" / String)
-        // A path that has a resource of its own is not an eventId, whatever the method.
-        .and_then(async |id: String| match &*id {
-            "generate" | "batch" | "processed" | "stream" => Err(warp::reject::not_found()),
-            _ => Ok(id),
-        })
-        .and(super::get())
-        .and(super::query())
-        .and(super::with(app))
-        .then(async |id: String, query: String, app: Arc<App>| {
-            show(&app, &id, &query).await.unwrap_or_else(Reply::into_response)
-        })
-}
-
-async fn show(app: &App, id: &str, query: &str) -> Result<warp::reply::Response, Problem> {
+pub(super) async fn show(app: &App, id: &str, query: &str) -> Result<warp::reply::Response, Problem> {
     let id = percent_decode_str(id).decode_utf8().map_err(|_| Problem::UnknownEvent)?;
     let wait = Parameters::parse(query, &["wait"], &[])?.one("wait", wait)?;
     // What can't be an id is not waited for.

@@ -1,15 +1,14 @@
 //! `POST /events/generate` (and `POST /api/activities`): one event in, 201 once the brokers have it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Buf;
 use common::event::{EventId, UserEvent, push_string};
 use futures::Stream;
 use serde::Serialize;
+use warp::Reply;
 use warp::http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
 use warp::http::{HeaderMap, Response, StatusCode};
-use warp::{Filter, Rejection, Reply};
 
 use crate::body::{Kind, Limits};
 use crate::idempotency::{IdempotencyKey, earlier};
@@ -28,18 +27,7 @@ struct Valid {
     message: &'static str,
 }
 
-pub(super) fn route(
-    app: &Arc<App>,
-) -> impl Filter<Extract = (warp::reply::Response,), Error = Rejection> + Clone + use<> {
-    let paths = warp::path!("events" / "generate").or(warp::path!("api" / "activities")).unify();
-    paths.and(super::posted(app)).and(warp::body::stream()).then(
-        async |query: String, app: Arc<App>, caller, headers, body| {
-            generate(&app, &query, &caller, &headers, body).await.unwrap_or_else(Reply::into_response)
-        },
-    )
-}
-
-async fn generate<B: Buf, E>(
+pub(super) async fn generate<B: Buf, E>(
     app: &App,
     query: &str,
     caller: &Caller,

@@ -4,12 +4,11 @@
 //! took an outage for an empty topic would remove the workers that are needed right after it.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use common::store::{LiveWorker, PartitionLag};
 use serde::Serialize;
+use warp::Reply;
 use warp::reply::Response;
-use warp::{Filter, Rejection, Reply};
 
 use crate::App;
 use crate::problem::Problem;
@@ -47,14 +46,11 @@ struct Partition<'a> {
     worker: Option<&'a str>,
 }
 
-pub(super) fn route(app: &Arc<App>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + use<> {
-    warp::path!("lag").and(super::get()).and(super::with(app)).then(async |app: Arc<App>| {
-        let workers = app.store.live_workers().await;
-        let topics = &app.config.kafka.topics;
-        workers.map_err(Problem::Store).map_or_else(Reply::into_response, |workers| {
-            warp::reply::json(&lag(&topics.events, topics.partitions, &workers)).into_response()
-        })
-    })
+/// What the workers say of it.
+pub(super) async fn show(app: &App) -> Result<Response, Problem> {
+    let workers = app.store.live_workers().await.map_err(Problem::Store)?;
+    let topics = &app.config.kafka.topics;
+    Ok(warp::reply::json(&lag(&topics.events, topics.partitions, &workers)).into_response())
 }
 
 /// `configured` is how many partitions the topic was to be created with, for as long as no worker says how many it has.

@@ -3,31 +3,18 @@
 //! The port is open to clients, and debug lines cost time and may say more than clients should cause: without keys there
 //! is nobody who could be told from them, so the route is closed. With keys the server has asked for the scope `admin`.
 
-use std::sync::Arc;
-
 use bytes::Buf;
 use common::telemetry::{LONGEST_LEVEL, set_level};
 use futures::Stream;
+use warp::Reply;
 use warp::http::HeaderMap;
 use warp::reply::Response;
-use warp::{Filter, Rejection, Reply};
 
 use crate::App;
 use crate::body::{self, Limits};
 use crate::problem::Problem;
 
-pub(super) fn route(app: &Arc<App>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + use<> {
-    warp::path!("log-level")
-        .and(warp::put())
-        .and(super::with(app))
-        .and(warp::header::headers_cloned())
-        .and(warp::body::stream())
-        .then(async |app: Arc<App>, headers, body| {
-            log_level(&app, &headers, body).await.unwrap_or_else(Reply::into_response)
-        })
-}
-
-async fn log_level<B: Buf, E>(
+pub(super) async fn log_level<B: Buf, E>(
     app: &App,
     headers: &HeaderMap,
     body: impl Stream<Item = Result<B, E>> + Send + 'static,

@@ -9,9 +9,9 @@ use common::store::{Cursor, Page, Query, ReadAhead, StoreError, Walk};
 use futures::stream::{Stream, try_unfold};
 use log::Level;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use warp::Reply;
 use warp::http::header::{CONTENT_TYPE, HeaderValue, LINK, VARY};
 use warp::http::{HeaderMap, Method, Response};
-use warp::{Filter, Rejection, Reply};
 
 use crate::App;
 use crate::format::{Format, Writer};
@@ -94,21 +94,7 @@ impl Request {
     }
 }
 
-pub(super) fn route(
-    app: &Arc<App>,
-) -> impl Filter<Extract = (warp::reply::Response,), Error = Rejection> + Clone + use<> {
-    warp::path!("events" / "processed")
-        .and(super::get())
-        .and(warp::method())
-        .and(super::query())
-        .and(warp::header::headers_cloned())
-        .and(super::with(app))
-        .then(async |method: Method, query: String, headers, app: Arc<App>| {
-            list(&app, &method, &query, &headers).await.unwrap_or_else(Reply::into_response)
-        })
-}
-
-async fn list(
+pub(super) async fn list(
     app: &Arc<App>,
     method: &Method,
     query: &str,

@@ -13,11 +13,12 @@ use common::store::{Entry, Query, Seen, StoreError, TailPosition};
 use futures::stream::poll_fn;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
+use warp::Reply;
+use warp::http::HeaderMap;
 use warp::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
-use warp::http::{HeaderMap, Method};
-use warp::{Filter, Rejection, Reply};
 
 use crate::App;
+use crate::keys::Scope;
 use crate::problem::Problem;
 use crate::query::Parameters;
 use crate::tail::{Frame, events_of, frame, numbered, portions};
@@ -46,20 +47,7 @@ enum End {
     Store(#[source] StoreError),
 }
 
-pub(super) fn route(
-    app: &Arc<App>,
-) -> impl Filter<Extract = (warp::reply::Response,), Error = Rejection> + Clone + use<> {
-    warp::path!("events" / "stream")
-        .and(warp::get())
-        .and(super::query())
-        .and(warp::header::headers_cloned())
-        .and(super::with(app))
-        .then(async |query: String, headers, app: Arc<App>| {
-            open(&app, &query, &headers).await.unwrap_or_else(Reply::into_response)
-        })
-}
-
-async fn open(app: &Arc<App>, query: &str, headers: &HeaderMap) -> Result<warp::reply::Response, Problem> {
+pub(super) async fn open(app: &Arc<App>, query: &str, headers: &HeaderMap) -> Result<warp::reply::Response, Problem> {
     let query = Parameters::parse(query, &["userId", "eventType", "from", "to"], &["eventType"])?.query(&app.types)?;
     let resumed = last_event_id(headers)?;
     // Kept as long as the body, and so about as long as the connection.
@@ -148,7 +136,7 @@ impl Reader {
     /// Says that the stream lives, if it may: a key that was taken away opens nothing any more.
     async fn beat(&self) -> Result<(), End> {
         let keys = self.app.keys.as_ref();
-        if keys.is_some_and(|keys| keys.admit(&Method::GET, "/events/stream", &self.key).is_err()) {
+        if keys.is_some_and(|keys| keys.admit(Scope::Read, &self.key).is_err()) {
             return Err(End::Shut);
         }
         self.send(format!(": heartbeat\nid: {}\n\n", self.position.encode()).into()).await

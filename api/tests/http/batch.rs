@@ -8,7 +8,7 @@ use tokio::io::AsyncReadExt;
 use warp::http::Response;
 use warp::test::RequestBuilder;
 
-use crate::support::{EVENT, app, problem};
+use crate::support::{EVENT, app, problem, routes};
 
 type Reply = Response<bytes::Bytes>;
 
@@ -23,7 +23,7 @@ fn ndjson(lines: &[&str]) -> RequestBuilder {
 /// The reply, and how many events were published.
 async fn sent(request: RequestBuilder, flags: &[&str]) -> (Reply, usize) {
     let publisher = FakePublisher::default();
-    let reply = request.reply(&api::routes::all(&app(publisher.clone(), flags))).await;
+    let reply = request.reply(&routes(&app(publisher.clone(), flags))).await;
     (reply, publisher.published().len())
 }
 
@@ -116,7 +116,7 @@ async fn results_come_as_ndjson_for_who_asks() {
 #[tokio::test]
 async fn what_the_brokers_say_stands_with_each_item() {
     let failing = FakePublisher::failing(PublishError::Unknown("late".into()));
-    let reply = batch(format!("[{EVENT},7]")).reply(&api::routes::all(&app(failing, &[]))).await;
+    let reply = batch(format!("[{EVENT},7]")).reply(&routes(&app(failing, &[]))).await;
     let summary = body(&reply);
     assert_eq!(statuses(&summary), [503, 400]);
     assert_eq!((&summary["results"][0]["outcome"], &summary["accepted"]), (&json!("unknown"), &json!(0)));

@@ -13,12 +13,12 @@ use serde_json::{Value, json};
 use warp::http::Response;
 use warp::test::RequestBuilder;
 
-use crate::support::{EVENT, app, problem};
+use crate::support::{EVENT, app, problem, routes};
 
 type Reply = Response<Bytes>;
 
 async fn send(app: &Arc<App>, request: RequestBuilder) -> Reply {
-    request.reply(&api::routes::all(app)).await
+    request.reply(&routes(app)).await
 }
 
 fn request(method: &str, path: &str) -> RequestBuilder {

@@ -320,18 +320,79 @@ async fn a_connection_takes_one_request_after_the_other_also_behind_a_refused_on
 }
 
 #[tokio::test]
-async fn one_connection_more_than_the_limit_waits_until_another_ends() {
-    let server = Server::start(app(FakePublisher::default(), &["--http-max-connections", "2"])).await;
+async fn beyond_the_limit_of_connections_probes_are_answered_and_all_others_told_to_come_back() {
+    let publisher = FakePublisher::default();
+    let server = Server::start(app(publisher.clone(), &["--http-max-connections", "2"])).await;
     let mut open = [server.connect().await, server.connect().await];
     for connection in &mut open {
         connection.send(&get("/livez")).await;
         assert_eq!(connection.reply().await.status(), 200);
     }
-    let mut waiting = server.connect().await;
-    waiting.send(&get("/livez")).await;
-    assert!(timeout(MOMENT, waiting.next_reply()).await.is_err(), "it is not served yet");
+    let full = server.reply(&post(EVENT)).await;
+    assert_eq!((full.header("retry-after"), full.header("connection")), ("1", "close"));
+    let refused = full.refusal(503);
+    assert_eq!(refused["type"], "urn:user-activity:problem:too-many-connections");
+    assert!(refused["detail"].as_str().unwrap().contains("all 2 connections (HTTP_MAX_CONNECTIONS)"), "{refused}");
+    assert!(publisher.published().is_empty());
+    assert_eq!(server.reply(&get("/livez")).await.status(), 200);
+    let metrics = server.reply(&get("/metrics")).await;
+    let text = String::from_utf8(metrics.body).unwrap();
+    assert!(text.contains("user_activity_http_connections 2\n"), "{text}");
+    assert!(text.contains("user_activity_http_connections_over_limit_total 3\n"), "{text}");
+    // One that says nothing does not keep its place.
+    assert_eq!(server.connect().await.rest().await, "");
     drop(open);
-    assert_eq!(waiting.reply().await.status(), 200);
+    let again = async { while server.reply(&post(EVENT)).await.status() != 201 {} };
+    timeout(PATIENCE, again).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_admin_port_has_what_watches_over_the_process_and_nothing_else() {
+    let (app, _file) = guarded(&FakePublisher::default(), &["--rate-limit", "1"]);
+    let listener = listener();
+    let address = listener.local_addr().unwrap();
+    let serving = tokio::spawn(api::server::serve_admin(app, listener));
+    let reply = async |request: &str| {
+        let mut connection = Connection::to(address).await;
+        connection.send(request).await;
+        connection.reply().await
+    };
+    for path in ["/livez", "/metrics", "/livez/"] {
+        assert_eq!(reply(&get(path)).await.status(), 200, "{path}");
+    }
+    assert_eq!(reply(&get("/readyz")).await.status(), 503, "nothing is known of Kafka here");
+    reply(&post(EVENT)).await.refusal(404);
+    reply(&get("/events/processed")).await.refusal(404);
+    serving.abort();
+}
+
+#[tokio::test]
+async fn a_request_names_its_host_once() {
+    let server = Server::start(app(FakePublisher::default(), &[])).await;
+    for hosts in ["", "Host: a\r\nHost: b\r\n"] {
+        let refused = server.reply(&format!("GET /livez HTTP/1.1\r\n{hosts}\r\n")).await.refusal(400);
+        assert!(refused["detail"].as_str().unwrap().contains("Host"), "{refused}");
+    }
+    assert_eq!(server.reply("GET /livez HTTP/1.0\r\n\r\n").await.status(), 200);
+}
+
+#[tokio::test]
+async fn replies_are_kept_by_no_cache_but_the_files_of_the_program_as_they_say() {
+    let server = Server::start(app(FakePublisher::default(), &[])).await;
+    for request in [get("/events/some-id"), get("/nope"), get("/health"), post(EVENT), post("no event")] {
+        assert_eq!(server.reply(&request).await.header("cache-control"), "no-store", "{request}");
+    }
+    assert_eq!(server.reply(&get("/assets/swagger-ui.css")).await.header("cache-control"), "max-age=3600");
+}
+
+#[tokio::test]
+async fn a_slash_behind_a_path_asks_for_the_same_key() {
+    let (app, _file) = guarded(&FakePublisher::default(), &[]);
+    let server = Server::start(app).await;
+    for path in ["/events/generate", "/events/generate/"] {
+        let request = with(&post(EVENT), &format!("X-Api-Key: {KEY}3")).replace("/events/generate", path);
+        server.reply(&request).await.refusal(403);
+    }
 }
 
 #[tokio::test]

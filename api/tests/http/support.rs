@@ -2,11 +2,19 @@
 
 use std::sync::Arc;
 
+use api::keys::Caller;
+use api::route::Route;
 use api::{App, Config};
+use bytes::Bytes;
 use common::kafka::Publisher;
 use common::shutdown::Shutdown;
 use common::store::Store;
+use http_body_util::Full;
 use serde_json::Value;
+use warp::http::Request;
+use warp::path::FullPath;
+use warp::reply::Response;
+use warp::{Filter, Rejection};
 
 pub(crate) const EVENT: &str = r#"{"userId":"u","eventType":"LOGIN"}"#;
 
@@ -22,6 +30,23 @@ pub(crate) fn app_on(redis_url: &str, publisher: impl Publisher, flags: &[&str])
     let config = Config::check(&cli).unwrap();
     let store = Store::new(&config.redis).unwrap();
     Arc::new(App::new(Arc::new(publisher), store, config, Shutdown::new()))
+}
+
+/// Its routes as a filter, for `warp::test`.
+pub(crate) fn routes(app: &Arc<App>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + use<> {
+    let app = Arc::clone(app);
+    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
+    let head = warp::method().and(warp::path::full()).and(query).and(warp::header::headers_cloned());
+    head.and(warp::body::bytes()).then(move |method, path: FullPath, query: String, headers, body| {
+        let app = Arc::clone(&app);
+        let (mut head, ()) = Request::new(()).into_parts();
+        (head.method, head.headers) = (method, headers);
+        head.uri = format!("{}?{query}", path.as_str()).parse().unwrap();
+        async move {
+            let route = Route::of(&head.method, head.uri.path());
+            api::routes::answer(&app, route, &Caller::default(), &head, Full::<Bytes>::new(body)).await
+        }
+    })
 }
 
 /// The body of a reply that is not a success, once its shape is checked.

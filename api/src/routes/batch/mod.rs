@@ -18,9 +18,9 @@ use futures::stream::{self, BoxStream, poll_fn};
 use futures::{Stream, StreamExt};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
+use warp::Reply;
 use warp::http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use warp::http::{HeaderMap, StatusCode};
-use warp::{Filter, Rejection, Reply};
 
 use self::items::{Item, array, lines};
 use crate::body::{self, Kind, Limits};
@@ -78,20 +78,10 @@ struct Context {
     _share: Option<Share>,
 }
 
-pub(super) fn route(
+pub(super) async fn batch<B: Buf, E>(
     app: &Arc<App>,
-) -> impl Filter<Extract = (warp::reply::Response,), Error = Rejection> + Clone + use<> {
-    warp::path!("events" / "batch").and(super::posted(app)).and(warp::body::stream()).then(
-        async |query: String, app: Arc<App>, caller, headers, body| {
-            batch(app, &query, caller, &headers, body).await.unwrap_or_else(Reply::into_response)
-        },
-    )
-}
-
-async fn batch<B: Buf, E>(
-    app: Arc<App>,
     query: &str,
-    caller: Caller,
+    caller: &Caller,
     headers: &HeaderMap,
     body: impl Stream<Item = Result<B, E>> + Send + 'static,
 ) -> Result<warp::reply::Response, Problem> {
@@ -110,7 +100,7 @@ async fn batch<B: Buf, E>(
         }
     };
     let (key, validate_only) = (IdempotencyKey::of(headers)?, validate_only(query)?);
-    let context = Context { key, validate_only, caller, app, _share: share };
+    let context = Context { key, validate_only, caller: caller.clone(), app: Arc::clone(app), _share: share };
     let mut results = Box::pin(results(context, items).peekable());
     if results.as_mut().peek().await.is_none() {
         return Err(Problem::EmptyBatch);
