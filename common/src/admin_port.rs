@@ -32,7 +32,7 @@ impl AdminPort {
         let Self { number, setting, is_default } = self;
         let listener = match TcpListener::bind((address, number)).await {
             Err(error) if is_default && error.kind() == ErrorKind::AddrInUse => {
-                log::info!("{setting} {number} is busy: taking a free one");
+                log::info!("port {number} is busy, taking a free one; {setting} sets it");
                 TcpListener::bind((address, 0)).await
             }
             listener => listener,

@@ -104,6 +104,15 @@ impl Process {
         MemoryWatch { process: self, before }
     }
 
+    /// The most that the process has had in memory so far, in MiB.
+    ///
+    /// # Panics
+    /// When the process has ended.
+    #[must_use]
+    pub fn peak_memory(&self) -> u64 {
+        self.memory("VmHWM:") / 1024
+    }
+
     /// A line of its status, in KiB.
     fn memory(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("a running process");

@@ -136,16 +136,16 @@ async fn everything(
     query: &Query,
     format: Format,
 ) -> Result<warp::reply::Response, Problem> {
-    let mut walk = Walk::new(&app.store, query, None, true);
-    if walk.ends_within(SHORT).await.map_err(Problem::Store)? {
-        let events = walk.step(SHORT).await.map_err(Problem::Store)?.unwrap_or_default();
-        return whole(app, Writer::whole(format, &events));
+    let short = app.store.page(query, None, SHORT).await.map_err(Problem::Store)?;
+    if short.next.is_none() {
+        return whole(app, Writer::whole(format, &short.events));
     }
+    drop(short);
     if method == Method::HEAD {
         return Ok(warp::reply().into_response());
     }
     let turn = turn(app).await?;
-    let mut list = ReadAhead::from(walk);
+    let mut list = ReadAhead::from(Walk::new(&app.store, query, None, true));
     let first = list.step().await.map_err(Problem::Store)?;
     let (pieces, written) = mpsc::channel(1);
     let mut reader = Reader { pieces, behind: Duration::ZERO, app: Arc::clone(app) };

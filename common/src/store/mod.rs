@@ -35,8 +35,9 @@ mod trim;
 mod workers;
 mod write;
 
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
+
+use tokio::sync::Semaphore;
 
 use self::connection::Lane;
 pub use self::connection::StoreError;
@@ -64,8 +65,8 @@ pub struct Store {
     tail: Vec<Lane>,
     retention: Duration,
     user_index: UserIndex,
-    /// Bodies that the next page fetches at a time, by the size of those that were fetched last.
-    portion: AtomicUsize,
+    /// Turns at reading a page: each holds up to its bytes, and Redis answers one after the other anyway.
+    pages: Semaphore,
 }
 
 impl Store {
@@ -85,7 +86,7 @@ impl Store {
             tail: (0..waiting).map(|_| lane()).collect::<Result<_, _>>()?,
             retention: settings.retention,
             user_index: settings.user_index,
-            portion: AtomicUsize::new(read::FIRST_BODIES),
+            pages: Semaphore::new(read::PAGES),
         })
     }
 

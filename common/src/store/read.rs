@@ -6,9 +6,9 @@
 use std::array;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use futures::future::try_join_all;
 use tokio::sync::mpsc::{self, error::TryRecvError};
 use tokio::task::JoinHandle;
 
@@ -22,12 +22,12 @@ use crate::event::Timestamp;
 const SCAN_BUDGET: usize = 10_000;
 /// Rows that a page asks of the indexes at a time, at least, where its own number of them was not enough.
 const SCAN_STEP: usize = 500;
-/// Bytes of events that end a page.
-const PAGE_BYTES: usize = 4 * 1024 * 1024;
-/// Bodies that are fetched in one exchange, at most: they may all be of the largest size.
-const MOST_BODIES: usize = 250;
-/// As many are fetched while nothing is known of their size.
-pub(super) const FIRST_BODIES: usize = 16;
+/// Bytes of bodies that a page has, unless its first event alone has more.
+const PAGE_BYTES: usize = 1024 * 1024;
+/// Pages that are read at a time.
+pub(super) const PAGES: usize = 16;
+/// Bodies that are fetched in one exchange, at most.
+const MOST_BODIES: usize = 500;
 /// Rows that a [`ReadAhead`] takes from the indexes at a time: their entries come in about 64 KiB, which is what Redis writes
 /// to a connection before it executes what else has come over it. Behind larger replies it goes on to execute and stops
 /// to write, and then has nothing to do while we read all that at once.
@@ -84,10 +84,9 @@ impl List {
     }
 
     /// The JSON of those events that are asked for.
-    async fn events(&self, rows: &[Row]) -> Result<Step, StoreError> {
+    async fn events(&self, rows: &[Row]) -> Result<Vec<Bytes>, StoreError> {
         let bodies = self.store.bodies(self.lane(), rows).await?;
-        let (rows, bytes) = (rows.len(), size(&bodies));
-        Ok(Step { rows, bytes, events: bodies.into_iter().flatten().filter(|json| self.admits(json)).collect() })
+        Ok(bodies.into_iter().flatten().filter(|json| self.admits(json)).collect())
     }
 
     fn lane(&self) -> &Lane {
@@ -95,24 +94,15 @@ impl List {
     }
 }
 
-/// What some rows gave.
-#[derive(Debug, PartialEq, Eq)]
-struct Step {
-    /// How many they were.
-    rows: usize,
-    /// What was fetched for them, admitted or not.
-    bytes: usize,
-    events: Vec<Bytes>,
-}
-
-fn size(bodies: &[Option<Bytes>]) -> usize {
-    bodies.iter().flatten().map(Bytes::len).sum()
-}
-
-/// How many bodies to fetch next, so that about `target` bytes come, where `rows` rows had `bytes`. Never more than twice
-/// as many as `before`: rows that are all large may follow those that are all small.
-fn portion(target: usize, before: usize, rows: usize, bytes: usize) -> usize {
-    (target * rows).checked_div(bytes).unwrap_or(MOST_BODIES).clamp(1, 2 * before).min(MOST_BODIES)
+/// How many of these bodies, of so many bytes each, fit into `room`; one at least, if there is any.
+fn fitting<'a>(sizes: impl Iterator<Item = &'a usize>, room: usize) -> usize {
+    let mut bytes = 0;
+    let fits = |size: &&usize| {
+        let first = bytes == 0;
+        bytes += (**size).max(1);
+        first || bytes <= room
+    };
+    sizes.take(MOST_BODIES).take_while(fits).count()
 }
 
 /// A walk over a list, a few rows at a time. Every row that was there at its start is visited once; one that is inserted
@@ -152,16 +142,12 @@ impl Walk {
     /// [`StoreError`] when Redis has no good answer.
     pub async fn step(&mut self, limit: usize) -> Result<Option<Vec<Bytes>>, StoreError> {
         let rows = self.next_rows(limit).await?;
-        if rows.is_empty() { Ok(None) } else { Ok(Some(self.list.events(&rows).await?.events)) }
+        if rows.is_empty() { Ok(None) } else { Ok(Some(self.list.events(&rows).await?)) }
     }
 
-    /// Whether the list ends within the next `limit` rows. Fetches no body.
-    ///
-    /// # Errors
-    /// [`StoreError`] when Redis has no good answer.
-    pub async fn ends_within(&mut self, limit: usize) -> Result<bool, StoreError> {
-        self.fill(limit + 1).await?;
-        Ok(self.merged.len() <= limit)
+    async fn has_ended(&mut self) -> Result<bool, StoreError> {
+        self.fill(1).await?;
+        Ok(self.merged.is_empty())
     }
 
     fn all_is_merged(&self) -> bool {
@@ -171,6 +157,12 @@ impl Walk {
     async fn next_rows(&mut self, limit: usize) -> Result<Vec<Row>, StoreError> {
         self.fill(limit).await?;
         Ok(self.take(limit))
+    }
+
+    async fn next_sized_rows(&mut self, limit: usize) -> Result<Vec<SizedRow>, StoreError> {
+        let rows = self.next_rows(limit).await?;
+        let sizes = self.list.store.sizes(self.list.lane(), rows.iter()).await?;
+        Ok(rows.into_iter().zip(sizes).collect())
     }
 
     /// Reads the indexes until so many rows are at hand, if there are so many.
@@ -248,28 +240,29 @@ impl Walk {
 /// The rest of a [`Walk`], read before it is asked for: the indexes by a task, and the bodies of some steps at a time.
 pub struct ReadAhead {
     list: Arc<List>,
-    merged: mpsc::Receiver<Result<Vec<Row>, StoreError>>,
-    rows: VecDeque<Row>,
+    merged: mpsc::Receiver<Result<Vec<SizedRow>, StoreError>>,
+    rows: VecDeque<SizedRow>,
     /// No rows come any more.
     ended: bool,
-    steps: VecDeque<JoinHandle<Result<Step, StoreError>>>,
-    /// Rows of the next step.
-    portion: usize,
+    steps: VecDeque<JoinHandle<Result<Vec<Bytes>, StoreError>>>,
 }
+
+/// A row and the bytes of its body.
+type SizedRow = (Row, usize);
 
 impl From<Walk> for ReadAhead {
     fn from(walk: Walk) -> Self {
         let (sender, merged) = mpsc::channel(1);
         let list = Arc::clone(&walk.list);
         tokio::spawn(merge_ahead(walk, sender));
-        Self { list, merged, rows: VecDeque::new(), ended: false, steps: VecDeque::new(), portion: FIRST_BODIES }
+        Self { list, merged, rows: VecDeque::new(), ended: false, steps: VecDeque::new() }
     }
 }
 
 /// Ends with a failure, when nobody reads on, or with the list: then no rows are the last that is sent.
-async fn merge_ahead(mut walk: Walk, merged: mpsc::Sender<Result<Vec<Row>, StoreError>>) {
+async fn merge_ahead(mut walk: Walk, merged: mpsc::Sender<Result<Vec<SizedRow>, StoreError>>) {
     loop {
-        let rows = walk.next_rows(ROWS_AHEAD).await;
+        let rows = walk.next_sized_rows(ROWS_AHEAD).await;
         let goes_on = rows.as_ref().is_ok_and(|rows| !rows.is_empty());
         if merged.send(rows).await.is_err() || !goes_on {
             return;
@@ -278,14 +271,15 @@ async fn merge_ahead(mut walk: Walk, merged: mpsc::Sender<Result<Vec<Row>, Store
 }
 
 impl ReadAhead {
-    /// As [`Walk::step`], of as many rows as fit a step by what was seen of their size.
+    /// As [`Walk::step`], of as many rows as fit a step.
     ///
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn step(&mut self) -> Result<Option<Vec<Bytes>>, StoreError> {
         while self.steps.len() < BODIES_AHEAD {
-            while self.rows.len() < self.portion && !self.ended && self.take_rows().await? {}
-            let rows: Vec<Row> = self.rows.drain(..self.portion.min(self.rows.len())).collect();
+            while self.rows.len() < MOST_BODIES && !self.ended && self.take_rows().await? {}
+            let count = fitting(self.rows.iter().map(|(_, size)| size), STEP_BYTES);
+            let rows: Vec<Row> = self.rows.drain(..count).map(|(row, _)| row).collect();
             if rows.is_empty() {
                 break;
             }
@@ -293,9 +287,7 @@ impl ReadAhead {
             self.steps.push_back(tokio::spawn(async move { list.events(&rows).await }));
         }
         let Some(first) = self.steps.pop_front() else { return Ok(None) };
-        let step = first.await.map_err(|error| StoreError::Corrupt(error.to_string()))??;
-        self.portion = portion(STEP_BYTES, self.portion, step.rows, step.bytes);
-        Ok(Some(step.events))
+        first.await.map_err(|error| StoreError::Corrupt(error.to_string()))?.map(Some)
     }
 
     /// Whether rows came. Only who has nothing else to give out waits for them.
@@ -339,25 +331,34 @@ impl Store {
         cursor: Option<&Cursor>,
         limit: usize,
     ) -> Result<Page, StoreError> {
+        // The semaphore is never closed.
+        let _turn = self.pages.acquire().await;
         let mut walk = Walk::new(self, query, cursor, false);
         let (mut page, mut scanned, mut bytes) = (Page::default(), 0, 0);
+        // Of the first of the rows that are at hand.
+        let mut sizes = VecDeque::new();
         while page.events.len() < limit && bytes < PAGE_BYTES && scanned < SCAN_BUDGET {
             let (admitted, missing) = (page.events.len(), limit - page.events.len());
             if walk.merged.is_empty() {
                 walk.fill(if scanned == 0 { limit } else { missing.max(SCAN_STEP) }).await?;
             }
-            let most = self.portion.load(Ordering::Relaxed);
             // As many as are missing, if as few of them are left away as of those before.
-            let rows = walk.take((missing * scanned.max(1) / admitted.max(1)).min(most));
+            let wanted = (missing * scanned.max(1) / admitted.max(1)).min(MOST_BODIES);
+            // The size of a single one does not matter: it is fetched in any case.
+            if wanted > 1 && sizes.len() < wanted {
+                let unknown = walk.merged.iter().take(wanted).skip(sizes.len());
+                sizes.extend(self.sizes(&self.read, unknown).await?);
+            }
+            let rows = walk.take(if wanted > 1 { fitting(sizes.iter().take(wanted), PAGE_BYTES - bytes) } else { 1 });
+            sizes.drain(..rows.len().min(sizes.len()));
             if rows.is_empty() {
                 page.next = None;
                 return Ok(page);
             }
             scanned += rows.len();
             let bodies = self.bodies(&self.read, &rows).await?;
-            self.portion.store(portion(PAGE_BYTES, most, rows.len(), size(&bodies)), Ordering::Relaxed);
             for (row, json) in rows.into_iter().zip(bodies) {
-                if page.events.len() == limit || bytes >= PAGE_BYTES {
+                if page.events.len() == limit {
                     return Ok(page);
                 }
                 let json = json.filter(|json| walk.list.admits(json));
@@ -366,7 +367,7 @@ impl Store {
                 page.next = Some(Cursor(row));
             }
         }
-        if walk.ends_within(0).await? {
+        if walk.has_ended().await? {
             page.next = None;
         }
         Ok(page)
@@ -423,6 +424,27 @@ impl Store {
         Ok(replies.chunks(2).map(found).collect())
     }
 
+    /// How many bytes are stored of each row, in order; 0 of one that has no body.
+    async fn sizes(&self, lane: &Lane, rows: impl Iterator<Item = &Row>) -> Result<Vec<usize>, StoreError> {
+        let mut asked: [(Vec<usize>, redis::Pipeline); BUCKETS] = array::from_fn(|_| (Vec::new(), redis::pipe()));
+        let mut count = 0;
+        for (nth, row) in rows.enumerate() {
+            let bucket = row.id.bucket();
+            // One pipeline, where one server has all buckets.
+            let (nths, pipeline) = &mut asked[if lane.is_cluster() { bucket } else { 0 }];
+            nths.push(nth);
+            pipeline.cmd("STRLEN").arg(self.layout.event(bucket, &row.id));
+            count += 1;
+        }
+        let (nths, pipelines): (Vec<_>, Vec<_>) = asked.into_iter().filter(|(nths, _)| !nths.is_empty()).unzip();
+        let answers = try_join_all(pipelines.iter().map(|pipeline| lane.pipeline::<Vec<usize>>(pipeline))).await?;
+        let mut sizes = vec![0; count];
+        for (nth, size) in nths.into_iter().zip(answers).flat_map(|(nths, answer)| nths.into_iter().zip(answer)) {
+            sizes[nth] = size;
+        }
+        Ok(sizes)
+    }
+
     /// The JSON of each row, in order; `None` of one whose body has expired a moment before its entry is trimmed.
     async fn bodies(&self, lane: &Lane, rows: &[Row]) -> Result<Vec<Option<Bytes>>, StoreError> {
         let ids: Vec<&StoredId> = rows.iter().map(|row| &row.id).collect();
@@ -470,7 +492,7 @@ mod tests {
         let list = || Walk::new(&store, &Query::default(), None, true).list;
         let ahead = |merged| {
             let (rows, steps) = (VecDeque::new(), VecDeque::new());
-            ReadAhead { list: list(), merged, rows, ended: false, steps, portion: 10 }
+            ReadAhead { list: list(), merged, rows, ended: false, steps }
         };
         let (sender, merged) = mpsc::channel(1);
         sender.send(Ok(Vec::new())).await.unwrap();
@@ -489,12 +511,12 @@ mod tests {
     }
 
     #[test]
-    fn as_many_bodies_are_fetched_as_fit_by_those_before_and_never_more_than_twice_as_many() {
-        assert_eq!(portion(STEP_BYTES, 200, 50, 50 * 200), 245);
-        assert_eq!(portion(STEP_BYTES, 50, 50, 50 * 200), 100, "twice as many");
-        assert_eq!(portion(STEP_BYTES, 50, 50, 50 * 256 * 1024), 1, "one at least");
-        assert_eq!(portion(PAGE_BYTES, 250, 1, 200), MOST_BODIES);
-        assert_eq!(portion(PAGE_BYTES, 16, 16, 0), 32, "nothing to go by");
+    fn as_many_bodies_are_fetched_as_fit_and_one_at_least() {
+        assert_eq!(fitting([10, 10, 10].iter(), 20), 2);
+        assert_eq!(fitting([30, 10].iter(), 20), 1, "too large by itself");
+        assert_eq!(fitting([0, 30].iter(), 20), 1, "no body, and then one that is too large");
+        assert_eq!(fitting([].iter(), 20), 0);
+        assert_eq!(fitting([1; 2 * MOST_BODIES].iter(), usize::MAX), MOST_BODIES);
     }
 
     #[test]

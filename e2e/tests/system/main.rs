@@ -12,6 +12,7 @@ mod dead_letters;
 mod desk;
 mod events;
 mod fatal_producer;
+mod footprint;
 mod group;
 mod health;
 mod idempotency;
