@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::Duration;
 
-use e2e::{PATIENCE, eventually, redis_server::RedisServer, sample::text, service::Service, sse::Sse, world::World};
+use e2e::{PATIENCE, eventually, redis_server::RedisServer, service::Service, sse::Sse, world::World};
 use flate2::{Compression, write::GzEncoder};
 use futures::future::join_all;
 use reqwest::Method;
@@ -19,9 +19,11 @@ const MOMENT: Duration = Duration::from_secs(2);
 
 const EVENTS: usize = 1_000;
 
+/// An event of 250 KiB, which can be packed to about half of that.
 fn event(number: usize) -> String {
-    let payload = text(250 * 1024 - 200);
-    format!(r#"{{"userId":"user-{}","eventType":"LOGIN","payload":{{"text":{payload}}}}}"#, number % 9)
+    let text: String =
+        std::iter::repeat_with(|| char::from_digit(fastrand::u32(..16), 16).unwrap()).take(250_000).collect();
+    format!(r#"{{"userId":"user-{}","eventType":"LOGIN","payload":{{"text":"{text}"}}}}"#, number % 9)
 }
 
 /// It has not had more memory than it may, and still takes events.
