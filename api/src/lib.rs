@@ -114,9 +114,8 @@ impl App {
     #[must_use]
     pub fn new(publisher: Arc<dyn Publisher>, store: Store, config: Config, draining: Shutdown) -> Self {
         let (store, metrics) = (Arc::new(store), Metrics::new());
-        let budget = config.kafka.queue_kbytes as usize * 1024;
         Self {
-            publisher: Budget::new(publisher, budget, metrics.publishing()),
+            publisher: Budget::new(publisher, metrics.publishing()),
             memory: Memory::new(config.body_budget),
             tail: Tail::new(&store),
             store,
@@ -326,7 +325,7 @@ async fn read_tail(app: Arc<App>) {
 }
 
 async fn keep_metrics(app: Arc<App>) {
-    app.metrics.upkeep().await;
+    tokio::join!(app.metrics.upkeep(), app.publisher.measure());
 }
 
 async fn watch_store(app: Arc<App>) {

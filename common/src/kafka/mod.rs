@@ -5,6 +5,7 @@ mod kafka_rust;
 mod librdkafka;
 mod murmur2;
 mod publisher;
+mod room;
 mod topics;
 
 pub use self::client::{
@@ -14,5 +15,5 @@ pub use self::client::{
 pub use self::kafka_rust::KafkaRustPublisher;
 pub use self::librdkafka::KafkaPublisher;
 pub use self::murmur2::partition_of;
-pub use self::publisher::{Delivered, KafkaBackend, PublishError, Published, Publisher, Unflushed};
+pub use self::publisher::{Delivered, KafkaBackend, Load, PublishError, Published, Publisher, Unflushed};
 pub use self::topics::{TopicError, create_topics, topic_retention};

@@ -35,6 +35,17 @@ pub enum PublishError {
     Unknown(String),
 }
 
+/// What a publisher holds, and what has come of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Records that have no answer yet, whether or not somebody waits for it.
+    pub records: usize,
+    /// Their bytes: key, value and what each takes beside them.
+    pub bytes: usize,
+    /// Bytes of the records that the brokers have acknowledged, ever.
+    pub acknowledged: usize,
+}
+
 /// The answer to a record that was handed over, when it comes.
 pub type Published = BoxFuture<'static, Result<Delivered, PublishError>>;
 
@@ -43,6 +54,11 @@ pub trait Publisher: Send + Sync + 'static {
     /// Hands over one event, `json` being its serialised form. The future ends with the acknowledgement of all in-sync
     /// replicas, or the class of what went wrong.
     fn publish(&self, event: &UserEvent<'_>, json: &[u8]) -> Published;
+
+    /// What it holds. Nothing, if it keeps no record.
+    fn load(&self) -> Load {
+        Load::default()
+    }
 }
 
 /// A [`Publisher`] to real brokers, as the process that owns it sees it.

@@ -26,7 +26,7 @@ use futures::future::BoxFuture;
 
 use self::link::{Link, LinkSettings};
 use self::queue::{Next, Queue};
-use super::publisher::{KafkaBackend, Published, Unflushed};
+use super::publisher::{KafkaBackend, Load, Published, Unflushed};
 use super::{Delivered, Publisher};
 use crate::config::{KafkaSettings, Protocol};
 use crate::event::UserEvent;
@@ -137,6 +137,10 @@ impl Publisher for KafkaRustPublisher {
             Ok(receipt) => Box::pin(receipt.outcome()),
             Err(error) => Box::pin(std::future::ready(Err(error))),
         }
+    }
+
+    fn load(&self) -> Load {
+        self.shared.queue.load()
     }
 }
 

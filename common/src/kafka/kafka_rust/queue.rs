@@ -9,17 +9,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 
-use crate::kafka::{Delivered, PublishError};
+use crate::kafka::room::{Place, Room};
+use crate::kafka::{Delivered, Load, PublishError};
 
 /// What a record gets.
 pub(super) type Outcome = Result<Delivered, PublishError>;
 
 /// Records that may wait, as librdkafka's `queue.buffering.max.messages`.
 const MOST_WAITING: usize = 100_000;
-/// What a record costs beside its bytes.
-const OVERHEAD: usize = 100;
 /// Records of one request.
 const BATCH_RECORDS: usize = 500;
 /// Bytes of one request. A broker packs the records that one request has for a partition into one batch of today's
@@ -35,18 +34,14 @@ pub(super) struct Pending {
     /// A leader that answered with an error may have written it before.
     in_doubt: bool,
     answer: oneshot::Sender<Outcome>,
-    /// Its share of the byte budget; comes back when the record is done with.
-    _room: OwnedSemaphorePermit,
+    place: Place,
 }
 
 impl Pending {
     pub(super) fn answer(self, outcome: Outcome) {
+        self.place.end(outcome.is_ok());
         // Whoever asked may have gone.
         let _ = self.answer.send(outcome);
-    }
-
-    fn weight(&self) -> usize {
-        weight(&self.key, &self.value)
     }
 
     /// Makes the record the caller's to send, unless its time is over. One in doubt is the caller's already.
@@ -78,10 +73,6 @@ impl Pending {
         let error = if self.in_doubt { PublishError::Unknown(why) } else { PublishError::NotAccepted(why) };
         self.answer(Err(error));
     }
-}
-
-fn weight(key: &[u8], value: &[u8]) -> usize {
-    key.len() + value.len() + OVERHEAD
 }
 
 /// The other end of a [`Pending`].
@@ -118,8 +109,7 @@ pub(super) enum Next {
 pub(super) struct Queue {
     state: Mutex<State>,
     changed: Condvar,
-    room: Arc<Semaphore>,
-    bytes: usize,
+    room: Arc<Room>,
 }
 
 #[derive(Default)]
@@ -133,7 +123,7 @@ struct State {
 impl Queue {
     /// Room for `bytes` of records, waiting or on their way.
     pub(super) fn new(bytes: usize) -> Self {
-        Self { state: Mutex::default(), changed: Condvar::new(), room: Arc::new(Semaphore::new(bytes)), bytes }
+        Self { state: Mutex::default(), changed: Condvar::new(), room: Room::new(bytes) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -144,14 +134,12 @@ impl Queue {
     /// Takes a record that must be answered by `deadline`.
     pub(super) fn push(&self, key: &[u8], value: &[u8], deadline: Instant) -> Result<Receipt, PublishError> {
         let refused = |why: &str| PublishError::NotAccepted(why.to_owned());
-        let size = u32::try_from(weight(key, value)).unwrap_or(u32::MAX);
-        let room = Arc::clone(&self.room).try_acquire_many_owned(size);
-        let room = room.map_err(|_| refused("the queue is full (KAFKA_QUEUE_KBYTES)"))?;
+        let (place, _) = self.room.take(key, value)?;
         let (sender, answer) = oneshot::channel();
         let claimed = Arc::new(AtomicBool::new(false));
         let receipt = Receipt { deadline, claimed: Arc::clone(&claimed), answer };
         let (key, value) = (key.to_vec(), value.to_vec());
-        let pending = Pending { key, value, deadline, claimed, in_doubt: false, answer: sender, _room: room };
+        let pending = Pending { key, value, deadline, claimed, in_doubt: false, answer: sender, place };
         let mut state = self.lock();
         if let Some(why) = &state.closed {
             return Err(refused(why));
@@ -227,8 +215,12 @@ impl Queue {
         true
     }
 
+    pub(super) fn load(&self) -> Load {
+        self.room.load()
+    }
+
     fn is_empty(&self) -> bool {
-        self.room.available_permits() == self.bytes
+        self.load().records == 0
     }
 }
 
@@ -236,7 +228,7 @@ impl State {
     fn batch(&mut self, now: Instant) -> Vec<Pending> {
         let (mut batch, mut bytes) = (Vec::new(), 0);
         while let Some(pending) = self.waiting.front() {
-            bytes += pending.weight();
+            bytes += pending.place.bytes;
             if batch.len() == BATCH_RECORDS || (bytes > BATCH_BYTES && !batch.is_empty()) {
                 break;
             }
@@ -281,13 +273,13 @@ mod tests {
     #[test]
     fn the_room_of_a_record_comes_back_when_it_is_done_with() {
         let queue = Queue::new(1_000);
-        let _first = push(&queue, 800, FAR).unwrap();
-        assert!(matches!(push(&queue, 800, FAR), Err(PublishError::NotAccepted(_))));
+        let _first = push(&queue, 700, FAR).unwrap();
+        assert!(matches!(push(&queue, 700, FAR), Err(PublishError::NotAccepted(_))));
         let taken = batch(&queue);
-        assert!(push(&queue, 800, FAR).is_err() && !queue.is_empty(), "a record on its way counts");
+        assert!(push(&queue, 700, FAR).is_err() && !queue.is_empty(), "a record on its way counts");
         drop(taken);
         assert!(queue.is_empty());
-        push(&queue, 800, FAR).unwrap();
+        push(&queue, 700, FAR).unwrap();
     }
 
     #[tokio::test]

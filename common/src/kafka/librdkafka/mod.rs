@@ -2,11 +2,10 @@
 
 mod group_commit;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, ready};
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{Header, Message, OwnedHeaders};
@@ -19,7 +18,8 @@ use tokio::sync::oneshot;
 
 use self::group_commit::{Group, Waiting};
 use super::client::LogContext;
-use super::publisher::{Delivered, KafkaBackend, PublishError, Published, Publisher, Unflushed};
+use super::publisher::{Delivered, KafkaBackend, Load, PublishError, Published, Publisher, Unflushed};
+use super::room::{Place, Room};
 use crate::event::UserEvent;
 use crate::health::Check;
 use crate::mutation::{Mutation, active};
@@ -42,7 +42,7 @@ pub struct KafkaPublisher {
     current: Arc<Current>,
     /// Where a record goes that is not alone.
     groups: Option<mpsc::UnboundedSender<Waiting>>,
-    under_way: Arc<AtomicUsize>,
+    room: Arc<Room>,
 }
 
 impl KafkaPublisher {
@@ -51,8 +51,9 @@ impl KafkaPublisher {
     /// # Errors
     /// When librdkafka refuses the settings.
     pub fn new(config: ClientConfig, topic: &str) -> KafkaResult<Self> {
+        let room = Room::new(queue_bytes(&config));
         let current = Arc::new(Current::new(config)?);
-        Ok(Self { topic: topic.to_owned(), current, groups: None, under_way: Arc::default() })
+        Ok(Self { topic: topic.to_owned(), current, groups: None, room })
     }
 
     /// As [`KafkaPublisher::new`], for settings without a linger: events that come while others are under way wait
@@ -74,13 +75,17 @@ impl KafkaPublisher {
     /// Hands over one record at once and waits for the acknowledgement.
     pub fn send(&self, record: FutureRecord<'_, [u8], [u8]>) -> Published {
         let FutureRecord { topic, partition, payload, key, timestamp, headers } = record;
-        let (ticket, published) = self.ticket(UnderWay::begin(&self.under_way).0);
+        let (place, _) = match self.room.take(key.unwrap_or_default(), payload.unwrap_or_default()) {
+            Ok(taken) => taken,
+            Err(refused) => return Box::pin(ready(Err(refused))),
+        };
+        let (ticket, published) = self.ticket(place);
         let delivery_opaque = Box::new(ticket);
         self.current.hand_over(Record { topic, partition, payload, key, timestamp, headers, delivery_opaque });
         published
     }
 
-    fn ticket(&self, under_way: UnderWay) -> (Ticket, Published) {
+    fn ticket(&self, place: Place) -> (Ticket, Published) {
         let (answer, answered) = oneshot::channel();
         let current = Arc::clone(&self.current);
         let published = async move {
@@ -94,21 +99,24 @@ impl KafkaPublisher {
             }
             result
         };
-        (Ticket { answer, under_way, group: None }, Box::pin(published))
+        (Ticket { answer, place, group: None }, Box::pin(published))
     }
 }
 
 impl Publisher for KafkaPublisher {
     fn publish(&self, event: &UserEvent<'_>, json: &[u8]) -> Published {
+        let (key, timestamp) = (event.user_id.as_str().as_bytes(), event.timestamp.millis());
+        let (place, before) = match self.room.take(key, json) {
+            Ok(taken) => taken,
+            Err(refused) => return Box::pin(ready(Err(refused))),
+        };
         let headers = OwnedHeaders::new_with_capacity(2)
             .insert(Header { key: "event-id", value: Some(event.event_id.as_str()) })
             .insert(Header { key: "event-type", value: Some(event.event_type.as_str()) });
         let headers = traces::inject(headers);
-        let (key, timestamp) = (event.user_id.as_str().as_bytes(), event.timestamp.millis());
-        let (under_way, alone) = UnderWay::begin(&self.under_way);
-        let (ticket, published) = self.ticket(under_way);
+        let (ticket, published) = self.ticket(place);
         match &self.groups {
-            Some(groups) if !alone => {
+            Some(groups) if before > 0 => {
                 let waiting = Waiting { key: key.into(), payload: json.into(), timestamp, headers, ticket };
                 if let Err(SendError(waiting)) = groups.send(waiting) {
                     waiting.ticket.answer(Err(PublishError::NotAccepted("the publisher has ended".into())));
@@ -121,20 +129,30 @@ impl Publisher for KafkaPublisher {
         }
         published
     }
+
+    fn load(&self) -> Load {
+        self.room.load()
+    }
+}
+
+/// The limit of librdkafka's own queue. It weighs a record as less than [`Room`] does, which is therefore full first.
+fn queue_bytes(config: &ClientConfig) -> usize {
+    let kbytes = config.get("queue.buffering.max.kbytes").and_then(|kbytes| kbytes.parse::<usize>().ok());
+    kbytes.map_or(usize::MAX, |kbytes| kbytes.saturating_mul(1024))
 }
 
 /// What comes back with a record's delivery report.
 pub struct Ticket {
     answer: oneshot::Sender<Result<Delivered, PublishError>>,
-    under_way: UnderWay,
+    place: Place,
     group: Option<Arc<Group>>,
 }
 
 impl Ticket {
     fn answer(self, result: Result<Delivered, PublishError>) {
-        let Self { answer, under_way, group } = self;
+        let Self { answer, place, group } = self;
         // Before the answer: what its receiver sends next may be alone.
-        drop(under_way);
+        place.end(result.is_ok());
         // Nobody waits for it where a client has gone.
         drop(answer.send(result));
         if let Some(group) = group {
@@ -151,23 +169,6 @@ impl ProducerContext for LogContext {
             Ok(at) => Ok(Delivered { partition: at.partition(), offset: at.offset() }),
             Err((error, _)) => Err(classify(error, Stage::Sent)),
         });
-    }
-}
-
-/// One of the records that have no answer yet.
-struct UnderWay(Arc<AtomicUsize>);
-
-impl UnderWay {
-    /// Counts one more, and says whether it is the only one.
-    fn begin(count: &Arc<AtomicUsize>) -> (Self, bool) {
-        let before = count.fetch_add(1, Ordering::AcqRel);
-        (Self(Arc::clone(count)), before == 0)
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -254,7 +255,7 @@ impl KafkaBackend for KafkaPublisher {
             let left = deadline.saturating_duration_since(Instant::now());
             self.current.get().flush(left).map_err(|e| Unflushed(e.to_string()))?;
             // Those that wait for their group are not with librdkafka yet.
-            match self.under_way.load(Ordering::Acquire) {
+            match self.room.load().records {
                 0 => return Ok(()),
                 records if left.is_zero() => return Err(Unflushed(format!("{records} records are left"))),
                 _ => std::thread::park_timeout(Duration::from_millis(1)),
@@ -340,10 +341,12 @@ fn classify(error: &KafkaError, stage: Stage) -> PublishError {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
     use rdkafka::client::ClientContext;
     use rdkafka::statistics::Statistics;
 
     use super::*;
+    use crate::event::EventTypes;
 
     #[test]
     fn a_full_queue_was_not_accepted_and_a_time_out_is_unknown() {
@@ -374,6 +377,24 @@ mod tests {
         let answer = tokio::time::timeout(Duration::from_mins(1), held).await.expect("not only by its time-out");
         assert!(matches!(answer, Err(PublishError::Unknown(_))), "{answer:?}");
         drop(sent);
+    }
+
+    #[tokio::test]
+    async fn a_record_is_held_until_librdkafka_gives_it_up_whether_or_not_its_client_waits() {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", "127.0.0.1:9").set("message.timeout.ms", "1000");
+        config.set("queue.buffering.max.kbytes", "1");
+        let publisher = KafkaPublisher::with_group_commit(config, "events").unwrap();
+        let event = UserEvent::from_request(br#"{"userId":"u","eventType":"LOGIN"}"#, &EventTypes::default()).unwrap();
+        let publish = || publisher.publish(&event, &[b' '; 500]);
+        drop(publish());
+        let held = publisher.load();
+        assert!(held.records == 1 && held.bytes > 500, "{held:?}");
+        let refused = publish().now_or_never().unwrap();
+        assert!(matches!(refused, Err(PublishError::NotAccepted(_))), "{refused:?}");
+        while publisher.load() != Load::default() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     #[test]
