@@ -159,6 +159,7 @@ impl Drop for UnderWay<'_> {
 pub(crate) struct Publishing {
     acknowledged: Counter,
     refused: Counter,
+    too_large: Counter,
     not_accepted: Counter,
     unknown: Counter,
     abandoned: Counter,
@@ -171,6 +172,7 @@ impl Publishing {
         Self {
             acknowledged: outcome("acknowledged"),
             refused: outcome("refused"),
+            too_large: outcome("too_large"),
             not_accepted: outcome("not_accepted"),
             unknown: outcome("unknown"),
             abandoned: outcome("abandoned"),
@@ -184,6 +186,7 @@ impl Publishing {
         let outcome = match result {
             Ok(_) => &self.acknowledged,
             Err(PublishError::Refused(_) | PublishError::RefusedTimestamp(_)) => &self.refused,
+            Err(PublishError::TooLarge { .. }) => &self.too_large,
             Err(PublishError::NotAccepted(_)) => &self.not_accepted,
             Err(PublishError::Unknown(_)) => &self.unknown,
         };

@@ -167,6 +167,9 @@ impl Problem {
             Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body-too-large"),
             Self::UnsupportedMediaType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type"),
             Self::HeadersTooLarge(_) => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers-too-large"),
+            Self::Publish { error: PublishError::TooLarge { .. }, .. } => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "publish-too-large")
+            }
             // The brokers won't ever take this record: the service can't do what it is for, trying again is no use.
             Self::Publish { error: PublishError::Refused(_) | PublishError::RefusedTimestamp(_), .. } => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "publish-refused")
@@ -253,6 +256,12 @@ impl Problem {
             Self::Publish { error: PublishError::Refused(_) | PublishError::RefusedTimestamp(_), .. } => {
                 "the brokers refused this event; sending it again won't help".into()
             }
+            Self::Publish { error: PublishError::TooLarge { limit: Some(limit), .. }, .. } => {
+                format!("the event is larger than the topic takes, whose max.message.bytes is {limit}; send a smaller one").into()
+            }
+            Self::Publish { error: PublishError::TooLarge { limit: None, .. }, .. } => {
+                "the event is larger than the topic takes, as its max.message.bytes says; send a smaller one".into()
+            }
             Self::Publish { error: PublishError::NotAccepted(_), .. } => {
                 "the event was not accepted, because too many are waiting for the brokers; send it again later".into()
             }
@@ -282,7 +291,7 @@ impl Problem {
             Self::Publish { error: error @ (PublishError::Refused(_) | PublishError::RefusedTimestamp(_)), .. } => {
                 log::error!(requestId = current(); "{error}")
             }
-            // An outage fails every request; the checks say it once.
+            // An outage fails every request; the checks say it once. What is too large is the client's to correct.
             Self::Publish { error, .. } => log::debug!(requestId = current(); "{error}"),
             Self::Store(error) => log::debug!(requestId = current(); "{error}"),
             _ => {}

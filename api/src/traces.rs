@@ -143,6 +143,7 @@ impl Sending {
                 None
             }
             Err(PublishError::Refused(_) | PublishError::RefusedTimestamp(_)) => Some("refused"),
+            Err(PublishError::TooLarge { .. }) => Some("too_large"),
             Err(PublishError::NotAccepted(_)) => Some("not_accepted"),
             Err(PublishError::Unknown(_)) => Some("unknown"),
         };

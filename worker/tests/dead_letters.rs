@@ -441,7 +441,7 @@ async fn a_letter_that_the_brokers_refuse_is_counted_and_tried_again_by_the_next
     });
     let outcome = outcome.await.unwrap();
     assert_eq!(outcome.tally, Tally { failed: 1, ..tally(2) });
-    assert!(matches!(failed[..], [(1, PublishError::Refused(_))]), "{failed:?}");
+    assert!(matches!(failed[..], [(1, PublishError::TooLarge { .. })]), "{failed:?}");
     assert!(outcome.into_result().is_err());
 
     world.limit_records(world.events(), 50_000, &as_large).await;

@@ -63,7 +63,9 @@ fn of_publishing(path: &str) -> Vec<Problem> {
         let publish =
             |error: fn(String) -> PublishError| Problem::Publish { error: error(String::new()), retry_after: 1 };
         let errors = [PublishError::Refused, PublishError::NotAccepted, PublishError::Unknown].map(publish);
-        errors.into_iter().chain([Problem::KeyReused]).collect()
+        let too_large = PublishError::TooLarge { reason: String::new(), limit: Some(1_048_588) };
+        let too_large = Problem::Publish { error: too_large, retry_after: 1 };
+        errors.into_iter().chain([too_large, Problem::KeyReused]).collect()
     });
     problems
 }

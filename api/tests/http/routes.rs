@@ -175,6 +175,24 @@ async fn a_record_that_the_brokers_refuse_is_a_500_without_their_words() {
 }
 
 #[tokio::test]
+async fn an_event_that_is_too_large_for_the_topic_is_a_413_that_names_its_limit() {
+    for (limit, said) in [(Some(2_000), "max.message.bytes is 2000"), (None, "max.message.bytes")] {
+        let publisher = FakePublisher::failing(PublishError::TooLarge { reason: "internal words".into(), limit });
+        let app = app(publisher, &[]);
+        let reply = send(&app, post(EVENT)).await;
+        let problem = refusal(&reply, 413);
+        assert_eq!(problem["message"], "Failed to publish event");
+        assert!(problem["detail"].as_str().unwrap().contains(said), "{problem}");
+        assert!(!problem.to_string().contains("internal words"), "{problem}");
+        let reply = send(&app, request("GET", "/metrics")).await;
+        let metrics = String::from_utf8_lossy(reply.body()).into_owned();
+        for counted in ["{outcome=\"too_large\"} 1\n", "{outcome=\"refused\"} 0\n"] {
+            assert!(metrics.contains(counted), "somebody's alert must not depend on what clients send: {metrics}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_record_without_acknowledgement_is_a_503_that_says_where_it_may_be() {
     for (error, outcome) in [
         (PublishError::NotAccepted("internal words".into()), "not accepted"),

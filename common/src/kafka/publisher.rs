@@ -24,6 +24,14 @@ pub enum PublishError {
     /// The brokers, or the client on their behalf, will never take this record; the same one need not be tried again.
     #[error("the brokers refused the record: {0}")]
     Refused(String),
+    /// It is larger than its topic takes.
+    #[error("the record is larger than its topic takes, {}: {reason}", max_message_bytes(*limit))]
+    TooLarge {
+        /// What the client or the broker says.
+        reason: String,
+        /// The topic's `max.message.bytes`, if the brokers tell.
+        limit: Option<usize>,
+    },
     /// They will never take it with this timestamp; with another one they may.
     #[error("the brokers refused the record's timestamp: {0}")]
     RefusedTimestamp(String),
@@ -33,6 +41,11 @@ pub enum PublishError {
     /// It may or may not arrive; the time for an acknowledgement is over.
     #[error("the brokers did not acknowledge the record in time: {0}")]
     Unknown(String),
+}
+
+/// The setting of the topic, with its value where that is known.
+fn max_message_bytes(limit: Option<usize>) -> String {
+    limit.map_or_else(|| "max.message.bytes".to_owned(), |limit| format!("max.message.bytes={limit}"))
 }
 
 /// What a publisher holds, and what has come of it.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::{Client, ClientContext};
+use rdkafka::config::ClientConfig;
 use rdkafka::error::KafkaError;
 use rdkafka::producer::{FutureProducer, Producer};
 use rdkafka::types::RDKafkaErrorCode;
@@ -89,22 +90,32 @@ async fn create_missing(
 
 /// `max.message.bytes` of the events' topic.
 async fn max_message_bytes(settings: &KafkaSettings, admin: &AdminClient<LogContext>) -> usize {
-    let value = topic_setting(settings, admin, "max.message.bytes").await;
+    let value = topic_setting(admin, &settings.topics.events, "max.message.bytes", settings.request_timeout).await;
     value.and_then(|bytes| bytes.parse().ok()).unwrap_or(DEFAULT_MAX_MESSAGE_BYTES)
+}
+
+/// `max.message.bytes` of a topic, asked for with the settings of any client; `None` where the brokers don't tell.
+pub(super) async fn largest_record(config: ClientConfig, topic: String) -> Option<usize> {
+    const TIMEOUT: Duration = Duration::from_secs(2);
+    let admin: AdminClient<LogContext> = config.create_with_context(LogContext::default()).ok()?;
+    let value = topic_setting(&admin, &topic, "max.message.bytes", TIMEOUT).await;
+    // Waits for a thread of the client.
+    drop(tokio::task::spawn_blocking(move || drop(admin)));
+    value?.parse().ok()
 }
 
 /// How long the events' topic keeps its records; `None` for ever, or where it can't be asked.
 pub async fn topic_retention(settings: &KafkaSettings, client_id: &str) -> Option<Duration> {
     let admin: AdminClient<LogContext> =
         producer_config(settings, client_id).create_with_context(LogContext::default()).ok()?;
-    let millis: i64 = topic_setting(settings, &admin, "retention.ms").await?.parse().ok()?;
+    let value = topic_setting(&admin, &settings.topics.events, "retention.ms", settings.request_timeout).await;
+    let millis: i64 = value?.parse().ok()?;
     u64::try_from(millis).ok().map(Duration::from_millis)
 }
 
-async fn topic_setting(settings: &KafkaSettings, admin: &AdminClient<LogContext>, name: &str) -> Option<String> {
-    let options = AdminOptions::new().request_timeout(Some(settings.request_timeout));
-    let topic = ResourceSpecifier::Topic(&settings.topics.events);
-    let answer = admin.describe_configs([&topic], &options).await.ok()?;
+async fn topic_setting(admin: &AdminClient<LogContext>, topic: &str, name: &str, timeout: Duration) -> Option<String> {
+    let options = AdminOptions::new().request_timeout(Some(timeout));
+    let answer = admin.describe_configs([&ResourceSpecifier::Topic(topic)], &options).await.ok()?;
     answer.into_iter().next()?.ok()?.get(name)?.value.clone()
 }
 

@@ -213,7 +213,7 @@ async fn records_that_are_too_large_only_together_are_not_refused() {
     let outcomes = join_all(sizes.map(|size| publish(&publisher, "u", size))).await;
     for (size, outcome) in sizes.iter().zip(&outcomes) {
         match size {
-            6_000 => assert!(matches!(outcome, Err(PublishError::Refused(_))), "{outcome:?}"),
+            6_000 => assert!(matches!(outcome, Err(PublishError::TooLarge { .. })), "{outcome:?}"),
             _ => assert!(outcome.is_ok(), "{size}: {outcome:?}"),
         }
     }

@@ -204,7 +204,8 @@ impl Link {
                 Some(Err(code)) => {
                     let why = format!("partition {partition}: {code:?}");
                     match fate(*code) {
-                        Fate::Refused => record.refuse(why),
+                        Fate::TooLarge => record.refuse(why, true),
+                        Fate::Refused => record.refuse(why, false),
                         Fate::NotWritten => left.reject(record, false, why),
                         Fate::InDoubt => left.reject(record, true, why),
                         Fate::Unknown => {
@@ -273,6 +274,8 @@ fn lost(error: kafka::Error) -> Stop {
 /// What a leader's error code for a partition means for its records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
+    /// Larger than the topic takes.
+    TooLarge,
     /// Rejected for their own sake, for good.
     Refused,
     /// Rejected before anything was written; another leader, or the same one later, may take them.
@@ -289,9 +292,8 @@ enum Fate {
 /// (`DelayedProduce`); only the offset in the answer tells the two apart, which the crate drops.
 fn fate(code: KafkaCode) -> Fate {
     match code {
-        KafkaCode::MessageSizeTooLarge
-        | KafkaCode::RecordListTooLarge
-        | KafkaCode::InvalidMessageSize
+        KafkaCode::MessageSizeTooLarge | KafkaCode::RecordListTooLarge => Fate::TooLarge,
+        KafkaCode::InvalidMessageSize
         | KafkaCode::InvalidTopic
         | KafkaCode::InvalidTimestamp
         | KafkaCode::TopicAuthorizationFailed

@@ -58,8 +58,12 @@ impl Pending {
     }
 
     /// The answer of one that a leader has rejected for its own sake.
-    pub(super) fn refuse(self, why: String) {
-        let error = if self.in_doubt { PublishError::Unknown(why) } else { PublishError::Refused(why) };
+    pub(super) fn refuse(self, why: String, too_large: bool) {
+        let error = match (self.in_doubt, too_large) {
+            (true, _) => PublishError::Unknown(why),
+            (false, true) => PublishError::TooLarge { reason: why, limit: None },
+            (false, false) => PublishError::Refused(why),
+        };
         self.answer(Err(error));
     }
 

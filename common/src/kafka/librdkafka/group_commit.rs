@@ -52,13 +52,13 @@ impl Group {
 }
 
 /// Hands over what waits, a group at a time, until nobody can send any more.
-pub(super) async fn run(topic: String, current: Arc<Current>, mut waiting: mpsc::UnboundedReceiver<Waiting>) {
+pub(super) async fn run(current: Arc<Current>, mut waiting: mpsc::UnboundedReceiver<Waiting>) {
     let mut records = Vec::new();
     while waiting.recv_many(&mut records, MOST).await > 0 {
         let group = Arc::new(Group::of(records.len()));
         for (nth, Waiting { key, payload, timestamp, headers, ticket }) in records.drain(..).enumerate() {
             let ticket = Box::new(Ticket { group: Some(Arc::clone(&group)), ..ticket });
-            let record = Record::with_opaque_to(&topic, ticket).key(&*key).payload(&*payload);
+            let record = Record::with_opaque_to(&current.topic, ticket).key(&*key).payload(&*payload);
             current.hand_over(record.timestamp(timestamp).headers(headers));
             if (nth + 1) % TURN == 0 {
                 tokio::task::yield_now().await;

@@ -14,12 +14,13 @@ use rdkafka::producer::{
 };
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::mpsc::{self, error::SendError};
-use tokio::sync::oneshot;
+use tokio::sync::{Mutex as AsyncMutex, oneshot};
 
 use self::group_commit::{Group, Waiting};
 use super::client::LogContext;
 use super::publisher::{Delivered, KafkaBackend, Load, PublishError, Published, Publisher, Unflushed};
 use super::room::{Place, Room};
+use super::topics::largest_record;
 use crate::event::UserEvent;
 use crate::health::Check;
 use crate::mutation::{Mutation, active};
@@ -27,6 +28,9 @@ use crate::traces;
 
 /// A producer is not replaced sooner: each new one connects and logs in to the brokers.
 const SHORTEST_TURN: Duration = Duration::from_secs(1);
+
+/// How long the topic's limit for a record counts as known.
+const LIMIT_LASTS: Duration = Duration::from_secs(10);
 
 /// The longest delivery time-out that can be set.
 const LONGEST_DELIVERY: Duration = Duration::from_mins(5);
@@ -38,7 +42,6 @@ type Record<'a> = BaseRecord<'a, [u8], [u8], Box<Ticket>>;
 /// fatal error (one after which it refuses every record), or when it has lost all brokers
 /// ([`NoBrokers`](super::client::NoBrokers)).
 pub struct KafkaPublisher {
-    topic: String,
     current: Arc<Current>,
     /// Where a record goes that is not alone.
     groups: Option<mpsc::UnboundedSender<Waiting>>,
@@ -52,8 +55,8 @@ impl KafkaPublisher {
     /// When librdkafka refuses the settings.
     pub fn new(config: ClientConfig, topic: &str) -> KafkaResult<Self> {
         let room = Room::new(queue_bytes(&config));
-        let current = Arc::new(Current::new(config)?);
-        Ok(Self { topic: topic.to_owned(), current, groups: None, room })
+        let current = Arc::new(Current::new(config, topic)?);
+        Ok(Self { current, groups: None, room })
     }
 
     /// As [`KafkaPublisher::new`], for settings without a linger: events that come while others are under way wait
@@ -67,7 +70,7 @@ impl KafkaPublisher {
     pub fn with_group_commit(config: ClientConfig, topic: &str) -> KafkaResult<Self> {
         let mut publisher = Self::new(config, topic)?;
         let (groups, waiting) = mpsc::unbounded_channel();
-        tokio::spawn(group_commit::run(topic.to_owned(), Arc::clone(&publisher.current), waiting));
+        tokio::spawn(group_commit::run(Arc::clone(&publisher.current), waiting));
         publisher.groups = Some(groups);
         Ok(publisher)
     }
@@ -97,7 +100,12 @@ impl KafkaPublisher {
             if result.is_err() {
                 current.replace_if_failed();
             }
-            result
+            match result {
+                Err(PublishError::TooLarge { reason, .. }) => {
+                    Err(PublishError::TooLarge { reason, limit: current.largest_record().await })
+                }
+                result => result,
+            }
         };
         (Ticket { answer, place, group: None }, Box::pin(published))
     }
@@ -123,7 +131,7 @@ impl Publisher for KafkaPublisher {
                 }
             }
             _ => {
-                let record = Record::with_opaque_to(&self.topic, Box::new(ticket)).key(key).payload(json);
+                let record = Record::with_opaque_to(&self.current.topic, Box::new(ticket)).key(key).payload(json);
                 self.current.hand_over(record.timestamp(timestamp).headers(headers));
             }
         }
@@ -172,17 +180,37 @@ impl ProducerContext for LogContext {
     }
 }
 
-/// The producer in use, and what a new one is made of.
+/// The producer in use, what a new one is made of, and where it publishes to.
 struct Current {
     config: ClientConfig,
+    topic: String,
+    /// The topic's limit for a record, as last heard.
+    largest: AsyncMutex<Option<(Instant, Option<usize>)>>,
     client: RwLock<Arc<Client>>,
     replaced: Mutex<Option<Instant>>,
 }
 
 impl Current {
-    fn new(config: ClientConfig) -> KafkaResult<Self> {
+    fn new(config: ClientConfig, topic: &str) -> KafkaResult<Self> {
         let client = RwLock::new(Arc::new(config.create_with_context(LogContext::default())?));
-        Ok(Self { config, client, replaced: Mutex::default() })
+        let (largest, replaced) = Default::default();
+        Ok(Self { config, topic: topic.to_owned(), largest, client, replaced })
+    }
+
+    /// The topic's limit for a record. Asked for once in a while: clients must not be able to ask the brokers all the time.
+    async fn largest_record(&self) -> Option<usize> {
+        let mut known = self.largest.lock().await;
+        if let Some((at, limit)) = *known
+            && at.elapsed() < LIMIT_LASTS
+        {
+            return limit;
+        }
+        // In a task of its own, and noted at once: a client that goes away must not make the next one ask again.
+        let asked = tokio::spawn(largest_record(self.config.clone(), self.topic.clone()));
+        *known = Some((Instant::now(), None));
+        let limit = asked.await.ok().flatten();
+        *known = Some((Instant::now(), limit));
+        limit
     }
 
     fn get(&self) -> Arc<Client> {
@@ -237,7 +265,7 @@ impl KafkaBackend for KafkaPublisher {
     fn watch<'a>(&'a self, check: &'a Check, period: Duration) -> BoxFuture<'a, String> {
         Box::pin(async move {
             loop {
-                let (client, topic) = (self.current.for_use(), self.topic.clone());
+                let (client, topic) = (self.current.for_use(), self.current.topic.clone());
                 let refusal = client.context().refusal.clone();
                 let asked = tokio::task::spawn_blocking(move || reachable(&client, &topic)).await;
                 match asked.unwrap_or_else(|e| Err(e.to_string())) {
@@ -317,12 +345,13 @@ fn classify(error: &KafkaError, stage: Stage) -> PublishError {
     let code = error.rdkafka_error_code();
     let text = error.to_string();
     match (code, stage) {
+        (Some(Code::MessageSizeTooLarge | Code::MessageBatchTooLarge), _) => {
+            PublishError::TooLarge { reason: text, limit: None }
+        }
         (Some(Code::InvalidTimestamp), _) => PublishError::RefusedTimestamp(text),
         (
             Some(
-                Code::MessageSizeTooLarge
-                | Code::MessageBatchTooLarge
-                | Code::InvalidMessage
+                Code::InvalidMessage
                 | Code::InvalidMessageSize
                 | Code::InvalidRecord
                 | Code::InvalidRequest
@@ -401,6 +430,8 @@ mod tests {
     fn what_will_never_fit_is_refused_wherever_it_is_found_out() {
         for stage in [Stage::Enqueue, Stage::Sent] {
             let error = KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge);
+            assert!(matches!(classify(&error, stage), PublishError::TooLarge { .. }));
+            let error = KafkaError::MessageProduction(RDKafkaErrorCode::InvalidRecord);
             assert!(matches!(classify(&error, stage), PublishError::Refused(_)));
         }
     }
