@@ -174,9 +174,12 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::select! {
-            () = budget.measure() => {}
-            () = measured => {}
-        }
+        let either = async {
+            tokio::select! {
+                () = budget.measure() => {}
+                () = measured => {}
+            }
+        };
+        tokio::time::timeout(Duration::from_mins(1), either).await.unwrap();
     }
 }

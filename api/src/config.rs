@@ -24,8 +24,10 @@ use crate::keys::KeyFile;
 /// What the HTTP time-out must leave to the delivery time-out: a request must not fail whose event still arrives.
 const DELIVERY_MARGIN: Duration = Duration::from_secs(5);
 const DEFAULT_ADMIN_PORT: u16 = 3002;
+/// What a record takes beside the body that it comes from, at the most: id, time, key and headers.
+const ENVELOPE: usize = 1024;
 /// Bytes that large bodies hold at a time, unless set.
-const BODY_BUDGET: usize = 64 * 1024 * 1024;
+const BODY_MEMORY: usize = 64 * 1024 * 1024;
 const SHORTEST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Accept user activity events over HTTP, and answer once Kafka has them
@@ -94,8 +96,8 @@ struct HttpArgs {
     http_max_batch_items: String,
     /// Bytes that large bodies (above 16KiB), of requests and of pages, hold at a time; the larger of 64MiB and the
     /// largest body when absent
-    #[arg(long, env = "HTTP_BODY_BUDGET", value_name = "SIZE")]
-    http_body_budget: Option<String>,
+    #[arg(long, env = "HTTP_BODY_MEMORY", value_name = "SIZE")]
+    http_body_memory: Option<String>,
     /// Requests a second of one client (an address, or an IPv6 /64 network), or off
     #[arg(long, env = "RATE_LIMIT", default_value = "off", value_name = "N")]
     rate_limit: String,
@@ -150,7 +152,7 @@ pub struct Config {
     /// Most events of a batch.
     pub max_batch_items: usize,
     /// Bytes that large bodies hold at a time.
-    pub body_budget: usize,
+    pub body_memory: usize,
     /// How often a client may come.
     pub rate_limit: RateLimitSettings,
     /// Most connections at a time.
@@ -221,8 +223,8 @@ impl Config {
                 bytes(1024..=256 * 1024 * 1024),
             ),
             max_batch_items: checks.take("HTTP_MAX_BATCH_ITEMS", &http.http_max_batch_items, range(1..=1_000_000)),
-            body_budget: given(&http.http_body_budget)
-                .map_or(0, |raw| checks.take("HTTP_BODY_BUDGET", &raw, bytes(1024..=64 * 1024 * 1024 * 1024))),
+            body_memory: given(&http.http_body_memory)
+                .map_or(0, |raw| checks.take("HTTP_BODY_MEMORY", &raw, bytes(1024..=64 * 1024 * 1024 * 1024))),
             rate_limit: http.rate_limit(&mut checks),
             max_connections: checks.take("HTTP_MAX_CONNECTIONS", &http.http_max_connections, range(1..=1_000_000)),
             redis: cli.redis.check(&mut checks),
@@ -232,15 +234,29 @@ impl Config {
             kafka,
             kafka_client,
         };
-        let largest = config.max_body.max(config.max_batch_body);
-        match config.body_budget {
-            0 => config.body_budget = largest.max(BODY_BUDGET),
-            budget if budget < largest => checks.complain(format!(
-                "HTTP_BODY_BUDGET={budget}: must not be smaller than the largest body (HTTP_MAX_BODY, HTTP_MAX_BATCH_BODY), {largest} bytes",
-            )),
-            _ => {}
-        }
+        config.check_memory(&mut checks);
         checks.finish(config)
+    }
+
+    /// Whether the largest body that is allowed finds room where it is read, and where its record waits.
+    fn check_memory(&mut self, checks: &mut Checks) {
+        let bodies = [("HTTP_MAX_BODY", self.max_body), ("HTTP_MAX_BATCH_BODY", self.max_batch_body)];
+        let memory = self.body_memory;
+        if memory == 0 {
+            self.body_memory = self.max_body.max(self.max_batch_body).max(BODY_MEMORY);
+        } else if let Some((name, body)) = bodies.into_iter().find(|(_, body)| *body > memory) {
+            checks.complain(format!(
+                "HTTP_BODY_MEMORY={memory}: must not be below {name}={body}, or such a body never finds room"
+            ));
+        }
+        let (queue, needed) = (self.kafka.queue_kbytes as usize, (self.max_body + ENVELOPE).div_ceil(1024));
+        // One of none has had its complaint.
+        if (1..needed).contains(&queue) {
+            checks.complain(format!(
+                "KAFKA_QUEUE_KBYTES={queue}: must be at least {needed} for an event of HTTP_MAX_BODY={} bytes",
+                self.max_body
+            ));
+        }
     }
 }
 
@@ -292,11 +308,24 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_body_fits_into_the_budget_for_all() {
-        assert_eq!(with(&[]).unwrap().body_budget, BODY_BUDGET);
-        assert_eq!(with(&["--http-max-batch-body", "100MiB"]).unwrap().body_budget, 100 << 20);
-        let error = with(&["--http-body-budget", "1MiB"]).unwrap_err().to_string();
-        assert!(error.contains("HTTP_BODY_BUDGET=1048576") && error.contains("8388608 bytes"), "{error}");
+    fn the_largest_body_fits_into_the_memory_for_all() {
+        assert_eq!(with(&[]).unwrap().body_memory, BODY_MEMORY);
+        assert_eq!(with(&["--http-max-batch-body", "100MiB"]).unwrap().body_memory, 100 << 20);
+        let error = with(&["--http-body-memory", "1MiB"]).unwrap_err().to_string();
+        assert!(error.contains("HTTP_BODY_MEMORY=1048576") && error.contains("HTTP_MAX_BATCH_BODY=8388608"), "{error}");
+        let single = ["--http-body-memory", "1MiB", "--http-max-batch-body", "1MiB", "--http-max-body", "2MiB"];
+        let error = with(&single).unwrap_err().to_string();
+        assert!(error.contains("HTTP_BODY_MEMORY=1048576") && error.contains("HTTP_MAX_BODY=2097152"), "{error}");
+    }
+
+    #[test]
+    fn the_largest_event_fits_into_the_queue() {
+        let queue = |kbytes| with(&["--http-max-body", "2MiB", "--kafka-queue-kbytes", kbytes]);
+        assert!(queue("2049").is_ok());
+        let error = queue("2048").unwrap_err().to_string();
+        assert!(error.contains("KAFKA_QUEUE_KBYTES=2048: must be at least 2049"), "{error}");
+        assert!(error.contains("HTTP_MAX_BODY=2097152"), "{error}");
+        assert!(!queue("0").unwrap_err().to_string().contains("must be at least"));
     }
 
     #[test]

@@ -116,7 +116,7 @@ impl App {
         let (store, metrics) = (Arc::new(store), Metrics::new());
         Self {
             publisher: Budget::new(publisher, metrics.publishing()),
-            memory: Memory::new(config.body_budget),
+            memory: Memory::new(config.body_memory),
             tail: Tail::new(&store),
             store,
             types: EventTypes::default(),

@@ -276,7 +276,7 @@ impl Problem {
             }
             Self::TooManyExports => "two full lists are being read already; wait, or read in pages with ?limit=".into(),
             Self::NoRoom(Full { limit }) | Self::NoRoomForReply(Full { limit }) => {
-                format!("large bodies hold {limit} bytes already, which is HTTP_BODY_BUDGET; try again later").into()
+                format!("large bodies hold {limit} bytes already, which is HTTP_BODY_MEMORY; try again later").into()
             }
             Self::Store(_) => "the store can't be read at the moment; try again later".into(),
             Self::TooManyConnections(limit) => {

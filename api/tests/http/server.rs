@@ -551,7 +551,7 @@ async fn unfinished(server: &Server, path: &str, kind: &str, bytes: usize) -> Co
 
 #[tokio::test]
 async fn large_bodies_have_a_limit_together_and_small_ones_pass() {
-    let limits = ["--http-max-body", "100KiB", "--http-max-batch-body", "100KiB", "--http-body-budget", "100KiB"];
+    let limits = ["--http-max-body", "100KiB", "--http-max-batch-body", "100KiB", "--http-body-memory", "100KiB"];
     // What is unfinished stays so until the test is done with it.
     let patient = ["--http-read-timeout", "5m"];
     let app = app(FakePublisher::default(), &[&limits[..], &patient].concat());
@@ -577,7 +577,7 @@ async fn large_bodies_have_a_limit_together_and_small_ones_pass() {
             (&problem["type"], &problem["outcome"]),
             (&"urn:user-activity:problem:no-room".into(), &"not accepted".into())
         );
-        assert!(problem["detail"].as_str().unwrap().contains("HTTP_BODY_BUDGET"), "{problem}");
+        assert!(problem["detail"].as_str().unwrap().contains("HTTP_BODY_MEMORY"), "{problem}");
         assert_eq!(server.reply(&post(EVENT)).await.status(), 201, "{path}");
         drop(first);
         held(0).await;

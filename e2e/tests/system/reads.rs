@@ -512,7 +512,7 @@ async fn begun_with(api: &Service, path: &str, header: &str) -> TcpStream {
 async fn pages_that_nobody_takes_have_a_limit_together() {
     const PAGE: &str = "/events/processed?limit=1000";
     // A page ends at 4 MiB: two fit.
-    let world = World::shared().with("HTTP_BODY_BUDGET", "10MiB");
+    let world = World::shared().with("HTTP_BODY_MEMORY", "10MiB");
     let (api, _worker) = with_events_of(20_000, &world, 500).await;
     let first = begun_with(&api, PAGE, "accept: */*").await;
     let _second = begun_with(&api, PAGE, "accept: */*").await;
@@ -522,7 +522,7 @@ async fn pages_that_nobody_takes_have_a_limit_together() {
     let problem = third.problem(503).unwrap();
     assert_eq!(problem["type"], "urn:user-activity:problem:no-room");
     assert!(
-        problem["outcome"].is_null() && problem["detail"].as_str().unwrap().contains("HTTP_BODY_BUDGET"),
+        problem["outcome"].is_null() && problem["detail"].as_str().unwrap().contains("HTTP_BODY_MEMORY"),
         "{problem}"
     );
     assert_eq!(third.header("retry-after"), "1");
