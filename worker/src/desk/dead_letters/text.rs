@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use common::telemetry::is_active;
+
 /// One line: control characters are escaped, and what is longer than `longest` characters is cut.
 pub(super) fn one_line(text: &str, longest: usize) -> String {
     let mut line = String::new();
@@ -10,7 +12,7 @@ pub(super) fn one_line(text: &str, longest: usize) -> String {
             line.push('…');
             break;
         }
-        if character.is_control() { line.extend(character.escape_default()) } else { line.push(character) }
+        if is_active(character) { line.extend(character.escape_default()) } else { line.push(character) }
     }
     line
 }
@@ -18,9 +20,7 @@ pub(super) fn one_line(text: &str, longest: usize) -> String {
 /// Bytes in full, and what they are shown as: text where they are harmless text, else hexadecimal.
 pub(super) fn in_full(bytes: &[u8]) -> (String, &'static str) {
     match std::str::from_utf8(bytes) {
-        Ok(text) if text.chars().all(|c| !c.is_control() || matches!(c, '\n' | '\r' | '\t')) => {
-            (text.to_owned(), "text")
-        }
+        Ok(text) if text.chars().all(|c| !is_active(c) || matches!(c, '\n' | '\r' | '\t')) => (text.to_owned(), "text"),
         _ => (hex(bytes), "hexadecimal"),
     }
 }
