@@ -93,7 +93,7 @@ impl From<ConfigErrors> for Unusable {
 /// [`Unusable`] for unknown flags and secrets that can't be read (exit code 64), and for `--help` and `--version` (exit code 0).
 pub fn parse<T: CommandFactory + FromArgMatches>(
     args: impl IntoIterator<Item = impl Into<OsString> + Clone>,
-    env: impl Fn(&str) -> Option<String>,
+    env: impl Fn(&str) -> Option<OsString>,
 ) -> Result<T, Unusable> {
     let mut complaints = Vec::new();
     let command = T::command().mut_args(|arg| with_environment(arg, &env, &mut complaints));
@@ -105,20 +105,29 @@ pub fn parse<T: CommandFactory + FromArgMatches>(
 
 /// The environment of this process, for [`parse`].
 #[must_use]
-pub fn process_environment(name: &str) -> Option<String> {
-    std::env::var(name).ok()
+pub fn process_environment(name: &str) -> Option<OsString> {
+    std::env::var_os(name)
 }
 
 /// Resolves a variable here instead of in clap: with aliases, without empty values, and secrets from files.
-fn with_environment(arg: clap::Arg, env: &impl Fn(&str) -> Option<String>, complaints: &mut Vec<String>) -> clap::Arg {
+fn with_environment(
+    arg: clap::Arg,
+    env: &impl Fn(&str) -> Option<OsString>,
+    complaints: &mut Vec<String>,
+) -> clap::Arg {
     let Some(name) = arg.get_env().and_then(|name| name.to_str()).map(str::to_owned) else { return arg };
     let secret = SECRETS.contains(&name.as_str());
     let file = if secret { format!(" [file: {name}_FILE]") } else { String::new() };
     let help = format!("{} [env: {name}]{file}", arg.get_help().map(ToString::to_string).unwrap_or_default());
     let arg = arg.env(Resettable::Reset).help(help);
     let alias = ALIASES.iter().find(|(known, _)| *known == name).map(|(_, alias)| *alias);
-    let value = [Some(name.as_str()), alias].into_iter().flatten().find_map(|n| env(n).filter(|v| !v.is_empty()));
-    let file = env(&format!("{name}_FILE")).filter(|path| secret && !path.is_empty());
+    let mut get = |name: &str| {
+        let given = env(name).filter(|value| !value.is_empty())?.into_string();
+        // Not absent: an API without its file of keys would be open to everybody.
+        given.map_err(|_| complaints.push(format!("{name}: is not valid UTF-8; set it to text that is"))).ok()
+    };
+    let value = [Some(name.as_str()), alias].into_iter().flatten().find_map(&mut get);
+    let file = secret.then(|| get(&format!("{name}_FILE"))).flatten();
     let value = match file {
         Some(path) => secret_of(&name, &path, value.is_some()).map_err(|why| complaints.push(why)).ok(),
         None => value,
@@ -155,7 +164,7 @@ mod tests {
     }
 
     fn with(args: &[&str], env: &[(&str, &str)]) -> Result<Cli, Unusable> {
-        let lookup = |name: &str| env.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
+        let lookup = |name: &str| env.iter().find(|(n, _)| *n == name).map(|(_, v)| OsString::from(v));
         parse(std::iter::once("program").chain(args.iter().copied()), lookup)
     }
 
@@ -208,6 +217,19 @@ mod tests {
         assert!(!error.text.contains("hunter2"), "{error}");
         let not_secret = with(&[], &[("KAFKA_TOPIC_FILE", &missing)]).unwrap();
         assert_eq!(not_secret.kafka.kafka_topic, "user-activity-events");
+    }
+
+    #[test]
+    fn a_value_that_is_not_utf_8_is_an_error_and_not_absent() {
+        use std::os::unix::ffi::OsStringExt;
+        let names = ["KAFKA_BROKERS", "RUST_LOG", "REDIS_URL_FILE"];
+        let env = |name: &str| names.contains(&name).then(|| OsString::from_vec(b"hunter2\xe9".to_vec()));
+        let error = parse::<Cli>(["program"], env).unwrap_err();
+        assert_eq!(error.exit_code, EX_USAGE);
+        for name in names {
+            assert!(error.text.contains(&format!("{name}: is not valid UTF-8")), "{error}");
+        }
+        assert!(!error.text.contains("hunter2"), "{error}");
     }
 
     #[test]
