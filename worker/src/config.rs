@@ -167,7 +167,21 @@ impl Config {
             log: LogSettings::check(&cli.process, &mut checks),
             kafka: cli.kafka.check(&mut checks),
         };
+        if let Some(Err(error)) = cli.command.as_ref().map(Command::check) {
+            checks.complain(error.to_string());
+        }
         checks.finish(config)
+    }
+}
+
+impl Command {
+    /// What the types of its arguments don't say.
+    fn check(&self) -> anyhow::Result<()> {
+        match self {
+            Self::Verify(args) => args.check(),
+            Self::DeadLetters(command) => command.check(),
+            Self::Healthcheck(_) | Self::Positions(_) => Ok(()),
+        }
     }
 }
 
@@ -248,6 +262,39 @@ mod tests {
         let error = with(&args).unwrap_err().to_string();
         for name in ["KAFKA_CONSUMER_SESSION_TIMEOUT_MS", "EVENT_LOG", "WORKER_NAME"] {
             assert!(error.contains(name), "{error}");
+        }
+    }
+
+    fn unusable(args: &[&str]) -> Option<String> {
+        let all = std::iter::once("user-activity-worker").chain(args.iter().copied());
+        match common::config::parse(all, |_| None) {
+            Ok(cli) => Config::check(&cli).err().map(|errors| errors.to_string()),
+            Err(unusable) => Some(unusable.to_string()),
+        }
+    }
+
+    #[test]
+    fn arguments_of_the_desk_are_checked_before_it_asks_anybody() {
+        let (early, late) = ("2026-02-17T10:00:00Z", "2026-02-18T10:00:00Z");
+        for (args, said) in [
+            (&["verify", "--from", "yesterday"][..], "RFC 3339"),
+            (&["verify", "--to", "10:00"], "RFC 3339"),
+            (&["verify", "--from", late, "--to", early], "must be earlier than"),
+            (&["dead-letters", "list", "--from", "yesterday"], "RFC 3339"),
+            (&["dead-letters", "list", "--from", late, "--to", early], "must be earlier than"),
+            (&["dead-letters", "redrive", "--from", early, "--to", early], "must be earlier than"),
+            (&["positions", "set", "--to", "middle"], "beginning, end or an offset"),
+            (&["positions", "set", "--to=-1"], "beginning, end or an offset"),
+            (&["positions", "set", "--to", "end", "--partition=-1"], "--partition"),
+        ] {
+            assert!(unusable(args).is_some_and(|why| why.contains(said)), "{args:?}: {:?}", unusable(args));
+        }
+        for args in [
+            &["verify", "--from", early, "--to", late][..],
+            &["positions", "set", "--to", "17"],
+            &["positions", "set", "--to", "end", "--partition", "0"],
+        ] {
+            assert_eq!(unusable(args), None, "{args:?}");
         }
     }
 

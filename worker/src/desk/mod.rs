@@ -7,6 +7,9 @@ pub mod verify;
 
 use std::time::{Duration, Instant};
 
+use anyhow::ensure;
+use common::event::Timestamp;
+
 use common::kafka::{LogContext, consumer_config};
 use rdkafka::client::Client;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -23,6 +26,20 @@ pub(crate) type Observer = BaseConsumer<LogContext>;
 /// Makes an [`Observer`]; it connects in the background.
 pub(crate) fn observer(config: &Config) -> Result<Observer, KafkaError> {
     consumer_config(&config.kafka, NAME, &config.consumer).create_with_context(LogContext::default())
+}
+
+/// A time on the command line.
+pub(crate) fn time(raw: &str) -> Result<Timestamp, String> {
+    Timestamp::parse(raw).ok_or_else(|| "must be an RFC 3339 date and time, such as 2026-02-17T10:00:00Z".into())
+}
+
+/// # Errors
+/// When nothing lies between the two.
+pub(crate) fn check_span(from: Option<Timestamp>, to: Option<Timestamp>) -> anyhow::Result<()> {
+    if let (Some(from), Some(to)) = (from, to) {
+        ensure!(from < to, "--from {from} must be earlier than --to {to}: correct one of them");
+    }
+    Ok(())
 }
 
 /// The partitions of a topic, in order.

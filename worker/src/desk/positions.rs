@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, value_parser};
 use common::store::{PositionScope, Positions, Store};
 use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
@@ -34,11 +34,32 @@ pub struct Show {
 #[derive(Debug, Clone, Args)]
 pub struct Set {
     /// beginning, end, or an offset: the next record to be processed
-    #[arg(long, value_name = "WHERE")]
-    to: String,
+    #[arg(long, value_name = "WHERE", value_parser = place)]
+    to: Place,
     /// Only this partition; all of them when absent
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = value_parser!(i32).range(0..))]
     partition: Option<i32>,
+}
+
+/// Where to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Beginning,
+    End,
+    Offset(i64),
+}
+
+fn place(raw: &str) -> Result<Place, String> {
+    match raw {
+        "beginning" => Ok(Place::Beginning),
+        "end" => Ok(Place::End),
+        number => number
+            .parse()
+            .ok()
+            .filter(|offset| *offset >= 0)
+            .map(Place::Offset)
+            .ok_or_else(|| "must be beginning, end or an offset, a whole number from 0 on".into()),
+    }
 }
 
 /// One partition.
@@ -69,7 +90,7 @@ impl Row {
 /// Runs the subcommand.
 ///
 /// # Errors
-/// When Kafka or Redis has no answer, an argument makes no sense, or the group still has members.
+/// When Kafka or Redis has no answer, the place is not on the log, or the group still has members.
 pub async fn run(config: &Config, command: &PositionsCommand) -> anyhow::Result<()> {
     let store = Arc::new(Store::new(&config.redis)?);
     store.check().await?;
@@ -119,10 +140,10 @@ fn targets(rows: &[Row], set: &Set) -> anyhow::Result<Vec<(i32, i64)>> {
     let chosen: Vec<&Row> = rows.iter().filter(|row| set.partition.is_none_or(|only| only == row.partition)).collect();
     ensure!(!chosen.is_empty(), "there is no partition {}", set.partition.unwrap_or_default());
     let target = |row: &&Row| {
-        let offset = match set.to.as_str() {
-            "beginning" => row.log_start,
-            "end" => row.log_end,
-            number => number.parse().with_context(|| format!("--to {number:?} must be beginning, end or an offset"))?,
+        let offset = match set.to {
+            Place::Beginning => row.log_start,
+            Place::End => row.log_end,
+            Place::Offset(offset) => offset,
         };
         if !(row.log_start..=row.log_end).contains(&offset) {
             bail!(
@@ -194,7 +215,7 @@ mod tests {
     }
 
     fn set(to: &str, partition: Option<i32>) -> Set {
-        Set { to: to.into(), partition }
+        Set { to: place(to).unwrap(), partition }
     }
 
     #[test]
@@ -216,7 +237,7 @@ mod tests {
         assert_eq!(targets(&rows, &set("beginning", None)).unwrap(), [(3, 10)]);
         assert_eq!(targets(&rows, &set("end", Some(3))).unwrap(), [(3, 100)]);
         assert_eq!(targets(&rows, &set("42", None)).unwrap(), [(3, 42)]);
-        for wrong in ["9", "101", "soon"] {
+        for wrong in ["9", "101"] {
             assert!(targets(&rows, &set(wrong, None)).is_err(), "{wrong}");
         }
         assert!(targets(&rows, &set("end", Some(4))).is_err());

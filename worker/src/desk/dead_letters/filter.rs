@@ -1,10 +1,10 @@
 //! Which dead letters are meant.
 
-use anyhow::ensure;
 use clap::{Args, value_parser};
 use common::event::Timestamp;
 
 use super::letter::Letter;
+use crate::desk::{check_span, time};
 
 /// Only some dead letters; all of them without any of these.
 #[derive(Debug, Clone, Default, Args)]
@@ -29,10 +29,7 @@ impl Filter {
     /// # Errors
     /// When nothing could match.
     pub fn check(&self) -> anyhow::Result<()> {
-        if let (Some(from), Some(to)) = (self.from, self.to) {
-            ensure!(from < to, "--from {from} must be earlier than --to {to}: correct one of them");
-        }
-        Ok(())
+        check_span(self.from, self.to)
     }
 
     /// Whether a letter is meant. One whose partition or time is unknown is none of those asked for by it.
@@ -56,10 +53,6 @@ impl Filter {
         parts.dedup();
         parts.concat()
     }
-}
-
-fn time(raw: &str) -> Result<Timestamp, String> {
-    Timestamp::parse(raw).ok_or_else(|| "must be an RFC 3339 date and time, such as 2026-02-17T10:00:00Z".into())
 }
 
 #[cfg(test)]

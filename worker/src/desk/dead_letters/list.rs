@@ -24,9 +24,7 @@ Examples:
   user-activity-worker dead-letters list --json | jq -r .key
 
 Reads the dead-letter topic from its beginning to its end of now. Changes nothing. The count by reason goes to standard \
-error. In the table, long keys and messages are cut; --json and `show` have all of them.
-
-KAFKA_BROKERS, KAFKA_DLQ_TOPIC and all other settings are those of the worker; their flags stand before `dead-letters`.")]
+error. In the table, long keys and messages are cut; --json and `show` have all of them.")]
 pub struct List {
     /// One JSON object per line instead of a table; what is unknown is null
     #[arg(long)]
@@ -35,7 +33,7 @@ pub struct List {
     #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
     limit: Option<u64>,
     #[command(flatten)]
-    filter: Filter,
+    pub(super) filter: Filter,
 }
 
 /// How many dead letters were listed.
@@ -77,7 +75,6 @@ pub async fn list(
     request: &List,
     mut each: impl FnMut(&Letter) -> io::Result<()>,
 ) -> anyhow::Result<Counts> {
-    request.filter.check()?;
     let mut reader = Reader::open(config, &config.kafka.topics.dead_letters, &config.consumer.group)?;
     let mut counts = Counts::default();
     while let Some(letter) = reader.next(|record| Letter::of(record)).await? {

@@ -39,6 +39,17 @@ pub enum DeadLettersCommand {
     Redrive(Redrive),
 }
 
+impl DeadLettersCommand {
+    /// # Errors
+    /// When arguments don't go together.
+    pub fn check(&self) -> anyhow::Result<()> {
+        match self {
+            Self::List(List { filter, .. }) | Self::Redrive(Redrive { filter, .. }) => filter.check(),
+            Self::Show(_) => Ok(()),
+        }
+    }
+}
+
 /// Runs the subcommand.
 ///
 /// # Errors

@@ -42,8 +42,7 @@ Ctrl-C ends it after the letter in flight. --resume goes on where the last run w
 is kept as commits of the group <KAFKA_CONSUMER_GROUP>-redrive, followed by the filters, for as long as the brokers \
 keep commits of idle groups. Letters that were skipped count as done, those that failed do not.
 
-The exit code is 0 when the end or --limit was reached and nothing failed. KAFKA_BROKERS, KAFKA_TOPIC, KAFKA_DLQ_TOPIC \
-and all other settings are those of the worker; their flags stand before `dead-letters`.")]
+The exit code is 0 when the end or --limit was reached and nothing failed.")]
 pub struct Redrive {
     /// Say what would be published, publish nothing
     #[arg(long)]
@@ -61,7 +60,7 @@ pub struct Redrive {
     #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
     limit: Option<u64>,
     #[command(flatten)]
-    filter: Filter,
+    pub(super) filter: Filter,
 }
 
 /// Redrives the letters that are meant, and tells `told` what became of each.
@@ -96,7 +95,6 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn begin(config: &'a Config, request: &'a Redrive) -> anyhow::Result<Self> {
-        request.filter.check()?;
         let topic = config.kafka.topics.events.as_str();
         let group = group(&config.consumer.group, &request.filter.name());
         let mut reader = Reader::open(config, &config.kafka.topics.dead_letters, &group)?;

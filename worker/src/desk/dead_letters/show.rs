@@ -17,9 +17,7 @@ use crate::desk::reader::Reader;
 Example:
   user-activity-worker dead-letters show 3 17
 
-Key, value and headers are shown as text where they are text, else in hexadecimal, which `xxd -r -p` turns back.
-
-KAFKA_BROKERS, KAFKA_DLQ_TOPIC and all other settings are those of the worker; their flags stand before `dead-letters`.")]
+Key, value and headers are shown as text where they are text, else in hexadecimal, which `xxd -r -p` turns back.")]
 pub struct Show {
     /// Partition of the dead-letter topic, the first column of `list`
     #[arg(value_name = "PARTITION", value_parser = value_parser!(i32).range(0..))]

@@ -18,7 +18,6 @@ mod verdict;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use clap::Args;
 use common::event::{EventTypes, Timestamp};
 use common::store::{PositionScope, Store};
@@ -28,6 +27,7 @@ use self::progress::Progress;
 use self::verdict::{AllPositions, Fate, Sighting, View, is_in_flight};
 use super::dead_letters::letter::Letter;
 use super::reader::Reader;
+use super::{check_span, time};
 use crate::Config;
 
 /// Records judged at a time.
@@ -41,17 +41,25 @@ const SAVE_PERIOD: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Args)]
 pub struct VerifyArgs {
     /// Only records with a timestamp from here on, RFC 3339
-    #[arg(long, value_name = "TIME")]
-    from: Option<String>,
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    from: Option<Timestamp>,
     /// Only records before the first with this timestamp, RFC 3339
-    #[arg(long, value_name = "TIME")]
-    to: Option<String>,
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    to: Option<Timestamp>,
     /// Keep the progress in this file and go on from it when it exists
     #[arg(long, value_name = "FILE")]
     resume: Option<PathBuf>,
     /// The result as one JSON object
     #[arg(long)]
     json: bool,
+}
+
+impl VerifyArgs {
+    /// # Errors
+    /// When arguments don't go together.
+    pub fn check(&self) -> anyhow::Result<()> {
+        check_span(self.from, self.to)
+    }
 }
 
 struct Audit<'a> {
@@ -64,7 +72,7 @@ struct Audit<'a> {
 /// Runs the subcommand. Says whether the equation holds.
 ///
 /// # Errors
-/// When Kafka or Redis has no answer, or an argument makes no sense.
+/// When Kafka or Redis has no answer, or the file can't be used.
 pub async fn run(config: &Config, args: &VerifyArgs) -> anyhow::Result<bool> {
     let mut reader = Reader::open(config, &config.kafka.topics.events, &config.consumer.group)?;
     let progress = begin(&mut reader, &config.kafka.topics.events, args)?;
@@ -88,14 +96,9 @@ fn begin(reader: &mut Reader, topic: &str, args: &VerifyArgs) -> anyhow::Result<
         reader.go_on(&saved.next, &saved.end);
         return Ok(saved);
     }
-    reader.only_between(time(args.from.as_deref())?, time(args.to.as_deref())?)?;
+    reader.only_between(args.from, args.to)?;
     let (next, end) = (reader.places().into_iter().collect(), reader.ends().into_iter().collect());
     Ok(Progress { topic: topic.to_owned(), next, end, ..Progress::default() })
-}
-
-fn time(text: Option<&str>) -> anyhow::Result<Option<Timestamp>> {
-    let time = |text| Timestamp::parse(text).with_context(|| format!("{text:?} must be an RFC 3339 time"));
-    text.map(time).transpose()
 }
 
 impl Audit<'_> {
