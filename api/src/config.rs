@@ -365,6 +365,15 @@ mod tests {
     }
 
     #[test]
+    fn settings_can_stand_behind_a_subcommand() {
+        for words in [&["healthcheck", "--port", "7"][..], &["hash-key", "--id", "x", "--port", "7"]] {
+            let args = std::iter::once("user-activity-api").chain(words.iter().copied());
+            let cli: Cli = common::config::parse(args, |_| None).unwrap();
+            assert_eq!(cli.http.port, "7");
+        }
+    }
+
+    #[test]
     fn the_example_environment_lists_every_variable_with_its_default() {
         let command = <Cli as clap::CommandFactory>::command();
         let missing = common::testing::not_in_example(&command, include_str!("../../.env.example"));

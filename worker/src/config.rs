@@ -299,6 +299,47 @@ mod tests {
     }
 
     #[test]
+    fn every_setting_can_stand_before_and_after_each_subcommand() {
+        let command = <Cli as clap::CommandFactory>::command();
+        let settings = command.get_arguments().filter(|setting| setting.get_env().is_some());
+        let flags: Vec<String> =
+            settings.flat_map(|setting| [format!("--{}", setting.get_long().unwrap()), "7".into()]).collect();
+        assert!(flags.len() > 60, "{flags:?}");
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        for words in [
+            &["healthcheck"][..],
+            &["verify"],
+            &["positions", "show"],
+            &["positions", "set", "--to", "end"],
+            &["dead-letters", "list"],
+            &["dead-letters", "show", "0", "1"],
+            &["dead-letters", "redrive"],
+        ] {
+            let (first, rest) = words.split_at(1);
+            let before = [&["x"][..], &flags, words].concat();
+            for args in [&[&["x"], words, &flags].concat(), &[&["x"], first, &flags, rest].concat()] {
+                let [said, wanted] = [args, &before].map(|args| {
+                    let parsed: Cli =
+                        common::config::parse(args, |name| (!name.ends_with("_FILE")).then(|| "env".into())).unwrap();
+                    format!("{parsed:?}")
+                });
+                assert_eq!(said, wanted);
+            }
+        }
+    }
+
+    #[test]
+    fn the_help_of_a_subcommand_shows_its_own_flags_and_says_where_the_settings_are() {
+        let help = |words: &[&str]| unusable(&[words, &["--help"]].concat()).unwrap();
+        assert!(help(&[]).contains("--kafka-brokers"));
+        for words in [&["verify"][..], &["positions"], &["positions", "set"], &["dead-letters", "redrive"]] {
+            let help = help(words);
+            assert!(!help.contains("--kafka-brokers") && help.contains("`user-activity-worker --help`"), "{help}");
+        }
+        assert!(help(&["dead-letters", "redrive"]).contains("Examples:"));
+    }
+
+    #[test]
     fn the_breaker_does_not_wait_for_more_poison_than_it_looks_at() {
         let window = |n| with(&["--dead-letter-breaker-window", n, "--dead-letter-breaker-min", "200"]);
         assert!(window("200").is_ok());

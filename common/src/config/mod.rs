@@ -1,4 +1,5 @@
-//! Settings: each is a flag with an environment variable, read once at start.
+//! Settings: each is a flag with an environment variable, read once at start. The flag may stand before or after a
+//! subcommand.
 //!
 //! A setting stands as text in a `clap` struct, next to its default and its documentation, and becomes a typed value
 //! through [`Checks`], which collects **every** complaint of a run before giving up. An empty environment variable
@@ -97,7 +98,13 @@ pub fn parse<T: CommandFactory + FromArgMatches>(
 ) -> Result<T, Unusable> {
     let mut complaints = Vec::new();
     let command = T::command().mut_args(|arg| with_environment(arg, &env, &mut complaints));
-    let parsed = command.try_get_matches_from(args).and_then(|mut matches| T::from_arg_matches_mut(&mut matches));
+    // The help of a subcommand only says so of them: listed there, they would bury its own flags.
+    let settings = command.get_arguments().filter(|arg| arg.is_global_set());
+    let settings: Vec<_> = settings.map(|setting| setting.clone().hide(true)).collect();
+    let note = format!("Every setting that `{} --help` lists can be given here, too.", command.get_name());
+    let parsed = for_subcommands(command, &settings, &note)
+        .try_get_matches_from(args)
+        .and_then(|mut matches| T::from_arg_matches_mut(&mut matches));
     let parsed = parsed
         .map_err(|e| Unusable { text: e.render().to_string(), exit_code: if e.use_stderr() { EX_USAGE } else { 0 } })?;
     if complaints.is_empty() { Ok(parsed) } else { Err(ConfigErrors(complaints).into()) }
@@ -107,6 +114,14 @@ pub fn parse<T: CommandFactory + FromArgMatches>(
 #[must_use]
 pub fn process_environment(name: &str) -> Option<OsString> {
     std::env::var_os(name)
+}
+
+/// Lets the settings be given behind any subcommand as well.
+fn for_subcommands(command: clap::Command, settings: &[clap::Arg], note: &str) -> clap::Command {
+    command.mut_subcommands(|subcommand| {
+        let help = subcommand.get_after_help().map_or_else(String::new, |help| format!("{help}\n\n"));
+        for_subcommands(subcommand, settings, note).args(settings).after_help(help + note)
+    })
 }
 
 /// Resolves a variable here instead of in clap: with aliases, without empty values, and secrets from files.
@@ -119,7 +134,7 @@ fn with_environment(
     let secret = SECRETS.contains(&name.as_str());
     let file = if secret { format!(" [file: {name}_FILE]") } else { String::new() };
     let help = format!("{} [env: {name}]{file}", arg.get_help().map(ToString::to_string).unwrap_or_default());
-    let arg = arg.env(Resettable::Reset).help(help);
+    let arg = arg.env(Resettable::Reset).help(help).global(true);
     let alias = ALIASES.iter().find(|(known, _)| *known == name).map(|(_, alias)| *alias);
     let mut get = |name: &str| {
         let given = env(name).filter(|value| !value.is_empty())?.into_string();
