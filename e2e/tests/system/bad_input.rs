@@ -72,6 +72,16 @@ async fn hostile_bodies_are_refused_and_nothing_is_published() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_is_larger_than_the_topic_takes_is_told_the_topics_limit() {
+    let world = World::shared().with("HTTP_MAX_BODY", "2MiB");
+    let api = world.start_api().await;
+    let large = format!(r#"{{"userId":"u","eventType":"LOGIN","payload":{{"text":"{}"}}}}"#, "x".repeat(1_500_000));
+    let problem = api.client.publish(large).await.unwrap().problem(413).unwrap();
+    assert!(problem["detail"].as_str().unwrap().contains("max.message.bytes is 1048588"), "{problem}");
+    assert!(!api.process.output().contains("ERROR"), "a client's mistake is nobody's alarm: {}", api.process.output());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_huge_header_is_refused() {
     let mut api = World::shared().start_api().await;
     let request = |length| {
