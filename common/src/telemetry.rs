@@ -135,15 +135,22 @@ pub fn is_active(character: char) -> bool {
     character.is_control() || turns || matches!(character, '\u{2028}' | '\u{2029}')
 }
 
+/// Text in which no character [is active](is_active).
+#[must_use]
+pub fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        if is_active(character) { line.extend(character.escape_default()) } else { line.push(character) }
+    }
+    line
+}
+
 /// A line as text. Clients choose part of what is in it, as a `userId` or a broker's words: that must not look like another
 /// line or field, nor act on a terminal.
 fn write_text(out: &mut Formatter, record: &Record<'_>) -> std::io::Result<()> {
     let (level, time) = (record.level(), out.timestamp_millis());
     let style = out.default_level_style(level);
-    let mut line = String::new();
-    for character in fmt::format(*record.args()).chars() {
-        if is_active(character) { line.extend(character.escape_default()) } else { line.push(character) }
-    }
+    let mut line = one_line(&fmt::format(*record.args()));
     // Visiting a record's own pairs can't fail: this visitor never does.
     record.key_values().visit(&mut Pairs(&mut line)).unwrap_or_default();
     writeln!(out, "[{time} {style}{level:<5}{style:#} {}] {line}", record.target())

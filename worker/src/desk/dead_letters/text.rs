@@ -2,19 +2,12 @@
 
 use std::fmt::Write;
 
-use common::telemetry::is_active;
+use common::telemetry::{self, is_active};
 
 /// One line: control characters are escaped, and what is longer than `longest` characters is cut.
 pub(super) fn one_line(text: &str, longest: usize) -> String {
-    let mut line = String::new();
-    for (number, character) in text.chars().enumerate() {
-        if number == longest {
-            line.push('…');
-            break;
-        }
-        if is_active(character) { line.extend(character.escape_default()) } else { line.push(character) }
-    }
-    line
+    let (end, more) = text.char_indices().nth(longest).map_or((text.len(), ""), |(end, _)| (end, "…"));
+    telemetry::one_line(&text[..end]) + more
 }
 
 /// Bytes in full, and what they are shown as: text where they are harmless text, else hexadecimal.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
+use common::telemetry::one_line;
 use serde::{Deserialize, Serialize};
 
 use super::verdict::{Counts, Fate};
@@ -70,7 +71,8 @@ impl Progress {
     pub(super) fn miss(&mut self, (partition, offset): (i32, i64), event_id: Option<&str>) {
         self.counts.add(Fate::Missing);
         if self.examples.len() < MOST_EXAMPLES {
-            let what = event_id.map_or_else(|| "has no dead letter".to_owned(), |id| format!("eventId {id}"));
+            let what =
+                event_id.map_or_else(|| "has no dead letter".to_owned(), |id| format!("eventId {}", one_line(id)));
             self.examples.push(format!("partition {partition} offset {offset} {what}"));
         }
     }
@@ -83,12 +85,12 @@ mod tests {
     #[test]
     fn the_first_missing_records_are_named_and_all_are_counted() {
         let mut progress = Progress::default();
-        progress.miss((0, 0), Some("e"));
+        progress.miss((0, 0), Some("e\n\u{1b}[2J"));
         (1..1_000).for_each(|offset| progress.miss((0, offset), None));
         assert_eq!((progress.counts.missing, progress.examples.len()), (1_000, MOST_EXAMPLES));
         assert_eq!(
             progress.examples[..2],
-            ["partition 0 offset 0 eventId e", "partition 0 offset 1 has no dead letter"]
+            [r"partition 0 offset 0 eventId e\n\u{1b}[2J", "partition 0 offset 1 has no dead letter"]
         );
     }
 
