@@ -325,7 +325,7 @@ async fn read_tail(app: Arc<App>) {
 }
 
 async fn keep_metrics(app: Arc<App>) {
-    tokio::join!(app.metrics.upkeep(), app.publisher.measure());
+    app.publisher.measure().await;
 }
 
 async fn watch_store(app: Arc<App>) {

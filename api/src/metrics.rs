@@ -118,11 +118,6 @@ impl Metrics {
         self.exports.set(MOST_EXPORTS.saturating_sub(app.exports.available_permits()) as f64);
         self.exporter.render(app.is_ready())
     }
-
-    /// See [`Exporter::upkeep`].
-    pub(crate) async fn upkeep(&self) {
-        self.exporter.upkeep().await;
-    }
 }
 
 /// Whether the client wants its reply late (`?wait=`, `Prefer: wait=`).

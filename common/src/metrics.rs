@@ -1,14 +1,16 @@
 //! Metrics of one process, in the text format of Prometheus (exposition format 0.0.4).
 //!
-//! A registry is a value, not a global: whoever counts keeps the handle that it was given, so that counting is one
-//! atomic operation and no look-up. Histograms keep every observation until [`Exporter::upkeep`] or a scrape sorts it
-//! into its bucket; without the former a process that nobody scrapes would grow.
+//! A registry is a value, not a global: whoever counts keeps the handle that it was given, so that counting is a few
+//! atomic operations and no look-up. The histograms are our own: those of the exporter keep every observation until
+//! somebody sorts them all into their buckets, which stopped a runtime thread for milliseconds each second under load.
 
-use std::time::Duration;
+mod histogram;
 
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder};
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusRecorder};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use metrics_process::Collector;
+
+use self::histogram::Family;
 
 /// The content type of what [`Exporter::render`] gives.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -17,8 +19,6 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub const DURATIONS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
-/// How often observations are sorted into their buckets.
-const UPKEEP_PERIOD: Duration = Duration::from_secs(1);
 const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, None);
 
 /// A metric's name and what it means.
@@ -28,6 +28,7 @@ pub struct Described(pub &'static str, pub &'static str);
 /// All metrics of a process.
 pub struct Exporter {
     recorder: PrometheusRecorder,
+    histograms: Vec<Family>,
     process: Collector,
     ready: Gauge,
 }
@@ -35,16 +36,13 @@ pub struct Exporter {
 impl Exporter {
     /// A registry with what both binaries have, and these histograms' upper bounds.
     #[must_use]
-    pub fn new(role: &'static str, version: &'static str, histograms: &[(Described, &[f64])]) -> Self {
-        let bounded = histograms.iter().try_fold(PrometheusBuilder::new(), |builder, (Described(name, _), bounds)| {
-            builder.set_buckets_for_metric(Matcher::Full((*name).to_owned()), bounds)
-        });
-        // It refuses an empty list of bounds only.
-        let recorder = bounded.unwrap_or_default().build_recorder();
+    pub fn new(role: &'static str, version: &'static str, histograms: &[(Described, &'static [f64])]) -> Self {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let histograms = histograms.iter().map(|(metric, bounds)| Family::new(*metric, bounds)).collect();
         let process = Collector::default();
         metrics::with_local_recorder(&recorder, || process.describe());
         let ready = Gauge::noop();
-        let mut exporter = Self { recorder, process, ready };
+        let mut exporter = Self { recorder, histograms, process, ready };
         exporter.ready = exporter.gauge(Described("user_activity_ready", "1 while /readyz says so, else 0."), &[]);
         let info = Described("user_activity_build_info", "Always 1; the labels say what runs.");
         exporter.gauge(info, &[("version", version), ("role", role)]).set(1);
@@ -63,10 +61,10 @@ impl Exporter {
         self.recorder.register_gauge(&key(metric, labels), &METADATA)
     }
 
-    /// A histogram, whose bounds were given to [`Exporter::new`].
+    /// A histogram, whose bounds were given to [`Exporter::new`]; without these it counts nothing.
     pub fn histogram(&self, metric: Described, labels: &[(&'static str, &str)]) -> Histogram {
-        self.recorder.describe_histogram(metric.0.into(), None, metric.1.into());
-        self.recorder.register_histogram(&key(metric, labels), &METADATA)
+        let family = self.histograms.iter().find(|family| family.metric.0 == metric.0);
+        family.map_or_else(Histogram::noop, |family| family.with(labels))
     }
 
     /// Everything as text, `ready` being what `/readyz` says.
@@ -74,16 +72,9 @@ impl Exporter {
     pub fn render(&self, ready: bool) -> String {
         self.ready.set(f64::from(u8::from(ready)));
         metrics::with_local_recorder(&self.recorder, || self.process.collect());
-        self.recorder.handle().render()
-    }
-
-    /// Sorts observations into their buckets, again and again; never ends.
-    pub async fn upkeep(&self) {
-        let handle = self.recorder.handle();
-        loop {
-            tokio::time::sleep(UPKEEP_PERIOD).await;
-            handle.run_upkeep();
-        }
+        let mut text = self.recorder.handle().render();
+        self.histograms.iter().for_each(|family| family.render(&mut text));
+        text
     }
 }
 

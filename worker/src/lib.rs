@@ -63,11 +63,8 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> a
     let traces = config.traces.as_ref().map(|settings| Traces::start(settings, NAME)).transpose()?;
     let status = Arc::new(Status::new(shutdown.clone()));
     let admin = tokio::spawn(admin::serve(listener, Arc::clone(&status)));
-    let counted = Arc::clone(&status);
-    let upkeep = tokio::spawn(async move { counted.metrics.upkeep().await });
     let result = work(&config, &status, traces.clone(), &shutdown).await;
     admin.abort();
-    upkeep.abort();
     if let Some(traces) = traces {
         traces.flush().await;
     }

@@ -109,11 +109,6 @@ impl Metrics {
         }
         text
     }
-
-    /// See [`Exporter::upkeep`].
-    pub async fn upkeep(&self) {
-        self.exporter.upkeep().await;
-    }
 }
 
 impl Default for Metrics {
