@@ -104,7 +104,7 @@ struct HttpArgs {
     /// Requests of one client at once; RATE_LIMIT when absent
     #[arg(long, env = "RATE_LIMIT_BURST", value_name = "N")]
     rate_limit_burst: Option<String>,
-    /// Proxies whose X-Forwarded-For is believed, as addresses or networks separated by commas
+    /// Proxies whose X-Forwarded-For or Forwarded is believed, as addresses or networks separated by commas
     #[arg(long, env = "TRUSTED_PROXIES", value_name = "NETWORKS")]
     trusted_proxies: Option<String>,
     /// Most connections at a time; more are answered 503, but for /livez, /readyz, /health and /metrics. Half of them may
