@@ -243,5 +243,8 @@ mod tests {
         let text = "userId=a+b%26%C3%A9&eventType=LOGIN&eventType=LOGOUT&from=2026-02-17T10%3A00%3A00.000Z&to=2026-02-17T11%3A00%3A00.000Z&order=desc&limit=7";
         let (query, limit) = parse(text).unwrap();
         assert_eq!(page_query(&query, limit.unwrap(), None), text);
+        let (query, _) = parse("to=9999-12-31T23:59:59-01:00").unwrap();
+        let next = page_query(&query, 1, None);
+        assert_eq!(parse(&next).unwrap(), (query, Some(1)), "{next}");
     }
 }
