@@ -7,9 +7,13 @@ use warp::http::header::{
 };
 use warp::http::{HeaderMap, Method};
 
-const REQUEST_HEADERS: &str = "authorization, content-type, content-encoding, idempotency-key, last-event-id, prefer, traceparent, tracestate, x-api-key, x-request-id";
+/// What pages may send: what the routes read, and what tracing libraries in browsers add (W3C's and Sentry's), without which
+/// a page that uses one could call nothing.
+const REQUEST_HEADERS: &str = "authorization, baggage, content-type, content-encoding, idempotency-key, last-event-id, \
+                               prefer, sentry-trace, traceparent, tracestate, x-api-key, x-request-id";
 /// What scripts may read of a reply, besides what they always may.
-const REPLY_HEADERS: &str = "link, location, preference-applied, ratelimit, ratelimit-policy, retry-after, trimmed-before, www-authenticate, x-request-id";
+const REPLY_HEADERS: &str = "accept-encoding, allow, link, location, preference-applied, ratelimit, ratelimit-policy, \
+                             retry-after, trimmed-before, www-authenticate, x-request-id";
 /// How long a browser need not ask again, in seconds.
 const MAX_AGE: &str = "3600";
 
@@ -105,7 +109,12 @@ pub(crate) fn add(reply: &mut HeaderMap, headers: &HeaderMap) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
     use super::*;
+    use crate::openapi;
 
     const METHODS: Option<&str> = Some("GET, POST");
 
@@ -147,5 +156,43 @@ mod tests {
         assert_eq!(asked[ACCESS_CONTROL_ALLOW_METHODS], "GET, POST");
         let closed = cors.preflight(&Method::OPTIONS, &request("https://a.example", Some("PUT")), None).unwrap();
         assert!(!closed.contains_key(ACCESS_CONTROL_ALLOW_METHODS), "the route is not for pages");
+    }
+
+    /// The names of the headers that the description has, of parameters or of replies.
+    fn described(of_replies: bool) -> BTreeSet<String> {
+        let document: Value = serde_json::from_str(&openapi::DOCUMENT).unwrap();
+        let operations =
+            document["paths"].as_object().unwrap().values().flat_map(|item| item.as_object().unwrap().values());
+        let names = operations.flat_map(|operation| {
+            let replies = operation["responses"].as_object().into_iter().flat_map(|replies| replies.values());
+            let sent =
+                replies.flat_map(|reply| reply["headers"].as_object().into_iter().flat_map(|headers| headers.keys()));
+            let taken = operation["parameters"].as_array().into_iter().flatten();
+            let taken = taken.filter(|it| it["in"] == "header").filter_map(|it| it["name"].as_str());
+            if of_replies {
+                sent.map(|name| name.to_lowercase()).collect()
+            } else {
+                taken.map(str::to_lowercase).collect::<Vec<_>>()
+            }
+        });
+        names.collect()
+    }
+
+    #[test]
+    fn pages_may_send_and_read_every_header_that_is_described() {
+        // The Fetch standard, section 2.2.2: scripts may always read these. The others say nothing to a script.
+        let always = ["cache-control", "content-type", "connection", "vary"];
+        for (of_replies, allowed) in [(false, REQUEST_HEADERS), (true, REPLY_HEADERS)] {
+            let (described, allowed) = (described(of_replies), allowed.split(", ").collect::<BTreeSet<_>>());
+            assert!(described.len() >= 3, "{described:?}");
+            let missing: Vec<_> =
+                described.iter().filter(|name| !allowed.contains(&***name) && !always.contains(&&***name)).collect();
+            assert!(missing.is_empty(), "{missing:?} of {described:?}");
+        }
+        for header in ["baggage", "sentry-trace", "traceparent", "x-request-id", "x-api-key"] {
+            assert!(REQUEST_HEADERS.split(", ").any(|allowed| allowed == header), "{header}");
+        }
+        let answered = ["ratelimit", "ratelimit-policy", "retry-after", "x-request-id"];
+        assert!(answered.iter().all(|header| REPLY_HEADERS.split(", ").any(|exposed| exposed == *header)));
     }
 }
