@@ -40,15 +40,10 @@ impl Format {
     }
 
     fn best_of(formats: &[Self], headers: &HeaderMap) -> Result<Self, Problem> {
-        let mut lines = headers.get_all(ACCEPT).iter().peekable();
-        if lines.peek().is_none() {
+        let (ranges, anything) = accepted(headers);
+        if anything {
             return Ok(Self::Json);
         }
-        let ranges: Vec<Range<'_>> = lines
-            .filter_map(|line| line.to_str().ok())
-            .flat_map(|line| line.split(','))
-            .filter_map(Range::parse)
-            .collect();
         // The first of those that are liked equally: `max_by` would take the last.
         let liked = formats.iter().copied().rev().map(|format| (format.liking(&ranges), format));
         let best = liked.filter(|((quality, _), _)| *quality > 0).max_by_key(|(liking, _)| *liking);
@@ -77,6 +72,20 @@ impl Format {
             Self::Csv => "text/csv; charset=utf-8; header=present",
         })
     }
+}
+
+/// The media ranges that `Accept` names, and whether anything is accepted, because it is absent or empty.
+fn accepted(headers: &HeaderMap) -> (Vec<Range<'_>>, bool) {
+    let lines = headers.get_all(ACCEPT);
+    let anything = lines.iter().all(|line| line.as_bytes().iter().all(u8::is_ascii_whitespace));
+    let texts = lines.iter().filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(','));
+    (texts.filter_map(Range::parse).collect(), anything)
+}
+
+/// Whether a client names server-sent events in `Accept`, as each `EventSource` does (HTML standard, section 9.2.2).
+pub(crate) fn wants_event_stream(headers: &HeaderMap) -> bool {
+    let (ranges, _) = accepted(headers);
+    ranges.iter().any(|range| range.quality > 0 && range.fits(("text", "event-stream")) == Some(2))
 }
 
 /// A media range of an `Accept` header.
@@ -205,9 +214,28 @@ mod tests {
             ("text/html", None),
             ("application/json;q=0", None),
             ("nonsense", None),
+            // As if it were absent.
+            ("", Some(Format::Json)),
+            (" ", Some(Format::Json)),
         ] {
             assert_eq!(asked(accept), format, "{accept}");
         }
+    }
+
+    #[test]
+    fn only_a_client_that_names_event_streams_is_an_event_source() {
+        for (accept, expected) in [
+            ("text/event-stream", true),
+            ("application/json, Text/Event-Stream;q=0.5", true),
+            ("text/event-stream;q=0", false),
+            ("text/*", false),
+            ("*/*", false),
+            ("", false),
+        ] {
+            let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(accept))]);
+            assert_eq!(wants_event_stream(&headers), expected, "{accept}");
+        }
+        assert!(!wants_event_stream(&HeaderMap::new()));
     }
 
     #[test]

@@ -143,6 +143,9 @@ pub fn show_event() {}
 /// Each event is a frame whose `data` is its JSON and whose `id` is a position: a reader that comes back with it as
 /// `Last-Event-ID`, to whichever replica, misses nothing. `event: reset` says that events are missing here all the
 /// same, `event: end` why the stream ends; a comment comes at least every 15 s.
+///
+/// A client that names `text/event-stream` in `Accept`, as each `EventSource` does, gets a stream that ends at once, with
+/// `retry` and `event: end`, instead of 429 and 503, and `event: reset` instead of 400 for an unknown `Last-Event-ID`.
 #[utoipa::path(get, path = "/events/stream", operation_id = "streamEvents", tag = "events",
     params(
         super::schemas::Filter,

@@ -3,6 +3,9 @@
 //! A frame's `id:` is a position in the tail that every replica understands. A reader that comes back with one gets what
 //! it has missed from Redis, as long as Redis still holds it, then joins the frames that this process shares among its
 //! readers.
+//!
+//! An `EventSource` gives up for good at every status but 200 (HTML standard, section 9.2.3). It is told what would pass by
+//! itself in a stream that ends, and comes back; what it can't mend itself, such as an id of another version, in its stream.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -14,10 +17,11 @@ use futures::stream::poll_fn;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 use warp::Reply;
-use warp::http::HeaderMap;
-use warp::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
+use warp::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use warp::http::{HeaderMap, StatusCode};
 
 use crate::App;
+use crate::format::wants_event_stream;
 use crate::keys::Scope;
 use crate::problem::Problem;
 use crate::query::Parameters;
@@ -31,6 +35,8 @@ const PIECE: usize = 64 * 1024;
 const LAST_WORD: Duration = Duration::from_secs(1);
 /// What a client waits before it comes back, in milliseconds.
 const RETRY: u32 = 1000;
+/// What an `EventSource` that can't be served now waits at least before it comes back, in seconds.
+const LEAST_PAUSE: u64 = 5;
 
 /// Why a stream ends.
 #[derive(Debug, thiserror::Error)]
@@ -48,35 +54,73 @@ enum End {
 }
 
 pub(super) async fn open(app: &Arc<App>, query: &str, headers: &HeaderMap) -> Result<warp::reply::Response, Problem> {
+    let begun = begin(app, query, headers).await;
+    begun.or_else(|problem| instead(&problem, headers).ok_or(problem))
+}
+
+async fn begin(app: &Arc<App>, query: &str, headers: &HeaderMap) -> Result<warp::reply::Response, Problem> {
     let query = Parameters::parse(query, &["userId", "eventType", "from", "to"], &["eventType"])?.query(&app.types)?;
-    let resumed = last_event_id(headers)?;
+    let start = Start::of(headers)?;
     // Kept as long as the body, and so about as long as the connection.
     let turn = Arc::clone(&app.streams).try_acquire_owned().map_err(|_| Problem::TooManyStreams)?;
     let (now, frames) = app.tail.subscribe().await.map_err(Problem::Store)?;
     let (out, mut body) = mpsc::channel(1);
     let (app, key) = (Arc::clone(app), key_in(headers));
-    let reader = Reader { app, query, key, position: resumed.unwrap_or(now), frames, out, period: HEARTBEAT };
-    tokio::spawn(reader.read(resumed.is_some(), now));
+    let reader = Reader { app, query, key, position: now, frames, out, period: HEARTBEAT };
+    tokio::spawn(reader.read(start));
     let next = poll_fn(move |context| {
         let _held = &turn;
         body.poll_recv(context)
     });
-    let mut response = warp::reply::stream(next).into_response();
+    Ok(as_stream(warp::reply::stream(next).into_response()))
+}
+
+fn as_stream(mut response: warp::reply::Response) -> warp::reply::Response {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     // Some proxies hold responses back unless they are told.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-    Ok(response)
+    response
 }
 
-fn last_event_id(headers: &HeaderMap) -> Result<Option<TailPosition>, Problem> {
-    let Some(value) = headers.get("last-event-id").filter(|value| !value.is_empty()) else { return Ok(None) };
-    let position = value.to_str().ok().and_then(TailPosition::decode);
-    position.map(Some).ok_or_else(|| Problem::InvalidHeader {
-        name: "Last-Event-ID",
-        detail: "is not an id of this stream; send the last one as it came, or none".into(),
-    })
+/// What an `EventSource` gets instead of a problem that passes by itself: a stream that says it, ends, and is to be opened
+/// again later. It has no `id`, so that the client keeps its place. `None` for other clients and other problems.
+pub(crate) fn instead(problem: &Problem, headers: &HeaderMap) -> Option<warp::reply::Response> {
+    let passes = matches!(problem.status(), StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS);
+    if !passes || !wants_event_stream(headers) {
+        return None;
+    }
+    problem.log();
+    let after = problem.reply().headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    let pause = after.unwrap_or(LEAST_PAUSE).max(LEAST_PAUSE) * 1000;
+    let data = serde_json::json!({"reason": problem.json()["detail"]});
+    Some(as_stream(warp::reply::Response::new(format!("retry: {pause}\nevent: end\ndata: {data}\n\n").into())))
+}
+
+/// Where a reader begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Start {
+    /// With what is processed from now on.
+    Now,
+    /// Behind what it has.
+    Behind(TailPosition),
+    /// With what is processed from now on; its id says nothing any more, and what it has missed can't be told.
+    Lost,
+}
+
+impl Start {
+    fn of(headers: &HeaderMap) -> Result<Self, Problem> {
+        let Some(value) = headers.get("last-event-id").filter(|value| !value.is_empty()) else { return Ok(Self::Now) };
+        match value.to_str().ok().and_then(TailPosition::decode) {
+            Some(position) => Ok(Self::Behind(position)),
+            None if wants_event_stream(headers) => Ok(Self::Lost),
+            None => Err(Problem::InvalidHeader {
+                name: "Last-Event-ID",
+                detail: "is not an id of this stream; send the last one as it came, or none".into(),
+            }),
+        }
+    }
 }
 
 /// The headers that may show a key, to be looked at again.
@@ -98,8 +142,9 @@ struct Reader {
 }
 
 impl Reader {
-    async fn read(mut self, resumed: bool, now: TailPosition) {
-        let end = match self.go(resumed, now).await {
+    /// Sends all that it is to get from `start` on. Its position is where its frames begin.
+    async fn read(mut self, start: Start) {
+        let end = match self.go(start).await {
             Ok(never) => match never {},
             Err(end) => end,
         };
@@ -113,10 +158,19 @@ impl Reader {
         drop(tokio::time::timeout(LAST_WORD, self.out.send(Ok(last.into()))).await);
     }
 
-    async fn go(&mut self, resumed: bool, now: TailPosition) -> Result<Infallible, End> {
+    async fn go(&mut self, start: Start) -> Result<Infallible, End> {
+        let now = self.position;
+        if let Start::Behind(position) = start {
+            self.position = position;
+        }
         self.send(format!("retry: {RETRY}\nid: {}\n\n", self.position.encode()).into()).await?;
-        if resumed {
-            self.catch_up(now).await?;
+        match start {
+            Start::Now => {}
+            Start::Behind(_) => self.catch_up(now).await?,
+            Start::Lost => {
+                let reset = self.reset(&now);
+                self.send(reset).await?;
+            }
         }
         let mut heartbeat = tokio::time::interval(self.period);
         heartbeat.tick().await;
@@ -270,6 +324,63 @@ mod tests {
         Arc::new(app)
     }
 
+    /// The headers of a client that says which reply it wants, and where it was.
+    fn sent(accept: &'static str, last_id: &'static str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert("accept", HeaderValue::from_static(accept));
+        headers.insert("last-event-id", HeaderValue::from_static(last_id));
+        headers
+    }
+
+    const EVENT_SOURCE: &str = "text/event-stream";
+
+    #[tokio::test]
+    async fn an_event_source_is_never_answered_with_a_status_at_which_it_gives_up() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let app = app(&file, &keys::line("desk", KEY, "read").unwrap());
+        // The store is away.
+        let away = open(&app, "", &sent("*/*", "")).await.unwrap_err();
+        assert_eq!(away.status(), StatusCode::SERVICE_UNAVAILABLE);
+        let _all = app.streams.try_acquire_many(u32::try_from(app.streams.available_permits()).unwrap()).unwrap();
+        assert!(matches!(open(&app, "", &sent("*/*", "")).await, Err(Problem::TooManyStreams)));
+        let limited = Problem::RateLimited { retry_after: 7 };
+        for (reply, pause, reason) in [
+            (instead(&away, &sent(EVENT_SOURCE, "")).unwrap(), 5000, "store can't be read"),
+            (open(&app, "", &sent(EVENT_SOURCE, "")).await.unwrap(), 5000, "HTTP_MAX_CONNECTIONS"),
+            (instead(&limited, &sent(EVENT_SOURCE, "")).unwrap(), 7000, "RATE_LIMIT"),
+        ] {
+            assert_eq!(
+                (reply.status().as_u16(), &reply.headers()[CONTENT_TYPE]),
+                (200, &HeaderValue::from_static(EVENT_SOURCE))
+            );
+            let body = http_body_util::BodyExt::collect(reply.into_body()).await.unwrap().to_bytes();
+            let text = String::from_utf8(body.to_vec()).unwrap();
+            assert!(text.starts_with(&format!("retry: {pause}\nevent: end\ndata: {{\"reason\":\"")), "{text}");
+            assert!(text.ends_with("\n\n") && text.contains(reason) && !text.contains("id: "), "{text}");
+        }
+        // What it does wrong stays wrong.
+        assert!(matches!(open(&app, "a=b", &sent(EVENT_SOURCE, "")).await, Err(Problem::InvalidParameter { .. })));
+    }
+
+    #[tokio::test]
+    async fn an_id_that_says_nothing_is_a_reset_for_an_event_source() {
+        for id in ["garbage", "Ag"] {
+            assert_eq!(Start::of(&sent(EVENT_SOURCE, id)).unwrap(), Start::Lost, "{id}");
+            assert!(matches!(Start::of(&sent("*/*", id)), Err(Problem::InvalidHeader { .. })), "{id}");
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let app = app(&file, &keys::line("desk", KEY, "read").unwrap());
+        let ((_tail, frames), (out, mut body)) = (broadcast::channel(1), mpsc::channel(1));
+        let (position, period) = (TailPosition::default(), HEARTBEAT);
+        let reader = Reader { app, query: Query::default(), key: HeaderMap::new(), position, frames, out, period };
+        tokio::spawn(reader.read(Start::Lost));
+        let id = position.encode();
+        for begins in [format!("retry: 1000\nid: {id}\n\n"), format!("event: reset\nid: {id}\ndata: {{\"reason\":")] {
+            let piece = tokio::time::timeout(Duration::from_secs(60), body.recv()).await.unwrap().unwrap().unwrap();
+            assert!(piece.starts_with(begins.as_bytes()), "{piece:?}");
+        }
+    }
+
     #[tokio::test]
     async fn a_stream_ends_when_its_key_is_taken_away_and_not_before() {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -280,7 +391,7 @@ mod tests {
         let (key, (_tail, frames), (out, mut body)) = (key_in(&headers), broadcast::channel(1), mpsc::channel(1));
         let position = TailPosition::default();
         let reader = Reader { app, query: Query::default(), key, position, frames, out, period: SOON };
-        tokio::spawn(reader.read(false, position));
+        tokio::spawn(reader.read(Start::Now));
         let mut next = async || {
             let piece = tokio::time::timeout(Duration::from_secs(60), body.recv()).await.unwrap();
             piece.map(|piece| String::from_utf8(piece.unwrap().to_vec()).unwrap())

@@ -132,6 +132,25 @@ async fn an_event_is_seen_within_a_moment_and_frames_are_never_compressed() {
     assert!(plain.matches(": heartbeat").count() < ONE_BY_ONE - 1, "{plain}");
 }
 
+/// A browser's `EventSource` gives up for good at any status but 200.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_source_with_an_id_that_nobody_knows_is_told_to_reset_and_gets_what_comes_next() {
+    let world = World::shared();
+    let (api, _worker) = world.start().await;
+    let request = || api.client.request(Method::GET, "/events/stream").header("last-event-id", "of-another-version");
+    let problem = Reply::of(request()).await.unwrap().with_status(400).unwrap().parse::<Value>().unwrap();
+    assert!(problem["detail"].as_str().unwrap().contains("Last-Event-ID"), "{problem}");
+    let mut response = request().header("accept", "text/event-stream").timeout(LONG).send().await.unwrap();
+    assert_eq!(response.status().as_u16(), 200);
+    let id = post(&api.client, r#"{"userId":"u","eventType":"LOGIN"}"#).await;
+    let mut text = String::new();
+    while !text.contains(&id) {
+        text += std::str::from_utf8(&response.chunk().await.unwrap().unwrap()).unwrap();
+    }
+    let (reset, event) = (text.find("event: reset\n").expect("a reset"), text.find(&id).unwrap());
+    assert!(reset < event, "{text}");
+}
+
 /// Proxies close a connection on which nothing is said.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_quiet_stream_says_every_fifteen_seconds_that_it_lives_and_where_to_go_on() {
