@@ -1,6 +1,7 @@
 //! The API: HTTP in, Kafka out, and the read side of the store. In the order a request passes it:
 //!
-//! 1. [`server`], `descriptors`: connections, their limits and their end; [`rate_limit`]: how often a client may come;
+//! 1. [`server`], `descriptors`, `unfinished`: connections, their limits and their end; [`rate_limit`]: how often a client
+//!    may come;
 //! 2. [`keys`], `cors`: who may call, and the pages that may; `request_id`: what a request is called;
 //! 3. [`routes`]: one file a resource;
 //! 4. `body`: a request's body, within its limits; `unread`: what nobody read of it; [`memory`]: what large ones may hold
@@ -34,6 +35,7 @@ pub mod routes;
 pub mod server;
 pub mod tail;
 mod traces;
+mod unfinished;
 mod unread;
 
 use std::convert::Infallible;

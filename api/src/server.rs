@@ -30,6 +30,7 @@ use crate::problem::Problem;
 use crate::rate_limit::{RateLimit, Standing};
 use crate::route::Route;
 use crate::traces::RequestSpan;
+use crate::unfinished::Connection;
 use crate::unread::Guarded;
 use crate::{App, cors, request_id, routes, traces};
 
@@ -211,12 +212,16 @@ impl Server {
     ) -> impl hyper_util::server::graceful::GracefulConnection<Error = hyper::Error> + Send + use<> {
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new()).header_read_timeout(idle).max_buf_size(MAX_HEAD);
+        let (stream, unfinished) = Connection::new(stream);
         let server = Arc::clone(self);
         let service = service_fn(move |request| {
-            let server = Arc::clone(&server);
-            async move { Ok::<_, Infallible>(reply_to(&server, entry, peer, Guarded::request(request)).await) }
+            let (server, watch) = (Arc::clone(&server), unfinished.of(&request));
+            async move {
+                let reply = reply_to(&server, entry, peer, Guarded::request(request)).await;
+                Ok::<_, Infallible>(watch.over(reply))
+            }
         });
-        http.serve_connection(TokioIo::new(Box::pin(stream)), service)
+        http.serve_connection(TokioIo::new(stream), service)
     }
 }
 

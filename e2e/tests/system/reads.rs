@@ -497,14 +497,18 @@ async fn begun(api: &Service, header: &str) -> TcpStream {
 }
 
 async fn begun_with(api: &Service, path: &str, header: &str) -> TcpStream {
+    begun_by("HTTP/1.1", api, path, header).await
+}
+
+async fn begun_by(version: &str, api: &Service, path: &str, header: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(32 * 1024).unwrap();
     let mut client = socket.connect(([127, 0, 0, 1], api.port).into()).await.unwrap();
-    let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{header}\r\n\r\n");
+    let head = format!("GET {path} {version}\r\nHost: x\r\nConnection: close\r\n{header}\r\n\r\n");
     client.write_all(head.as_bytes()).await.unwrap();
     let mut begun = [0; 1024];
     client.read_exact(&mut begun).await.unwrap();
-    assert!(begun.starts_with(b"HTTP/1.1 200 "));
+    assert!(begun.starts_with(format!("{version} 200 ").as_bytes()));
     client
 }
 
@@ -538,7 +542,9 @@ async fn a_list_whose_redis_dies_halfway_breaks_off_and_never_looks_complete() {
     let mut redis = RedisServer::start().await;
     let (api, _worker) = with_events_of(BYTES, &World::on_redis(&redis.url()), EVENTS).await;
     let mut reader = begun(&api, "accept: application/x-ndjson").await;
+    let mut old = begun_by("HTTP/1.0", &api, "/events/processed", "accept: application/x-ndjson").await;
     redis.kill().await;
+    let old = tokio::spawn(async move { old.read_to_end(&mut Vec::new()).await });
     let (mut rest, mut some) = (Vec::new(), [0; 16 * 1024]);
     while let Ok(count @ 1..) = reader.read(&mut some).await {
         rest.extend_from_slice(&some[..count]);
@@ -547,6 +553,9 @@ async fn a_list_whose_redis_dies_halfway_breaks_off_and_never_looks_complete() {
     }
     assert!(rest.len() < EVENTS * BYTES, "all was on its way before Redis died");
     assert!(!rest.ends_with(b"0\r\n\r\n"), "{} bytes look like all", rest.len());
+    // Its list ends where the connection does.
+    let old = old.await.unwrap().map_err(|error| error.kind());
+    assert_eq!(old, Err(std::io::ErrorKind::ConnectionReset), "a client of HTTP/1.0 can tell as well");
     is_said(&api, "a full list broke off: Redis at").await;
 }
 
