@@ -1,6 +1,8 @@
 //! The forms of a list: a JSON array, NDJSON, CSV. Events go through as the bytes that are stored; the line-based forms
 //! leave line breaks between tokens away.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use common::event::StoredMembers;
 use warp::http::HeaderMap;
@@ -15,8 +17,10 @@ pub(crate) enum Format {
     Json,
     /// An event a line.
     Ndjson,
-    /// RFC 4180, a header line first.
+    /// RFC 4180, a header line first. Cells that a spreadsheet would take for formulas are quoted.
     Csv,
+    /// The same with every cell as it is stored, for programs.
+    RawCsv,
 }
 
 impl Format {
@@ -27,7 +31,7 @@ impl Format {
         match self {
             Self::Json => ("application", "json"),
             Self::Ndjson => ("application", "x-ndjson"),
-            Self::Csv => ("text", "csv"),
+            Self::Csv | Self::RawCsv => ("text", "csv"),
         }
     }
 
@@ -69,7 +73,7 @@ impl Format {
         HeaderValue::from_static(match self {
             Self::Json => "application/json",
             Self::Ndjson => "application/x-ndjson",
-            Self::Csv => "text/csv; charset=utf-8; header=present",
+            Self::Csv | Self::RawCsv => "text/csv; charset=utf-8; header=present",
         })
     }
 }
@@ -139,7 +143,8 @@ impl Writer {
                 push_line(&mut out, event);
                 out.push(b'\n');
             }),
-            Format::Csv => write_csv(&mut out, first, events),
+            Format::Csv => write_csv(&mut out, first, events, quoted),
+            Format::RawCsv => write_csv(&mut out, first, events, |cell| cell.into()),
         }
         out
     }
@@ -150,8 +155,8 @@ impl Writer {
         match (self.format, self.begun) {
             (Format::Json, true) => out.push(b']'),
             (Format::Json, false) => out.extend_from_slice(b"[]"),
-            (Format::Csv, false) => write_csv(&mut out, true, &[]),
-            (Format::Ndjson | Format::Csv, _) => {}
+            (Format::Csv | Format::RawCsv, false) => write_csv(&mut out, true, &[], quoted),
+            (Format::Ndjson | Format::Csv | Format::RawCsv, _) => {}
         }
         out
     }
@@ -174,14 +179,24 @@ pub(crate) fn push_line(out: &mut Vec<u8>, json: &[u8]) {
     }
 }
 
-fn write_csv(out: &mut Vec<u8>, first: bool, events: &[Bytes]) {
+/// A cell that no spreadsheet takes for a formula (OWASP, CSV Injection): whoever posts an event would otherwise have code run
+/// by whoever opens the export.
+fn quoted(cell: &str) -> Cow<'_, str> {
+    // The last four are what the first four are where letters have full width.
+    const BEGINNINGS: [char; 11] =
+        ['=', '+', '-', '@', '\t', '\r', '\n', '\u{ff1d}', '\u{ff0b}', '\u{ff0d}', '\u{ff20}'];
+    if cell.starts_with(BEGINNINGS) { format!("'{cell}").into() } else { cell.into() }
+}
+
+fn write_csv(out: &mut Vec<u8>, first: bool, events: &[Bytes], cell: fn(&str) -> Cow<'_, str>) {
     let mut csv = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(out);
     let header = first.then_some(["eventId", "userId", "eventType", "timestamp", "payload"]);
     let rows = events.iter().filter_map(|event| serde_json::from_slice::<StoredMembers<'_>>(event).ok());
     // Writing to memory does not fail, and all records have five fields.
     let written = header.into_iter().try_for_each(|header| csv.write_record(header)).and_then(|()| {
         { rows }.try_for_each(|row| {
-            csv.write_record([&*row.event_id, &*row.user_id, &*row.event_type, &*row.timestamp, row.payload.get()])
+            let cells = [&*row.event_id, &*row.user_id, &*row.event_type, &*row.timestamp, row.payload.get()];
+            csv.write_record(cells.map(|text| cell(text).into_owned()))
         })
     });
     debug_assert!(written.is_ok());
@@ -274,11 +289,26 @@ mod tests {
     }
 
     #[test]
+    fn no_cell_is_a_formula_unless_the_cells_are_to_be_raw() {
+        for user in ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\u{ff1d}1"] {
+            let event = serde_json::json!({"eventId": "=2", "userId": user, "eventType": "LOGIN", "timestamp": "t", "payload": {}});
+            let cells = |format| {
+                let text = Writer::whole(format, &[event.to_string().into()]);
+                let row = csv::Reader::from_reader(&*text).into_records().next().unwrap().unwrap();
+                (row[0].to_owned(), row[1].to_owned())
+            };
+            assert_eq!(cells(Format::Csv), ("'=2".into(), format!("'{user}")));
+            assert_eq!(cells(Format::RawCsv), ("=2".into(), user.into()));
+        }
+    }
+
+    #[test]
     fn an_empty_list_is_empty_in_each_form() {
         for (format, text) in [
             (Format::Json, "[]"),
             (Format::Ndjson, ""),
             (Format::Csv, "eventId,userId,eventType,timestamp,payload\r\n"),
+            (Format::RawCsv, "eventId,userId,eventType,timestamp,payload\r\n"),
         ] {
             assert_eq!(Writer::whole(format, &[]), text.as_bytes());
         }

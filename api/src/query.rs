@@ -98,6 +98,14 @@ impl<'a> Parameters<'a> {
         self.one("limit", common::config::range(1..=MAX_LIMIT))
     }
 
+    /// A parameter that is `true` or `false`, if it is there.
+    ///
+    /// # Errors
+    /// When it is neither.
+    pub(crate) fn flag(&self, name: &str) -> Result<Option<bool>, Problem> {
+        self.one(name, |value| value.parse().map_err(|_| "must be true or false"))
+    }
+
     /// Where the page begins, if it says.
     ///
     /// # Errors
@@ -112,8 +120,7 @@ impl<'a> Parameters<'a> {
 /// # Errors
 /// When `validateOnly` is neither `true` nor `false`, or there is another parameter.
 pub(crate) fn validate_only(query: &str) -> Result<bool, Problem> {
-    let parse = |value: &str| value.parse::<bool>().map_err(|_| "must be true or false");
-    Ok(Parameters::parse(query, &["validateOnly"], &[])?.one("validateOnly", parse)?.unwrap_or(false))
+    Ok(Parameters::parse(query, &["validateOnly"], &[])?.flag("validateOnly")?.unwrap_or(false))
 }
 
 /// The query string of a page of this list.

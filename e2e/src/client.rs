@@ -112,6 +112,8 @@ impl Client {
 /// A whole reply.
 #[derive(Debug)]
 pub struct Reply {
+    /// Where it came from.
+    pub url: Url,
     /// The status code.
     pub status: u16,
     /// The headers.
@@ -127,8 +129,8 @@ impl Reply {
     /// When there is no complete reply.
     pub async fn of(request: RequestBuilder) -> Result<Self> {
         let response = request.send().await?;
-        let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        Ok(Self { status, headers, body: response.bytes().await?.to_vec() })
+        let (url, status, headers) = (response.url().clone(), response.status().as_u16(), response.headers().clone());
+        Ok(Self { url, status, headers, body: response.bytes().await?.to_vec() })
     }
 
     /// The reply itself when it is a 200.
@@ -202,9 +204,16 @@ impl Reply {
     /// Where `Link: <…>; rel="next"` (RFC 8288) points to.
     #[must_use]
     pub fn next_link(&self) -> Option<String> {
-        let link = self.header("link").strip_prefix('<')?;
-        let (target, parameters) = link.split_once('>')?;
-        parameters.contains("rel=\"next\"").then(|| target.to_owned())
+        self.link("next")
+    }
+
+    /// Where the `Link` header points to for this relation: path and query, for any replica.
+    #[must_use]
+    pub fn link(&self, relation: &str) -> Option<String> {
+        let links = self.header("link").split(", ").filter_map(|link| link.strip_prefix('<')?.split_once(">; rel="));
+        let (target, _) = { links }.find(|(_, name)| name.trim_matches('"') == relation)?;
+        let url = self.url.join(target).ok()?;
+        Some(format!("{}?{}", url.path(), url.query().unwrap_or_default()))
     }
 }
 

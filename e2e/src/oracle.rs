@@ -481,7 +481,9 @@ mod tests {
 
     #[test]
     fn each_item_of_a_batch_has_an_outcome() {
-        let reply = |status, body: &str| Ok(Reply { status, headers: HeaderMap::new(), body: body.into() });
+        let reply = |status, body: &str| {
+            Ok(Reply { url: "http://x/".parse().unwrap(), status, headers: HeaderMap::new(), body: body.into() })
+        };
         let results = r#"{"results":[{"status":201,"eventId":"e"},{"status":503,"outcome":"unknown"}]}"#;
         let acknowledged = Outcome::Acknowledged(Promise { id: "e".to_owned(), timestamp: None });
         let outcomes = Outcome::of_batch(&reply(200, results), 2).unwrap();

@@ -93,10 +93,11 @@ pub fn publish_events() {}
         ("order" = inline(Option<super::schemas::Order>), Query, description = "Oldest first, unless it is `desc`."),
         ("limit" = inline(Option<u32>), Query, minimum = 1, maximum = 1000, description = "Most events of a page; 100 where there is a `cursor` only."),
         ("cursor" = inline(Option<String>), Query, description = "Where the page begins: as it is in `Link`, for the same filters."),
+        ("raw" = inline(Option<bool>), Query, description = "Of CSV only. `true`: every cell as it is stored. Otherwise a cell that a spreadsheet would take for a formula, because it begins with `=`, `+`, `-`, `@`, a tab or a line break, has a `'` in front."),
     ),
     responses((status = 200, description = "The events",
         headers(
-            ("Link" = String, description = "Of a page: `rel=\"next\"` where there is one, `rel=\"first\"` (RFC 8288)"),
+            ("Link" = String, description = "Of a page: `rel=\"next\"` where there is one, `rel=\"first\"` (RFC 8288). Relative to the request"),
             ("Trimmed-Before" = String, description = "Earlier events are missing, because the store was full"),
             ("Vary" = String, description = "`accept`"),
         ),
@@ -110,6 +111,9 @@ pub fn publish_events() {}
 pub fn list_events() {}
 
 /// A page of what has been processed, in an envelope.
+///
+/// Go by `hasMore`, never by the length of `data`: a page may have fewer events than `limit`, or none, and still have a next
+/// one.
 #[utoipa::path(get, path = "/api/activities", operation_id = "listActivities", tag = "activities",
     params(
         super::schemas::Filter,
@@ -118,7 +122,7 @@ pub fn list_events() {}
         ("cursor" = inline(Option<String>), Query, description = "The `nextCursor` of the page before, for the same filters."),
     ),
     responses((status = 200, description = "The page", body = Activities,
-        headers(("Link" = String, description = "`rel=\"next\"` where there is one, `rel=\"first\"` (RFC 8288)")),
+        headers(("Link" = String, description = "`rel=\"next\"` where there is one, `rel=\"first\"` (RFC 8288). Relative to the request")),
         example = json!({"data": [{"eventId": "01976a5e-7a3c-7fff-8000-0123456789ab", "userId": "user-1", "eventType": "LOGIN",
             "timestamp": "2026-02-17T10:00:00.000Z", "payload": {}}], "pagination": {"limit": 100, "nextCursor": null, "hasMore": false}}))),
 )]

@@ -167,7 +167,7 @@ pub struct BatchResult {
 /// A page of events in an envelope.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Activities {
-    /// The events.
+    /// The events. There may be fewer than `limit`, or none, although `hasMore` is true.
     pub data: Vec<Event>,
     /// Where the page stands.
     pub pagination: Pagination,
@@ -182,7 +182,7 @@ pub struct Pagination {
     pub limit: u32,
     /// The parameter `cursor` of the next page.
     pub next_cursor: Option<String>,
-    /// Whether there is a next page.
+    /// Whether there is a next page: what tells the end of the list.
     pub has_more: bool,
 }
 

@@ -33,7 +33,7 @@ pub(super) async fn page(app: &App, query: &str) -> Result<warp::reply::Response
     // Strings, numbers and lists of them always serialise.
     let mut response = whole(app, serde_json::to_vec(&envelope).unwrap_or_default())?;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Some(links) = request.links("/api/activities", &page, limit) {
+    if let Some(links) = request.links(&page, limit) {
         response.headers_mut().insert(LINK, links);
     }
     Ok(response)

@@ -16,11 +16,11 @@ use warp::http::{HeaderMap, Method, Response};
 use crate::App;
 use crate::format::{Format, Writer};
 use crate::problem::Problem;
-use crate::query::{DEFAULT_LIMIT, Parameters, page_query};
+use crate::query::{DEFAULT_LIMIT, Parameters, page_query, wrong};
 use crate::request_id::current;
 
-/// The parameters of a list.
-pub(super) const PARAMETERS: [&str; 7] = ["userId", "eventType", "from", "to", "order", "limit", "cursor"];
+/// The parameters of a list; the last one only where it may come as CSV.
+const PARAMETERS: [&str; 8] = ["userId", "eventType", "from", "to", "order", "limit", "cursor", "raw"];
 /// A full list of so many rows needs no turn.
 const SHORT: usize = 50;
 /// How long a client may take none of a full list before it is cut off.
@@ -62,17 +62,38 @@ pub(super) struct Request {
     pub(super) query: Query,
     pub(super) limit: Option<usize>,
     pub(super) cursor: Option<Cursor>,
+    /// Whether cells of CSV are to be as they are stored, if it says.
+    raw: Option<bool>,
 }
 
 impl Request {
-    /// Reads the parameters of a list.
+    /// Reads the parameters of a list that comes as JSON.
     ///
     /// # Errors
     /// The first that is wrong.
     pub(super) fn parse(app: &App, query: &str) -> Result<Self, Problem> {
-        let parameters = Parameters::parse(query, &PARAMETERS, &["eventType"])?;
+        Self::parse_known(app, query, &PARAMETERS[..PARAMETERS.len() - 1])
+    }
+
+    /// Reads the parameters of a list that comes in the form that `Accept` asks for, and which form that is.
+    ///
+    /// # Errors
+    /// The first that is wrong.
+    fn parse_with_form(app: &App, query: &str, headers: &HeaderMap) -> Result<(Self, Format), Problem> {
+        let (request, format) = (Self::parse_known(app, query, &PARAMETERS)?, Format::of(headers)?);
+        match (request.raw, format) {
+            (Some(raw), Format::Csv) => Ok((request, if raw { Format::RawCsv } else { Format::Csv })),
+            (Some(raw), _) => {
+                Err(wrong("raw", &raw.to_string(), "is for CSV only; leave it out, or send Accept: text/csv"))
+            }
+            (None, format) => Ok((request, format)),
+        }
+    }
+
+    fn parse_known(app: &App, query: &str, known: &[&str]) -> Result<Self, Problem> {
+        let parameters = Parameters::parse(query, known, &["eventType"])?;
         let query = parameters.query(&app.types)?;
-        Ok(Self { limit: parameters.limit()?, cursor: parameters.cursor(&query)?, query })
+        Ok(Self { limit: parameters.limit()?, cursor: parameters.cursor(&query)?, raw: parameters.flag("raw")?, query })
     }
 
     /// Reads one page of it, with the rows that a page has.
@@ -85,9 +106,11 @@ impl Request {
         Ok((page, limit))
     }
 
-    /// The `Link` header (RFC 8288) of such a page at `path`.
-    pub(super) fn links(&self, path: &str, page: &Page, limit: usize) -> Option<HeaderValue> {
-        let link = |cursor, rel| format!("<{path}?{}>; rel=\"{rel}\"", page_query(&self.query, limit, cursor));
+    /// The `Link` header (RFC 8288) of such a page. Its targets are relative to the request, and so right behind a proxy that
+    /// has the API under another path.
+    pub(super) fn links(&self, page: &Page, limit: usize) -> Option<HeaderValue> {
+        let raw = self.raw.map(|raw| format!("&raw={raw}")).unwrap_or_default();
+        let link = |cursor, rel| format!("<?{}{raw}>; rel=\"{rel}\"", page_query(&self.query, limit, cursor));
         let next = page.next.as_ref().map(|next| link(Some(next), "next") + ", ").unwrap_or_default();
         // Percent-encoded, so always visible ASCII.
         HeaderValue::try_from(next + &link(None, "first")).ok()
@@ -100,7 +123,7 @@ pub(super) async fn list(
     query: &str,
     headers: &HeaderMap,
 ) -> Result<warp::reply::Response, Problem> {
-    let (request, format) = (Request::parse(app, query)?, Format::of(headers)?);
+    let (request, format) = Request::parse_with_form(app, query, headers)?;
     let mut response = match (request.limit, &request.cursor) {
         (None, None) => everything(app, method, &request.query, format).await?,
         _ => page(app, &request, format).await?,
@@ -117,7 +140,7 @@ pub(super) async fn list(
 async fn page(app: &App, request: &Request, format: Format) -> Result<warp::reply::Response, Problem> {
     let (page, limit) = request.page(app).await?;
     let mut response = whole(app, Writer::whole(format, &page.events))?;
-    if let Some(links) = request.links("/events/processed", &page, limit) {
+    if let Some(links) = request.links(&page, limit) {
         response.headers_mut().insert(LINK, links);
     }
     Ok(response)
@@ -237,6 +260,15 @@ mod tests {
     use futures::TryStreamExt;
 
     use super::*;
+
+    #[test]
+    fn links_are_relative_to_the_request_and_say_all_that_it_said() {
+        let request = Request { query: Query::default(), limit: Some(5), cursor: None, raw: Some(true) };
+        let page = Page { events: Vec::new(), next: None };
+        assert_eq!(request.links(&page, 5).unwrap(), "<?limit=5&raw=true>; rel=\"first\"");
+        let request = Request { raw: None, ..request };
+        assert_eq!(request.links(&page, 5).unwrap(), "<?limit=5>; rel=\"first\"");
+    }
 
     #[tokio::test]
     async fn a_list_that_ends_before_its_last_piece_is_broken_and_not_whole() {

@@ -245,6 +245,7 @@ async fn parameters_of_the_list_that_are_wrong_are_named_before_the_store_is_ask
         ("limit=5&limit=6", "at most once"),
         ("cursor=forged", "Link header"),
         ("userid=u", "userid"),
+        ("raw=true", "text/csv"),
     ] {
         let problem = refused(request("GET", &format!("/events/processed?{query}")), 400).await;
         assert!(problem["detail"].as_str().unwrap().contains(part), "{query}: {problem}");

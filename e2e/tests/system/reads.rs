@@ -58,12 +58,6 @@ async fn get(client: &Client, path: &str, header: (&str, &str)) -> Reply {
     Reply::of(client.request(Method::GET, path).header(header.0, header.1)).await.unwrap()
 }
 
-/// Where the `Link` header (RFC 8288) points to.
-fn link(reply: &Reply, relation: &str) -> Option<String> {
-    let links = reply.header("link").split(", ").filter_map(|link| link.strip_prefix('<')?.split_once(">; rel="));
-    links.filter(|(_, name)| name.trim_matches('"') == relation).map(|(target, _)| target.to_owned()).next()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn links_lead_through_the_pages_of_a_filtered_list_to_its_end_and_back_to_the_first() {
     let world = World::shared();
@@ -104,8 +98,8 @@ async fn links_lead_through_the_pages_of_a_filtered_list_to_its_end_and_back_to_
                 let reply = client.get(&target).await.unwrap().ok().unwrap();
                 let rows: Vec<Event> = reply.parse().unwrap();
                 assert!(rows.len() <= 5, "{target}");
-                next = link(&reply, "next");
-                let said = link(&reply, "first").expect("a way back");
+                next = reply.link("next");
+                let said = reply.link("first").expect("a way back");
                 assert_eq!(*first.get_or_insert_with(|| said.clone()), said, "one first page");
                 paged.extend(rows);
             }
@@ -123,7 +117,7 @@ async fn a_cursor_of_another_list_or_of_none_is_refused_and_says_so() {
     world.kafka().write(&world.topic, None, &mixture(30, begin())).await;
     api.client.listed(30).await;
     let page = api.client.get("/events/processed?limit=3&userId=user+1").await.unwrap().ok().unwrap();
-    let next = link(&page, "next").unwrap();
+    let next = page.link("next").unwrap();
     let cursor = next.split_once("cursor=").unwrap().1.to_owned();
     api.client.get(&format!("/events/processed?userId=user%201&cursor={cursor}")).await.unwrap().ok().unwrap();
     let others = [
@@ -234,8 +228,12 @@ async fn every_form_of_a_list_holds_the_same_rows_whole_and_in_pages() {
         let csv = get(&api.client, &path, ("accept", "text/csv")).await.ok().unwrap();
         assert!(csv.header("content-type").starts_with("text/csv"), "{}", csv.header("content-type"));
         assert_eq!(from_csv(&csv.body), rows, "{path} as CSV");
+        let raw = format!("{path}{}raw=true", if query.is_empty() { '?' } else { '&' });
+        let raw = get(&api.client, &raw, ("accept", "text/csv")).await.ok().unwrap();
+        assert!(raw.body == csv.body, "no cell here begins as a formula does");
+        assert!(raw.link("first").is_none_or(|first| first.ends_with("&raw=true")), "its pages are raw, too");
         for reply in [&ndjson, &csv] {
-            assert_eq!(link(reply, "next").is_some(), query.contains("limit"), "{path}");
+            assert_eq!(reply.link("next").is_some(), query.contains("limit"), "{path}");
             assert!(reply.headers.get_all("vary").iter().any(|vary| vary == "accept"), "caches tell forms apart");
         }
     }
@@ -316,7 +314,7 @@ async fn activities_are_posted_and_listed_in_an_envelope_whose_cursor_leads_to_t
             number += 1;
             assert_eq!(pagination.limit, limit, "{query}");
             assert_eq!(pagination.has_more, pagination.next_cursor.is_some(), "{query}");
-            assert_eq!(link(&reply, "next").is_some(), pagination.has_more, "{query}");
+            assert_eq!(reply.link("next").is_some(), pagination.has_more, "{query}");
             all.extend(data);
             cursor = pagination.next_cursor;
             if cursor.is_none() {
