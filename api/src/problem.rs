@@ -136,6 +136,9 @@ struct Body<'a> {
     violations: &'a [Violation],
 }
 
+/// The page that explains the types; each has its fragment.
+pub(crate) const TYPES: &str = "/docs/problems";
+
 const PUBLISH_FAILED: &str = "Failed to publish event";
 
 impl Problem {
@@ -181,6 +184,47 @@ impl Problem {
             Self::NoRoom(_) | Self::NoRoomForReply(_) => (StatusCode::SERVICE_UNAVAILABLE, "no-room"),
             Self::TooManyStreams => (StatusCode::TOO_MANY_REQUESTS, "too-many-streams"),
             Self::TooManyConnections(_) => (StatusCode::SERVICE_UNAVAILABLE, "too-many-connections"),
+        }
+    }
+
+    /// What this type of problem is, whatever the request (RFC 9457, section 3.1.3).
+    pub(crate) fn title(&self) -> &'static str {
+        match self {
+            Self::InvalidPayload(_) => "The body is not a valid event",
+            Self::InvalidParameter { .. } => "A query parameter is not valid",
+            Self::InvalidHeader { .. } => "A header is not valid",
+            Self::KeyReused => "The Idempotency-Key was used for another event",
+            Self::BodyBroken => "The body broke off",
+            Self::BadCoding(_) => "The body is not what its Content-Encoding says",
+            Self::EmptyBatch => "The batch has no item",
+            Self::TooManyItems(_) => "The batch has too many items",
+            Self::RatioTooLarge(_) => "The body is much larger once it is unpacked",
+            Self::UnsupportedCoding(_) => "The Content-Encoding is not supported",
+            Self::Unauthorized { .. } => "A valid API key is needed",
+            Self::Forbidden(_) => "The API key lacks a scope",
+            Self::KeysNeeded => "The route is closed while API keys are off",
+            Self::InvalidLevel(_) => "The body is not a log level",
+            Self::NotAcceptable => "Accept allows no form of the reply",
+            Self::NotFound => "There is no such route",
+            Self::UnknownEvent => "There is no such event",
+            Self::DeadLettered(_) => "The event is a dead letter",
+            Self::Trimmed(_) => "The event was trimmed early",
+            Self::MethodNotAllowed(_) => "The route does not take this method",
+            Self::BodyTooSlow(_) => "The body came too slowly",
+            Self::BodyTooLarge(_) => "The body is too large",
+            Self::UnsupportedMediaType(_) => "The Content-Type is not supported",
+            Self::HeadersTooLarge(_) => "The headers are too large",
+            Self::Publish { error: PublishError::Refused(_) | PublishError::RefusedTimestamp(_), .. } => {
+                "The brokers refused the event"
+            }
+            Self::Publish { error: PublishError::TooLarge { .. }, .. } => "The event is larger than the topic takes",
+            Self::Publish { .. } => "The brokers have not acknowledged the event",
+            Self::Store(_) => "The store can't be read",
+            Self::RateLimited { .. } => "The client makes too many requests",
+            Self::TooManyExports => "Too many full lists are being read",
+            Self::NoRoom(_) | Self::NoRoomForReply(_) => "Large bodies hold all the memory that they may",
+            Self::TooManyStreams => "Too many streams are open",
+            Self::TooManyConnections(_) => "All connections are in use",
         }
     }
 
@@ -331,6 +375,13 @@ impl Problem {
                 };
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
             }
+            // RFC 6750, section 3.1.
+            Self::Forbidden(scope) => {
+                let scope = scope.name();
+                let challenge = format!(r#"Bearer realm="user-activity", error="insufficient_scope", scope="{scope}""#);
+                // Names of scopes are words.
+                headers.extend(HeaderValue::try_from(challenge).ok().map(|challenge| (WWW_AUTHENTICATE, challenge)));
+            }
             // What the client is still sending would be taken for its next request.
             Self::BodyTooLarge(_)
             | Self::BodyTooSlow(_)
@@ -363,7 +414,6 @@ impl Problem {
 
     fn body(&self) -> Body<'_> {
         let (status, slug) = self.class();
-        let title = status.canonical_reason().unwrap_or("Error");
         let violations: &[Violation] = if let Self::InvalidPayload(violations) = self { violations } else { &[] };
         let detail = self.detail();
         let message = match self {
@@ -372,13 +422,13 @@ impl Problem {
             _ => detail.clone(),
         };
         Body {
-            kind: format!("urn:user-activity:problem:{slug}"),
-            title,
+            kind: format!("{TYPES}#{slug}"),
+            title: self.title(),
             status: status.as_u16(),
             message,
             detail,
             success: false,
-            error: title,
+            error: status.canonical_reason().unwrap_or("Error"),
             outcome: self.outcome(),
             state: self.state(),
             errors: violations.iter().map(|v| &*v.detail).collect(),
@@ -391,5 +441,21 @@ impl Reply for Problem {
     fn into_response(self) -> warp::reply::Response {
         self.log();
         self.reply()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_without_the_scope_is_told_which_one_is_needed() {
+        let reply = Problem::Forbidden(Scope::Read).reply();
+        assert_eq!(
+            reply.headers()[WWW_AUTHENTICATE],
+            r#"Bearer realm="user-activity", error="insufficient_scope", scope="read""#
+        );
+        // No key would help here.
+        assert!(!Problem::KeysNeeded.reply().headers().contains_key(WWW_AUTHENTICATE));
     }
 }

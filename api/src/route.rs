@@ -102,7 +102,7 @@ impl Row {
 }
 
 /// The first row that fits is meant: a path that has a resource of its own is not an eventId.
-const TABLE: [Row; 20] = [
+const TABLE: [Row; 21] = [
     Row::post("/events/generate", Action::Generate),
     Row::post("/events/batch", Action::Batch),
     Row::get("/events/processed", Kind::Data, Action::List),
@@ -125,6 +125,7 @@ const TABLE: [Row; 20] = [
     Row::get("/assets/dashboard.js", Kind::Page, Action::Page),
     Row::get("/openapi.json", Kind::Page, Action::Page),
     Row::get("/docs", Kind::Page, Action::Page),
+    Row::get("/docs/problems", Kind::Page, Action::Page),
     Row::get("/assets/swagger-start.js", Kind::Page, Action::Page),
     Row::get("/assets/swagger-ui.css", Kind::Page, Action::Page),
     Row::get("/assets/swagger-ui-bundle.js", Kind::Page, Action::Page),

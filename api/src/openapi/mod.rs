@@ -17,6 +17,7 @@ use utoipa::openapi::security::{
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{Modify, OpenApi};
 
+pub(crate) use self::problems::PAGE as PROBLEMS_PAGE;
 use self::problems::Problems;
 
 /// The description, as JSON.
@@ -31,7 +32,7 @@ pub(crate) static DOCUMENT: LazyLock<String> = LazyLock::new(|| {
     info(
         title = "user-activity",
         description = "Takes events of user activity and shows what has been processed. Every `GET` but the stream also takes `HEAD`. \
-            Whatever is not a success is a problem of RFC 9457.",
+            Whatever is not a success is a problem of RFC 9457, but for the 503 of `/health` and `/readyz`, which is in the shape of their 200.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     servers((url = "/", description = "Where this description comes from")),

@@ -1,6 +1,9 @@
-//! What each route answers when it is not a success. The examples are the replies that the code gives.
+//! What each route answers when it is not a success, and the page that explains it. The examples are the replies that the code
+//! gives.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use common::event::{EventTypes, Timestamp, UserEvent};
@@ -54,6 +57,7 @@ fn of_publishing(path: &str) -> Vec<Problem> {
         Problem::UnsupportedMediaType("the Content-Type is \"text/plain\"; send application/json".into()),
         Problem::UnsupportedCoding("the Content-Encoding is \"compress\"; send gzip, zstd, br or none".into()),
         rate_limited(),
+        Problem::TooManyConnections(10_000),
         Problem::HeadersTooLarge(32 << 10),
     ];
     problems.extend(of_keys(Scope::Write));
@@ -122,6 +126,7 @@ fn of_reading(path: &str) -> Vec<Problem> {
     // Whoever watches over the process is neither asked for a key nor counted.
     if !matches!(path, "/health" | "/livez" | "/readyz" | "/metrics") {
         problems.push(rate_limited());
+        problems.push(Problem::TooManyConnections(10_000));
         problems.extend(of_keys(Scope::Read));
     }
     problems
@@ -134,6 +139,31 @@ fn of_keys(scope: Scope) -> [Problem; 3] {
 fn wrong_parameter(name: &str, detail: &str) -> Problem {
     Problem::InvalidParameter { name: name.into(), detail: detail.into() }
 }
+
+/// `/docs/problems`, to which the `type` of each problem leads.
+pub(crate) static PAGE: LazyLock<String> = LazyLock::new(|| {
+    let read = ["/events/processed", "/events/stream", "/events/{eventId}"].map(of_reading);
+    let posted = ["/events/batch", "/events/generate"].map(of_publishing);
+    let others = vec![Problem::NotFound, Problem::MethodNotAllowed("GET, HEAD")];
+    let all = posted.into_iter().chain(read).chain([of_log_level(), others]).flatten();
+    let mut rows: Vec<[String; 4]> = all
+        .map(|problem| {
+            let kind =
+                problem.json()["type"].as_str().and_then(|kind| kind.split_once('#')).map_or("", |it| it.1).to_owned();
+            [problem.status().as_u16().to_string(), kind, problem.title().into(), problem.detail().into()]
+        })
+        .collect();
+    rows.sort();
+    rows.dedup_by(|one, other| one[1] == other[1]);
+    let mut page = include_str!("../../assets/problems.html").split("<!-- types -->");
+    let mut html = page.next().unwrap_or_default().to_owned();
+    for row in rows {
+        let [status, kind, title, detail] = row.map(|text| text.replace('&', "&amp;").replace('<', "&lt;"));
+        // Writing to a string does not fail.
+        _ = writeln!(html, "<tr id=\"{kind}\"><td>{status}<td><code>{kind}</code><td>{title}<td>{detail}");
+    }
+    html + page.next().unwrap_or_default()
+});
 
 /// One response for each status, with an example for each problem of it.
 fn add(operation: &mut Operation, problems: Vec<Problem>) {
@@ -150,7 +180,7 @@ fn response(problems: &[Problem]) -> utoipa::openapi::Response {
     let title = problems.first().and_then(|problem| problem.status().canonical_reason()).unwrap_or("Error");
     let examples = problems.iter().map(|problem| {
         let json = problem.json();
-        let name = json["type"].as_str().and_then(|kind| kind.rsplit(':').next()).unwrap_or_default();
+        let name = json["type"].as_str().and_then(|kind| kind.rsplit('#').next()).unwrap_or_default();
         let name = if json["detail"] == "the API key is not known" { "unknown-key" } else { name };
         let name = json["outcome"].as_str().map_or(name.to_owned(), |outcome| format!("{name}, {outcome}"));
         (name, ExampleBuilder::new().value(Some(json)).build())
@@ -171,4 +201,32 @@ fn headers_of(problem: &Problem) -> Vec<(String, String)> {
     let reply = problem.reply();
     let own = reply.headers().iter().filter(|(name, _)| *name != CONTENT_TYPE);
     own.filter_map(|(name, value)| Some((name.to_string(), value.to_str().ok()?.to_owned()))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_type_is_explained_where_it_leads() {
+        // Each is there as `(StatusCode::…, "type")`.
+        let code = include_str!("../problem.rs").split("(StatusCode::").skip(1);
+        let types: Vec<&str> = code.filter_map(|rest| rest.lines().next()?.split('"').nth(1)).collect();
+        assert!(types.len() > 25 && types.contains(&"store-unavailable"), "{types:?}");
+        for kind in types {
+            assert!(PAGE.contains(&format!("<tr id=\"{kind}\">")), "{kind} is not explained");
+        }
+    }
+
+    #[test]
+    fn a_title_is_that_of_the_type_and_no_other_type_has_it() {
+        let mut titles = BTreeMap::new();
+        let reads = ["/events/processed", "/events/stream", "/events/{eventId}"].map(of_reading);
+        for problem in reads.into_iter().flatten().chain(of_publishing("/events/batch")).chain(of_log_level()) {
+            let json = problem.json();
+            let (title, kind) = (json["title"].to_string(), json["type"].to_string());
+            assert_eq!(titles.entry(title).or_insert_with(|| kind.clone()), &kind);
+        }
+        assert!(titles.len() > 20, "{titles:?}");
+    }
 }

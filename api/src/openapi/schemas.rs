@@ -315,10 +315,10 @@ pub struct PartitionLag {
 /// Every reply that is not a success (RFC 9457).
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
-    /// Tells the problems apart: `urn:user-activity:problem:…`.
+    /// Tells the problems apart: `/docs/problems#…`, which explains it. Compare it as text.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The status in words.
+    /// What this type of problem is.
     pub title: String,
     /// The status.
     #[schema(minimum = 400, maximum = 599)]
@@ -329,7 +329,7 @@ pub struct Problem {
     pub success: bool,
     /// For people.
     pub message: String,
-    /// The same as `title`.
+    /// The status in words.
     pub error: String,
     /// Posts without an acknowledgement: `not accepted` was never sent, `unknown` may still arrive.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -65,11 +65,11 @@ async fn a_batch_that_is_no_batch_publishes_nothing() {
     {
         let (reply, published) = sent(batch(text), &[]).await;
         let problem = refused(&reply, 400);
-        assert_eq!(problem["type"], format!("urn:user-activity:problem:{kind}"), "{text}");
+        assert_eq!(problem["type"], format!("/docs/problems#{kind}"), "{text}");
         assert_eq!(published, 0);
     }
     let (reply, _) = sent(ndjson(&["", " "]), &[]).await;
-    assert_eq!(refused(&reply, 400)["type"], "urn:user-activity:problem:empty-batch");
+    assert_eq!(refused(&reply, 400)["type"], "/docs/problems#empty-batch");
     let (reply, _) = sent(batch(EVENT).header("content-type", "text/csv"), &[]).await;
     assert!(refused(&reply, 415)["detail"].as_str().unwrap().contains("application/x-ndjson"));
 }
@@ -187,7 +187,7 @@ async fn packed_bodies_are_unpacked_within_their_limits() {
     assert_eq!((statuses(&body(&reply)), published), (vec![201, 201], 2));
 
     let (reply, _) = sent(batch(&text).header("content-encoding", "gzip"), &[]).await;
-    assert_eq!(refused(&reply, 400)["type"], "urn:user-activity:problem:bad-content-encoding");
+    assert_eq!(refused(&reply, 400)["type"], "/docs/problems#bad-content-encoding");
     let (reply, _) = sent(batch(&text).header("content-encoding", "compress"), &[]).await;
     assert!(refused(&reply, 415)["detail"].as_str().unwrap().contains("gzip, zstd or br"));
     assert_eq!(reply.headers()["accept-encoding"], "gzip, zstd, br");
@@ -195,9 +195,9 @@ async fn packed_bodies_are_unpacked_within_their_limits() {
     // A megabyte of blanks packs into a kilobyte.
     let bomb = vec![b' '; 100 << 20];
     let (reply, _) = sent(gzip(&bomb).await, &[]).await;
-    assert_eq!(refused(&reply, 413)["type"], "urn:user-activity:problem:body-too-large");
+    assert_eq!(refused(&reply, 413)["type"], "/docs/problems#body-too-large");
     let (reply, _) = sent(gzip(&bomb[..4 << 20]).await, &[]).await;
-    assert_eq!(refused(&reply, 413)["type"], "urn:user-activity:problem:ratio-too-large");
+    assert_eq!(refused(&reply, 413)["type"], "/docs/problems#ratio-too-large");
     let (reply, _) = sent(gzip(&bomb[..1 << 20]).await.path("/events/generate"), &[]).await;
     assert!(refused(&reply, 413)["detail"].as_str().unwrap().contains("262144 bytes"), "the unpacked size counts");
 }

@@ -331,7 +331,7 @@ async fn beyond_the_limit_of_connections_probes_are_answered_and_all_others_told
     let full = server.reply(&post(EVENT)).await;
     assert_eq!((full.header("retry-after"), full.header("connection")), ("1", "close"));
     let refused = full.refusal(503);
-    assert_eq!(refused["type"], "urn:user-activity:problem:too-many-connections");
+    assert_eq!(refused["type"], "/docs/problems#too-many-connections");
     assert!(refused["detail"].as_str().unwrap().contains("all 2 connections (HTTP_MAX_CONNECTIONS)"), "{refused}");
     assert!(publisher.published().is_empty());
     assert_eq!(server.reply(&get("/livez")).await.status(), 200);
@@ -409,7 +409,7 @@ async fn streams_take_half_of_the_connections_and_no_more() {
     let [first, second, third] = &mut streams;
     let refused = [first.reply(), second.reply(), third.reply()].map(Box::pin);
     let (reply, which, others) = futures::future::select_all(refused).await;
-    assert_eq!(reply.refusal(429)["type"], "urn:user-activity:problem:too-many-streams", "{which}");
+    assert_eq!(reply.refusal(429)["type"], "/docs/problems#too-many-streams", "{which}");
     assert_eq!(reply.header("retry-after"), "1");
     assert_eq!(server.reply(&get("/livez")).await.status(), 200, "there is room for others");
     // Now it is away, which they are told.
@@ -496,7 +496,7 @@ async fn without_a_key_nothing_is_posted_or_read_and_a_key_does_what_its_scopes_
         for request in [post(EVENT), get("/events/processed"), get("/anything")] {
             let reply = server.reply(&with(&request, header)).await;
             assert_eq!(reply.header("www-authenticate"), challenge);
-            assert_eq!(reply.refusal(401)["type"], "urn:user-activity:problem:unauthorized");
+            assert_eq!(reply.refusal(401)["type"], "/docs/problems#unauthorized");
         }
     }
     let bearer = format!("Authorization: Bearer {KEY}");
@@ -533,7 +533,7 @@ async fn trying_keys_out_counts_and_so_does_no_key_but_not_for_who_has_one() {
     });
     let refused = refused.await.unwrap();
     assert_eq!(refused.header("ratelimit-policy"), "\"client\";q=60;w=60", "{}", refused.head);
-    assert_eq!(refused.refusal(429)["type"], "urn:user-activity:problem:rate-limited");
+    assert_eq!(refused.refusal(429)["type"], "/docs/problems#rate-limited");
     let open = server.reply(&get("/openapi.json")).await;
     assert!(left(&open) < 30, "of the same address: {}", open.head);
     let known = with_key(KEY).await;
@@ -573,10 +573,7 @@ async fn large_bodies_have_a_limit_together_and_small_ones_pass() {
         let refused = second.reply().await;
         assert_eq!((refused.header("retry-after"), refused.header("connection")), ("1", "close"), "{path}");
         let problem = refused.refusal(503);
-        assert_eq!(
-            (&problem["type"], &problem["outcome"]),
-            (&"urn:user-activity:problem:no-room".into(), &"not accepted".into())
-        );
+        assert_eq!((&problem["type"], &problem["outcome"]), (&"/docs/problems#no-room".into(), &"not accepted".into()));
         assert!(problem["detail"].as_str().unwrap().contains("HTTP_BODY_MEMORY"), "{problem}");
         assert_eq!(server.reply(&post(EVENT)).await.status(), 201, "{path}");
         drop(first);
@@ -592,7 +589,7 @@ fn put_level(level: &str) -> String {
 async fn the_log_level_is_changed_by_who_may_do_that_and_by_nobody_while_keys_are_off() {
     let open = Server::start(app(FakePublisher::default(), &[])).await;
     let closed = open.reply(&put_level("off")).await.refusal(403);
-    assert_eq!(closed["type"], "urn:user-activity:problem:keys-needed");
+    assert_eq!(closed["type"], "/docs/problems#keys-needed");
     assert!(closed["detail"].as_str().unwrap().contains("API_KEYS_FILE"), "{closed}");
 
     let (app, _file) = guarded(&FakePublisher::default(), &[]);

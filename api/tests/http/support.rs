@@ -56,7 +56,7 @@ pub(crate) fn problem(status: u16, content_type: &str, body: &[u8]) -> Value {
     let problem: Value = serde_json::from_slice(body).unwrap();
     assert_eq!(problem["status"], status, "{text}");
     assert_eq!(problem["success"], false, "{text}");
-    assert!(problem["type"].as_str().unwrap().starts_with("urn:user-activity:problem:"), "{text}");
+    assert!(problem["type"].as_str().unwrap().starts_with("/docs/problems#"), "{text}");
     for member in ["title", "detail", "message", "error"] {
         assert!(!problem[member].as_str().unwrap().is_empty(), "{member}: {text}");
     }

@@ -47,7 +47,7 @@ async fn the_same_key_makes_one_event_through_any_replica_before_and_after_it_is
     ] {
         let problem =
             eventually("the change is seen", async || post(&api.client, "key 1", &changed).await.problem(422)).await;
-        assert_eq!(problem["type"], "urn:user-activity:problem:idempotency-key-reused");
+        assert_eq!(problem["type"], "/docs/problems#idempotency-key-reused");
     }
 }
 

@@ -174,7 +174,7 @@ async fn each_bad_parameter_is_refused_by_name_with_its_value_and_what_is_allowe
         for path in ["/events/processed", "/api/activities"] {
             let reply = api.client.get(&format!("{path}?{query}")).await.unwrap();
             let problem = reply.problem(400).unwrap_or_else(|error| panic!("{query}: {error:#}"));
-            assert_eq!(problem["type"], "urn:user-activity:problem:invalid-parameter");
+            assert_eq!(problem["type"], "/docs/problems#invalid-parameter");
             let detail = problem["detail"].as_str().unwrap();
             for part in [&format!("{name:?}"), value, allowed] {
                 assert!(detail.contains(part), "{part} is missing for {query}: {detail}");
@@ -473,7 +473,7 @@ async fn a_third_full_list_at_a_time_is_told_to_come_back_and_gets_its_turn_then
     let (first, second) = (steady(&api.client, &hurry).await, steady(&api.client, &hurry).await);
     let third = api.client.get("/events/processed").await.unwrap();
     let problem = third.problem(429).unwrap();
-    assert_eq!(problem["type"], "urn:user-activity:problem:too-many-exports");
+    assert_eq!(problem["type"], "/docs/problems#too-many-exports");
     assert_eq!(third.header("retry-after"), "1");
     api.client.get("/events/processed?limit=1").await.unwrap().ok().unwrap();
     let head = Reply::of(api.client.request(Method::HEAD, "/events/processed")).await.unwrap().ok().unwrap();
@@ -522,7 +522,7 @@ async fn pages_that_nobody_takes_have_a_limit_together() {
     fourth.unwrap().problem(503).unwrap();
     let third = third.unwrap();
     let problem = third.problem(503).unwrap();
-    assert_eq!(problem["type"], "urn:user-activity:problem:no-room");
+    assert_eq!(problem["type"], "/docs/problems#no-room");
     assert!(
         problem["outcome"].is_null() && problem["detail"].as_str().unwrap().contains("HTTP_BODY_MEMORY"),
         "{problem}"
