@@ -52,7 +52,7 @@ use common::kafka::{
     producer_config,
 };
 use common::shutdown::Shutdown;
-use common::store::{LiveWorker, Origin, Store, StoreError};
+use common::store::{LiveWorker, Origin, Store};
 use common::traces::Traces;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -64,6 +64,7 @@ pub use crate::config::{Cli, Command, Config, KafkaClient};
 use crate::keys::Keys;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
+use crate::problem::Problem;
 use crate::tail::Tail;
 
 const NAME: &str = "user-activity-api";
@@ -92,6 +93,8 @@ pub struct App {
     pub(crate) connections: Arc<Semaphore>,
     /// Places for readers of the stream, who stay: half of all connections, so that others can be served.
     pub streams: Arc<Semaphore>,
+    /// Places for requests that wait for an event to be processed: half of all connections as well.
+    pub waits: Semaphore,
     /// The time before which events were trimmed early, as last heard.
     trimmed: Mutex<Option<Timestamp>>,
     /// The workers, as last heard; `None` when Redis did not say.
@@ -127,6 +130,7 @@ impl App {
             waiting: Arc::default(),
             connections: Arc::new(Semaphore::new(config.max_connections)),
             streams: Arc::new(Semaphore::new((config.max_connections / 2).max(1))),
+            waits: Semaphore::new((config.max_connections / 2).max(1)),
             trimmed: Mutex::default(),
             workers: Mutex::default(),
             metrics,
@@ -160,12 +164,17 @@ impl App {
     }
 
     /// An event that may be on its way, as [`Tail::processed`], but no longer than this process is to live.
-    async fn processed(&self, event_id: &str, patience: Duration) -> Result<Option<(Bytes, Origin)>, StoreError> {
-        tokio::select! {
+    ///
+    /// # Errors
+    /// When too many wait already, or the store has no answer.
+    async fn processed(&self, event_id: &str, patience: Duration) -> Result<Option<(Bytes, Origin)>, Problem> {
+        let _place = self.waits.try_acquire().map_err(|_| Problem::TooManyWaits)?;
+        let found = tokio::select! {
             biased;
             () = self.checks.draining.cancelled() => self.store.event(event_id).await,
             found = self.tail.processed(event_id, patience) => found,
-        }
+        };
+        found.map_err(Problem::Store)
     }
 }
 

@@ -105,6 +105,8 @@ pub enum Problem {
     TooManyStreams,
     /// All connections, this many, are in use.
     TooManyConnections(usize),
+    /// Others are waiting for events to be processed.
+    TooManyWaits,
 }
 
 /// Where a record may be when the reply is not 201.
@@ -184,6 +186,7 @@ impl Problem {
             Self::NoRoom(_) | Self::NoRoomForReply(_) => (StatusCode::SERVICE_UNAVAILABLE, "no-room"),
             Self::TooManyStreams => (StatusCode::TOO_MANY_REQUESTS, "too-many-streams"),
             Self::TooManyConnections(_) => (StatusCode::SERVICE_UNAVAILABLE, "too-many-connections"),
+            Self::TooManyWaits => (StatusCode::TOO_MANY_REQUESTS, "too-many-waits"),
         }
     }
 
@@ -225,6 +228,7 @@ impl Problem {
             Self::NoRoom(_) | Self::NoRoomForReply(_) => "Large bodies hold all the memory that they may",
             Self::TooManyStreams => "Too many streams are open",
             Self::TooManyConnections(_) => "All connections are in use",
+            Self::TooManyWaits => "Too many requests wait for events",
         }
     }
 
@@ -317,6 +321,9 @@ impl Problem {
             }
             Self::TooManyStreams => {
                 "half of the connections that HTTP_MAX_CONNECTIONS allows are streams already; try again later".into()
+            }
+            Self::TooManyWaits => {
+                "half of the connections that HTTP_MAX_CONNECTIONS allows wait for events already; ask without ?wait=, or try again later".into()
             }
             Self::TooManyExports => "two full lists are being read already; wait, or read in pages with ?limit=".into(),
             Self::NoRoom(Full { limit }) | Self::NoRoomForReply(Full { limit }) => {

@@ -6,11 +6,11 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::store::{Announced, Entry, EntryId, Origin, Seen, Store, StoreError, TailPosition};
+use common::store::{Announced, Entry, EntryId, Members, Origin, Query, Seen, Store, StoreError, TailPosition};
 use futures::future::join_all;
 use tokio::sync::{Notify, broadcast, oneshot, watch};
 
@@ -30,8 +30,9 @@ const LINGER: Duration = Duration::from_secs(30);
 /// How long a reader waits for the tail to begin until it asks whether Redis answers at all, and how often.
 const BEGIN_PATIENCE: Duration = Duration::from_secs(3);
 const BEGIN_TRIES: usize = 5;
-/// Who waits for an event looks for it this often even if nothing is said about it.
-const LOOK: Duration = Duration::from_millis(500);
+/// While the tail is not read, who waits for an event looks for it after this time, and then after twice the time before.
+const FIRST_LOOK: Duration = Duration::from_millis(500);
+const LONGEST_LOOK: Duration = Duration::from_secs(4);
 
 /// What a reader is handed.
 #[derive(Debug)]
@@ -45,14 +46,40 @@ pub(crate) enum Frame {
         /// Where a reader stands that has got it.
         position: TailPosition,
         /// The event.
-        json: Bytes,
-        /// The frame on the wire, for a reader that stands nowhere else.
-        text: Bytes,
+        event: Shared,
     },
     /// Something may be missing here.
     Gap(TailPosition),
     /// Takes the place of a large frame's bytes.
     Filler,
+}
+
+/// An event on its way to many readers. What they need of it is made by the first who does, and once.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    json: Bytes,
+    text: OnceLock<Bytes>,
+    members: OnceLock<Option<Members>>,
+}
+
+impl Shared {
+    fn new(json: Bytes) -> Self {
+        Self { json, text: OnceLock::new(), members: OnceLock::new() }
+    }
+
+    pub(crate) fn json(&self) -> &[u8] {
+        &self.json
+    }
+
+    /// Whether it is one of those that are asked for.
+    pub(crate) fn is_asked_for(&self, query: &Query) -> bool {
+        query.is_open() || query.admits_members_of(self.members.get_or_init(|| Members::of(&self.json)).as_ref())
+    }
+
+    /// The frame on the wire, for a reader that stands at the frame's position.
+    pub(crate) fn text(&self, position: &TailPosition) -> Bytes {
+        self.text.get_or_init(|| frame(position, &self.json)).clone()
+    }
 }
 
 /// The tail of a process.
@@ -151,8 +178,14 @@ impl Tail {
     /// Hands entries on. What was not handed on when an error came is read again.
     async fn take(&self, entries: &[Entry], position: &TailPosition) -> Result<(), StoreError> {
         if self.store.tail_skipped(position, entries).await? {
-            let state = self.lock();
+            let mut state = self.lock();
             drop(self.frames.send(Arc::new(Frame::Gap(state.position))));
+            // What they wait for may have been announced in the gap.
+            state
+                .waiting
+                .drain()
+                .flat_map(|(_, waiters)| waiters)
+                .for_each(|waiter| waiter.send(()).unwrap_or_default());
         }
         // Behind an entry that says where logs end, what was announced before may not count any more.
         for run in entries.chunk_by(|_, next| next.ends.is_empty()) {
@@ -219,11 +252,10 @@ impl Tail {
     }
 
     fn send(&self, entry: &Arc<Entry>, number: usize, position: &TailPosition, json: &Bytes) {
-        let text = frame(position, json);
-        let fillers = text.len() / SLOT;
-        let (entry, position, json) = (Arc::clone(entry), *position, json.clone());
+        let fillers = json.len() / SLOT;
+        let (entry, position, event) = (Arc::clone(entry), *position, Shared::new(json.clone()));
         // Nobody may be listening.
-        drop(self.frames.send(Arc::new(Frame::Event { entry, number, position, json, text })));
+        drop(self.frames.send(Arc::new(Frame::Event { entry, number, position, event })));
         (0..fillers).for_each(|_| drop(self.frames.send(Arc::new(Frame::Filler))));
     }
 
@@ -285,17 +317,24 @@ impl Tail {
                 return Ok(Some(found));
             }
         }
+        let (mut running, mut pause) = (self.running.subscribe(), FIRST_LOOK);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let said = tokio::time::timeout(LOOK.min(left), &mut waiter.said).await;
+            // The tail says when there is something to see, as long as it is read.
+            let longest = if *running.borrow_and_update() { left } else { pause.min(left) };
+            pause = (pause * 2).min(LONGEST_LOOK);
+            tokio::select! {
+                said = tokio::time::timeout(longest, &mut waiter.said) => if said.is_ok() {
+                    waiter = self.wait_for(event_id);
+                },
+                // What was stored until it is read again is not announced. The sender lives as long as self does.
+                _ = running.changed() => {}
+            }
             if let Some(found) = self.store.event(event_id).await? {
                 return Ok(Some(found));
             }
             if left.is_zero() {
                 return Ok(None);
-            }
-            if said.is_ok() {
-                waiter = self.wait_for(event_id);
             }
         }
     }

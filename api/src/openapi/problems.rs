@@ -118,6 +118,7 @@ fn of_reading(path: &str) -> Vec<Problem> {
             Problem::UnknownEvent,
             Problem::DeadLettered("eventType must be one of: LOGIN, LOGOUT, PRODUCT_VIEW".into()),
             Timestamp::from_millis(1_771_322_400_000).map_or(Problem::UnknownEvent, Problem::Trimmed),
+            Problem::TooManyWaits,
             store(),
         ],
         _ => Vec::new(),

@@ -31,9 +31,9 @@ pub(super) async fn show(app: &App, id: &str, query: &str) -> Result<warp::reply
     let id = EventId::parse(&id).ok_or(Problem::UnknownEvent)?;
     let found = match wait {
         Some(wait) => app.processed(id.as_str(), wait).await,
-        None => app.store.event(id.as_str()).await,
+        None => app.store.event(id.as_str()).await.map_err(Problem::Store),
     };
-    match found.map_err(Problem::Store)? {
+    match found? {
         Some((json, origin)) => Ok(described(app, &json, &origin)),
         None => Err(what_became_of(app, &id).await.map_err(Problem::Store)?),
     }

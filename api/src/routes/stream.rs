@@ -25,7 +25,7 @@ use crate::format::wants_event_stream;
 use crate::keys::Scope;
 use crate::problem::Problem;
 use crate::query::Parameters;
-use crate::tail::{Frame, events_of, frame, numbered, portions};
+use crate::tail::{self, Frame, events_of, frame, numbered, portions};
 
 /// A comment with the present position is sent so often: it keeps proxies from closing a quiet connection.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -216,14 +216,14 @@ impl Reader {
 
     fn add(&mut self, text: &mut Vec<Bytes>, frame: &Frame) {
         match frame {
-            Frame::Event { entry, number, position, json, text: shared } => {
+            Frame::Event { entry, number, position, event } => {
                 if *number < self.position.passed(entry) {
                     return;
                 }
                 self.position.join(position);
-                if self.query.admits(json) {
+                if event.is_asked_for(&self.query) {
                     let own = self.position != *position;
-                    text.push(if own { crate::tail::frame(&self.position, json) } else { shared.clone() });
+                    text.push(if own { tail::frame(&self.position, event.json()) } else { event.text(position) });
                 }
             }
             Frame::Gap(position) => text.push(self.reset(position)),

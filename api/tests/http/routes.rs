@@ -238,6 +238,18 @@ async fn reads_are_503_while_the_store_is_away_and_posts_are_not() {
 }
 
 #[tokio::test]
+async fn half_of_the_connections_may_wait_for_events_and_a_post_that_finds_no_place_does_not_wait() {
+    let app = app(FakePublisher::default(), &["--http-max-connections", "4"]);
+    let _all = app.waits.try_acquire_many(2).unwrap();
+    let reply = send(&app, request("GET", "/events/some-id?wait=1s")).await;
+    assert_eq!(refusal(&reply, 429)["type"], "/docs/problems#too-many-waits");
+    assert_eq!(header(&reply, "retry-after"), "1");
+    let reply = send(&app, post(EVENT).header("prefer", "wait=30")).await;
+    assert_eq!((reply.status().as_u16(), header(&reply, "preference-applied")), (201, ""));
+    assert_eq!(serde_json::from_slice::<Value>(reply.body()).unwrap()["processed"], false);
+}
+
+#[tokio::test]
 async fn parameters_of_the_list_that_are_wrong_are_named_before_the_store_is_asked() {
     for (query, part) in [
         ("limit=0", "from 1 to 1000"),

@@ -44,7 +44,7 @@ pub use self::connection::StoreError;
 pub use self::layout::{BUCKETS, Layout, bucket_of, score_of};
 pub use self::memory::{Memory, Room};
 pub use self::positions::{Placement, PositionScope, Positions};
-pub use self::query::{Cursor, CursorError, Order, Query};
+pub use self::query::{Cursor, CursorError, Members, Order, Query};
 pub use self::read::{Found, Page, ReadAhead, Walk};
 pub use self::tail::{Announced, Entry, EntryId, Seen, TailPosition};
 pub use self::workers::{HEARTBEAT_TTL, Heartbeat, LiveWorker, PartitionLag};

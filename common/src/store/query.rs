@@ -68,22 +68,31 @@ impl Query {
     /// Whether an event, given by its JSON, is one of those that are asked for.
     #[must_use]
     pub fn admits(&self, json: &[u8]) -> bool {
-        if self.user.is_none() && self.types.is_empty() && self.from.is_none() && self.to.is_none() {
-            return true;
-        }
-        serde_json::from_slice::<StoredMembers<'_>>(json).is_ok_and(|event| {
-            self.user.as_ref().is_none_or(|user| user.as_str() == event.user_id)
-                && (self.types.is_empty() || self.types.iter().any(|kind| kind.as_str() == event.event_type))
-                && self.admits_time(&event.timestamp)
-        })
+        self.is_open()
+            || serde_json::from_slice::<StoredMembers<'_>>(json).is_ok_and(|event| {
+                self.admits_members(&event.user_id, &event.event_type, || Timestamp::parse(&event.timestamp))
+            })
     }
 
-    fn admits_time(&self, timestamp: &str) -> bool {
-        if self.from.is_none() && self.to.is_none() {
-            return true;
-        }
-        Timestamp::parse(timestamp)
-            .is_some_and(|at| self.from.is_none_or(|from| from <= at) && self.to.is_none_or(|to| at < to))
+    /// The same of one whose members are known already, if it is an event at all.
+    #[must_use]
+    pub fn admits_members_of(&self, event: Option<&Members>) -> bool {
+        self.is_open() || event.is_some_and(|event| self.admits_members(&event.user, &event.kind, || event.at))
+    }
+
+    /// Whether it asks for all events.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.user.is_none() && self.types.is_empty() && self.from.is_none() && self.to.is_none()
+    }
+
+    fn admits_members(&self, user: &str, kind: &str, at: impl FnOnce() -> Option<Timestamp>) -> bool {
+        let bounded = self.from.is_some() || self.to.is_some();
+        let admits_time =
+            || at().is_some_and(|at| self.from.is_none_or(|from| from <= at) && self.to.is_none_or(|to| at < to));
+        self.user.as_ref().is_none_or(|own| own.as_str() == user)
+            && (self.types.is_empty() || self.types.iter().any(|own| own.as_str() == kind))
+            && (!bounded || admits_time())
     }
 
     /// The lowest and the highest score, both included, given what the retention still shows.
@@ -99,6 +108,24 @@ impl Query {
         let millis = |time: Option<Timestamp>| time.map(Timestamp::millis);
         let user = self.user.as_ref().map(UserId::as_str);
         xxh3_64(format!("{user:?}{types:?}{:?}{:?}{:?}", millis(self.from), millis(self.to), self.order).as_bytes())
+    }
+}
+
+/// What a [`Query`] may ask of an event: for one that many look at, read once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Members {
+    user: String,
+    kind: String,
+    at: Option<Timestamp>,
+}
+
+impl Members {
+    /// Those of an event, given by its JSON.
+    #[must_use]
+    pub fn of(json: &[u8]) -> Option<Self> {
+        let event: StoredMembers<'_> = serde_json::from_slice(json).ok()?;
+        let at = Timestamp::parse(&event.timestamp);
+        Some(Self { user: event.user_id.into_owned(), kind: event.event_type.into_owned(), at })
     }
 }
 
@@ -238,6 +265,7 @@ mod tests {
         };
         for (at, inside) in [(999, false), (1_000, true), (1_999, true), (2_000, false)] {
             assert_eq!(query.admits(json(at).as_bytes()), inside, "{at}");
+            assert_eq!(query.admits_members_of(Members::of(json(at).as_bytes()).as_ref()), inside, "{at}");
             let (low, high) = query.scores(0);
             assert_eq!((low..=high.unwrap()).contains(&(at * 1024 + 1023)), inside, "{at}");
         }

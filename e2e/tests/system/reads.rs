@@ -402,6 +402,28 @@ async fn waiting_for_what_is_not_processed_ends_in_time_and_says_so() {
     assert_eq!(waiter.await.unwrap(), 200);
 }
 
+/// One Redis serves all that wait at all replicas, be the ids that they wait for ever so unknown.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_an_event_asks_redis_only_at_the_beginning_and_at_the_end() {
+    const WAITERS: usize = 50;
+    let redis = RedisServer::start().await;
+    let (api, _worker) = World::on_redis(&redis.url()).start().await;
+    let looks = async || {
+        let stats: String = redis.command_line("INFO commandstats").await;
+        let calls = |line: &str| line.strip_prefix("cmdstat_get:calls=")?.split(',').next()?.parse::<usize>().ok();
+        stats.lines().find_map(calls).unwrap_or_default()
+    };
+    let wait = async |number: usize| {
+        api.client.get(&format!("/events/nobody-{number}?wait=4s")).await.unwrap().problem(404).unwrap()
+    };
+    wait(0).await;
+    let before = looks().await;
+    futures::future::join_all((0..WAITERS).map(wait)).await;
+    let each = (looks().await - before) as f64 / WAITERS as f64;
+    // Every half second would be eight.
+    assert!((2.0..7.0).contains(&each), "{each}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_waiting_request_does_not_hold_a_stop_up() {
     let mut api = World::shared().start_api().await;
