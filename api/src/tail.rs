@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use common::store::{Announced, Entry, EntryId, Members, Origin, Query, Seen, Store, StoreError, TailPosition};
 use futures::future::join_all;
-use tokio::sync::{Notify, broadcast, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, broadcast, oneshot, watch};
 
 use crate::format::push_line;
 
@@ -20,7 +20,9 @@ use crate::format::push_line;
 const SLOTS: usize = 4096;
 const SLOT: usize = 4096;
 /// Records whose events are in memory at a time, about, on their way to readers.
-const PORTION: usize = 64;
+pub(crate) const PORTION: usize = 64;
+/// Readers that catch up at a time: each holds what it knows of some thousand records meanwhile.
+const MOST_CATCHING_UP: usize = 16;
 /// How long Redis is asked to wait for something new; shorter than any sensible `REDIS_TIMEOUT`.
 const WAIT: Duration = Duration::from_millis(500);
 /// After a failed exchange.
@@ -89,6 +91,7 @@ pub struct Tail {
     state: Mutex<State>,
     wake: Notify,
     running: watch::Sender<bool>,
+    catching_up: Semaphore,
 }
 
 struct State {
@@ -114,6 +117,7 @@ impl Tail {
             state: Mutex::new(state),
             wake: Notify::new(),
             running: watch::Sender::new(false),
+            catching_up: Semaphore::new(MOST_CATCHING_UP),
         }
     }
 
@@ -152,6 +156,12 @@ impl Tail {
     /// How many read the stream.
     pub(crate) fn readers(&self) -> usize {
         self.frames.receiver_count()
+    }
+
+    /// Waits for a turn at catching up, kept until it is dropped.
+    pub(crate) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        // Never closed, so always there.
+        self.catching_up.acquire().await.ok()
     }
 
     /// Until nobody wants to know any more.
@@ -377,7 +387,7 @@ impl Drop for Waiter<'_> {
 pub(crate) type Events = HashMap<(usize, EntryId, usize), Option<Bytes>>;
 
 /// The records of entries: each entry as often as it has records, with their numbers.
-pub(crate) fn numbered(entries: &[Entry]) -> impl Iterator<Item = (&Entry, usize)> {
+fn numbered(entries: &[Entry]) -> impl Iterator<Item = (&Entry, usize)> {
     entries.iter().flat_map(|entry| (0..entry.records.len()).map(move |number| (entry, number)))
 }
 
@@ -395,7 +405,7 @@ pub(crate) async fn events_of(store: &Store, records: &[(&Entry, usize)]) -> Res
 }
 
 /// Entries in portions of about [`PORTION`] records.
-pub(crate) fn portions(mut entries: &[Entry]) -> impl Iterator<Item = &[Entry]> {
+fn portions(mut entries: &[Entry]) -> impl Iterator<Item = &[Entry]> {
     std::iter::from_fn(move || {
         let mut records = 0;
         let fits = |entry: &&Entry| {

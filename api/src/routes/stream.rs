@@ -8,6 +8,7 @@
 //! itself in a stream that ends, and comes back; what it can't mend itself, such as an id of another version, in its stream.
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use bytes::Bytes;
 use common::store::{Entry, Query, Seen, StoreError, TailPosition};
 use futures::stream::poll_fn;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{SemaphorePermit, broadcast, mpsc};
 use warp::Reply;
 use warp::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use warp::http::{HeaderMap, StatusCode};
@@ -25,12 +26,14 @@ use crate::format::wants_event_stream;
 use crate::keys::Scope;
 use crate::problem::Problem;
 use crate::query::Parameters;
-use crate::tail::{self, Frame, events_of, frame, numbered, portions};
+use crate::tail::{self, Events, Frame, PORTION, Tail, events_of, frame};
 
 /// A comment with the present position is sent so often: it keeps proxies from closing a quiet connection.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-/// Bytes that a reader is sent at a time, about. Of what it takes slowly little is on its way when the process ends.
+/// Bytes that a reader is sent at a time, about, and that it is read while it catches up, or one event. Of what it takes slowly little is on its way when the process ends.
 const PIECE: usize = 64 * 1024;
+/// Entries of a bucket that a reader which catches up holds at a time; each announces some dozens of records.
+const ENTRIES: usize = 25;
 /// How long a client is waited for that is to be told why its stream ends.
 const LAST_WORD: Duration = Duration::from_secs(1);
 /// What a client waits before it comes back, in milliseconds.
@@ -239,12 +242,28 @@ impl Reader {
         format!("event: reset\nid: {id}\ndata: {{\"reason\":\"{reason}\"}}\n\n").into()
     }
 
+    /// Waits for a turn at catching up, as a quiet stream.
+    async fn turn<'a>(&self, tail: &'a Tail) -> Result<Option<SemaphorePermit<'a>>, End> {
+        let (mut turn, mut heartbeat) = (pin!(tail.turn()), tokio::time::interval(self.period));
+        heartbeat.tick().await;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.app.checks.draining.cancelled() => return Err(End::Draining),
+                () = self.out.closed() => return Err(End::Gone),
+                turn = &mut turn => return Ok(turn),
+                _ = heartbeat.tick() => self.beat().await?,
+            }
+        }
+    }
+
     /// Sends what Redis holds between this reader's position and where the shared frames began for it.
     async fn catch_up(&mut self, now: TailPosition) -> Result<(), End> {
-        let store = Arc::clone(&self.app.store);
+        let (app, store) = (Arc::clone(&self.app), Arc::clone(&self.app.store));
+        let _turn = self.turn(&app.tail).await?;
         let mut seen = store.tail_seen(&self.position).await.map_err(End::Store)?;
         loop {
-            let mut entries = store.tail_after(&self.position).await.map_err(End::Store)?;
+            let mut entries = store.tail_after(&self.position, ENTRIES).await.map_err(End::Store)?;
             // Behind the read: only what was trimmed before it is missing. A slow reader meets this at any turn.
             if !store.tail_holds(&self.position).await.map_err(End::Store)? {
                 let reset = self.reset(&now);
@@ -259,9 +278,7 @@ impl Reader {
             // What lies behind `now` comes as a frame, too; the position tells. It must not stand inside an entry then,
             // or frames of others would move it back to that entry's beginning.
             let last = !entries.iter().any(|entry| now.is_behind(entry));
-            for portion in portions(&entries) {
-                self.send_entries(portion, &mut seen).await?;
-            }
+            self.send_entries(&entries, &mut seen).await?;
             if last {
                 return Ok(());
             }
@@ -269,24 +286,47 @@ impl Reader {
     }
 
     async fn send_entries(&mut self, entries: &[Entry], seen: &mut Seen) -> Result<(), End> {
-        let records: Vec<_> = numbered(entries).collect();
-        let events = events_of(&self.app.store, &records).await.map_err(End::Store)?;
+        let mut position = self.position;
+        let records = entries.iter().flat_map(|entry| {
+            let passed = position.passed(entry);
+            position.pass_all(entry);
+            (passed..entry.records.len()).map(move |number| (entry, number))
+        });
+        let records: Vec<_> = records.collect();
+        let (mut ahead, mut read, mut events) = (&records[..], 0, Events::new());
         let mut text = Vec::new();
         for entry in entries {
             seen.heed(entry);
             for number in self.position.passed(entry)..entry.records.len() {
+                if read == 0 {
+                    // Before more is read: a client that takes nothing holds no more than this.
+                    events.clear();
+                    self.send_some(std::mem::take(&mut text)).await?;
+                    read = self.fitting(ahead).await?;
+                    events = events_of(&self.app.store, &ahead[..read]).await.map_err(End::Store)?;
+                    ahead = &ahead[read..];
+                }
+                read -= 1;
                 let new = seen.is_new(entry, &entry.records[number]);
                 self.position.pass(entry, number);
                 let event = events.get(&(entry.bucket, entry.id, number)).and_then(Option::as_ref);
                 if let Some(json) = event.filter(|json| new && self.query.admits(json)) {
                     text.extend_from_slice(&frame(&self.position, json));
                 }
-                if text.len() >= PIECE {
-                    self.send(std::mem::take(&mut text).into()).await?;
-                }
             }
             self.position.pass_all(entry);
         }
+        self.send_some(text).await
+    }
+
+    /// How many of these records have [`PIECE`] bytes of events together: one at least.
+    async fn fitting(&self, records: &[(&Entry, usize)]) -> Result<usize, End> {
+        let asked: Vec<_> = records.iter().take(PORTION).map(|(entry, number)| &entry.records[*number]).collect();
+        let bytes = self.app.store.announced_bytes(&asked).await.map_err(End::Store)?;
+        Ok(first_within(PIECE, &bytes))
+    }
+
+    async fn send_some(&self, text: Vec<u8>) -> Result<(), End> {
         if text.is_empty() { Ok(()) } else { self.send(text.into()).await }
     }
 
@@ -300,6 +340,15 @@ impl Reader {
     }
 }
 
+/// How many of these sizes, from the first on, stay within a sum: one at least.
+fn first_within(most: usize, sizes: &[usize]) -> usize {
+    let sums = sizes.iter().scan(0_usize, |sum, size| {
+        *sum = sum.saturating_add(*size);
+        Some(*sum)
+    });
+    sums.take_while(|sum| *sum <= most).count().max(1)
+}
+
 #[cfg(test)]
 mod tests {
     use common::config::parse;
@@ -309,6 +358,13 @@ mod tests {
 
     use super::*;
     use crate::{Config, keys};
+
+    #[test]
+    fn what_is_read_at_a_time_is_bounded_by_bytes_and_never_nothing() {
+        for (sizes, count) in [(&[10, 10, 10][..], 3), (&[10, 80, 11], 2), (&[101, 1], 1), (&[0, 0, 100, 0, 1], 4)] {
+            assert_eq!(first_within(100, sizes), count, "{sizes:?}");
+        }
+    }
 
     const SOON: Duration = Duration::from_millis(10);
     const KEY: &str = "a-key-of-a-reader";

@@ -73,7 +73,7 @@ async fn each_bucket_of_a_cluster_has_a_tail_that_can_be_waited_for() {
     });
     let records: usize = heard.into_iter().flat_map(Result::unwrap).map(|entry| entry.records.len()).sum();
     assert_eq!(records, jsons.len());
-    let all = world.store.tail_after(&end).await.unwrap();
+    let all = world.store.tail_after(&end, 100).await.unwrap();
     assert_eq!(all.iter().map(|entry| entry.records.len()).sum::<usize>(), jsons.len());
     assert!(world.store.tail_holds(&end).await.unwrap());
 }

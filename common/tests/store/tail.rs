@@ -46,7 +46,7 @@ fn behind(entries: &[Entry]) -> TailPosition {
 
 impl World {
     async fn after(&self, position: &TailPosition) -> Vec<Entry> {
-        self.store.tail_after(position).await.unwrap()
+        self.store.tail_after(position, 100).await.unwrap()
     }
 
     async fn holds(&self, position: &TailPosition) -> bool {
@@ -97,6 +97,8 @@ async fn an_event_can_be_read_as_soon_as_it_is_announced() {
             let entries = world.store.tail_next(0..BUCKETS, &position, Duration::from_secs(1)).await.unwrap();
             entries.iter().for_each(|entry| position.pass_all(entry));
             let announced: Vec<&Announced> = records(&entries).collect();
+            let bytes = world.store.announced_bytes(&announced).await.unwrap();
+            assert!(bytes.iter().all(|bytes| *bytes > 100), "{bytes:?}");
             for (record, found) in announced.iter().zip(world.store.announced(&announced).await.unwrap()) {
                 let (json, origin) = found.unwrap_or_else(|| panic!("{record:?} has no body"));
                 assert_eq!((origin.partition, origin.offset), (record.partition, record.offset));

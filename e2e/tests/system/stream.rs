@@ -456,6 +456,26 @@ impl Own {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn readers_that_come_back_from_far_behind_and_read_nothing_hold_little() {
+    const READERS: usize = 15;
+    let own = Own::start().await;
+    let last_id = own.far_behind().await;
+    let memory = own.api.process.memory_watch();
+    let mut readers = Vec::new();
+    for _ in 0..READERS {
+        // Who is sent the first event has been read all that is read ahead.
+        readers.push(stalled(own.api.port, &format!("Last-Event-ID: {last_id}\r\n"), "data: ").await);
+    }
+    let grown = memory.growth();
+    assert!(grown < 60, "{grown} MiB for {READERS} readers");
+    drop(readers);
+    // All of them have had their turn.
+    let mut last = Sse::open(&own.api.client, "", Some(&last_id)).await.unwrap();
+    take(&mut last, LARGE.0).await;
+    is_silent(&own.api.client, &mut last).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reader_that_is_overtaken_by_the_end_of_what_redis_holds_while_it_catches_up_is_told() {
     const LATE: usize = 60;
     const RESET: &[u8] = b"event: reset";

@@ -27,7 +27,7 @@ use super::{BUCKETS, Origin, Store, StoreError};
 
 /// About how many entries a stream holds, each of up to a batch's share of records.
 pub(super) const MAX_ENTRIES: usize = 500;
-/// Entries of one bucket that are read at a time.
+/// Entries of one bucket that are read at a time by the reader of all.
 const READ: usize = 100;
 /// Entries of one bucket that tell what was announced before.
 const LOOK_BACK: usize = 64;
@@ -171,23 +171,42 @@ impl Store {
         wait: Duration,
     ) -> Result<Vec<Entry>, StoreError> {
         let lane = &self.tail[buckets.start * self.tail.len() / BUCKETS];
-        let streams: Option<Streams> = lane.command(&self.tail_command(buckets, position, Some(wait))).await?;
+        let streams: Option<Streams> = lane.command(&self.tail_command(buckets, position, READ, Some(wait))).await?;
         self.entries_of(streams.into_iter().flatten())
     }
 
-    /// What all streams hold behind a position, up to a hundred entries of each, in the order in which they were stored.
+    /// What all streams hold behind a position, up to `most` entries of each, in the order in which they were stored.
     ///
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
-    pub async fn tail_after(&self, position: &TailPosition) -> Result<Vec<Entry>, StoreError> {
-        let commands = self.tail_readers().into_iter().map(|buckets| self.tail_command(buckets, position, None));
+    pub async fn tail_after(&self, position: &TailPosition, most: usize) -> Result<Vec<Entry>, StoreError> {
+        let readers = self.tail_readers().into_iter();
+        let commands = readers.map(|buckets| self.tail_command(buckets, position, most, None));
         let streams: Vec<Option<Streams>> = self.read.scatter(commands).await?;
-        self.entries_of(streams.into_iter().flatten().flatten())
+        let mut found = self.entries_of(streams.into_iter().flatten().flatten())?;
+        // Behind the end of a bucket that may hold more, others would overtake what is not read yet. An entry that was
+        // begun comes all the same: it is to be finished first.
+        let full = (0..BUCKETS).filter_map(|bucket| {
+            let mut own = found.iter().filter(|entry| entry.bucket == bucket);
+            own.nth(most.checked_sub(1)?).map(|last| last.id)
+        });
+        if let Some(end) = full.min() {
+            let begun = found.iter().find(|entry| (1..entry.records.len()).contains(&position.passed(entry)));
+            let begun = begun.map(|entry| (entry.bucket, entry.id));
+            found.retain(|entry| entry.id <= end || Some((entry.bucket, entry.id)) == begun);
+        }
+        Ok(found)
     }
 
-    fn tail_command(&self, buckets: Range<usize>, position: &TailPosition, wait: Option<Duration>) -> redis::Cmd {
+    fn tail_command(
+        &self,
+        buckets: Range<usize>,
+        position: &TailPosition,
+        most: usize,
+        wait: Option<Duration>,
+    ) -> redis::Cmd {
         let mut command = redis::cmd("XREAD");
-        command.arg("COUNT").arg(READ);
+        command.arg("COUNT").arg(most);
         if let Some(wait) = wait {
             command.arg("BLOCK").arg(super::millis(wait));
         }
@@ -210,6 +229,20 @@ impl Store {
         }
         found.sort_by_key(|entry| entry.id);
         Ok(found)
+    }
+
+    /// How many bytes each of these events has, in order; none when it is not stored any more.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis has no good answer.
+    pub async fn announced_bytes(&self, records: &[&Announced]) -> Result<Vec<usize>, StoreError> {
+        let asked = records.iter().map(|record| {
+            let id = StoredId::of(&record.event_id);
+            let mut length = redis::cmd("STRLEN");
+            length.arg(self.layout.event(id.bucket(), &id));
+            length
+        });
+        self.read.scatter(asked).await
     }
 
     /// The JSON of these events and where each came from, in order; `None` of one that is not stored any more.
