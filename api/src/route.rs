@@ -204,9 +204,10 @@ impl Route {
         self.action == Action::Page
     }
 
-    /// Whether its replies may be compressed. What answers a post repeats what the client has just sent.
+    /// Whether its replies are to be compressed. What answers a post repeats what the client has just sent; pages are
+    /// compressed already.
     pub(crate) fn is_compressible(self) -> bool {
-        !matches!(self.action, Action::Generate | Action::Batch | Action::LogLevel)
+        !matches!(self.action, Action::Generate | Action::Batch | Action::LogLevel | Action::Page)
     }
 
     /// The methods that pages of other origins may use here (CORS), if they may.

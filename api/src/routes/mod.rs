@@ -59,7 +59,7 @@ where
         Action::Live => Ok(health::live()),
         Action::Ready => Ok(health::ready(app)),
         Action::Metrics => Ok(metrics::metrics(app)),
-        Action::Page => pages::page(route.pattern().unwrap_or_default()),
+        Action::Page => pages::page(route.pattern().unwrap_or_default(), headers),
         Action::NotFound => Err(Problem::NotFound),
         Action::MethodNotAllowed(methods) => Err(Problem::MethodNotAllowed(methods)),
     }

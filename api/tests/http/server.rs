@@ -396,6 +396,25 @@ async fn a_slash_behind_a_path_asks_for_the_same_key() {
 }
 
 #[tokio::test]
+async fn files_are_sent_as_they_were_packed_and_not_packed_anew_for_each_request() {
+    let server = Server::start(app(FakePublisher::default(), &[])).await;
+    let get = |accept: &str, more: &str| {
+        format!("GET /assets/swagger-ui.css HTTP/1.1\r\nHost: x\r\nAccept-Encoding: {accept}\r\n{more}\r\n")
+    };
+    let packed = server.reply(&get("gzip", "")).await;
+    assert_eq!((packed.status(), packed.header("content-encoding")), (200, "gzip"));
+    // Nothing is kept in other codings.
+    let plain = server.reply(&get("zstd", "")).await;
+    assert_eq!((plain.header("content-encoding"), plain.header("etag")), ("", packed.header("etag")));
+    assert!(plain.body.len() > 4 * packed.body.len());
+    let known = format!("If-None-Match: {}\r\n", packed.header("etag"));
+    let mut connection = server.connect().await;
+    connection.send(&get("gzip", &format!("{known}Connection: close\r\n"))).await;
+    let reply = connection.rest().await;
+    assert!(reply.starts_with("HTTP/1.1 304 ") && reply.ends_with("\r\n\r\n"), "{reply}");
+}
+
+#[tokio::test]
 async fn streams_take_half_of_the_connections_and_no_more() {
     // Each waits for a tail that nobody reads here, and then for a store that says nothing.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
