@@ -312,7 +312,7 @@ impl Server {
             Ok(Admitted { caller, standing }) => {
                 (routes::answer(&self.app, route, &caller, head, body).await, standing)
             }
-            Err(Refusal { problem, standing }) => (problem.into_response(), standing),
+            Err(Refusal { problem, standing }) => (routes::refuse(route, &head.headers, problem), standing),
         };
         if let Some(standing) = standing {
             standing.tell(response.headers_mut());

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::BodyDataStream;
+use hyper::HeaderMap;
 use hyper::body::Body;
 use hyper::http::request::Parts;
 use warp::Reply;
@@ -63,6 +64,12 @@ where
         Action::NotFound => Err(Problem::NotFound),
         Action::MethodNotAllowed(methods) => Err(Problem::MethodNotAllowed(methods)),
     }
+}
+
+/// The reply to a request that was not let in.
+pub(crate) fn refuse(route: Route, headers: &HeaderMap, problem: Problem) -> Response {
+    let instead = (route.action() == Action::Stream).then(|| stream::instead(&problem, headers)).flatten();
+    instead.unwrap_or_else(|| problem.into_response())
 }
 
 /// The query string, as it came.

@@ -347,6 +347,27 @@ async fn beyond_the_limit_of_connections_probes_are_answered_and_all_others_told
 }
 
 #[tokio::test]
+async fn an_event_source_that_is_not_let_in_is_told_to_come_back() {
+    let server = Server::start(app(FakePublisher::default(), &["--rate-limit", "1"])).await;
+    let stream = "GET /events/stream HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\nConnection: close\r\n\r\n";
+    let told = async {
+        loop {
+            while server.reply(&get("/events/some-id?limit=1")).await.status() != 429 {}
+            // Unless a second has passed since, it is one too many.
+            let mut connection = server.connect().await;
+            connection.send(stream).await;
+            let reply = connection.rest().await;
+            assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+            if reply.contains("RATE_LIMIT") {
+                return reply;
+            }
+        }
+    };
+    let reply = timeout(PATIENCE, told).await.unwrap();
+    assert!(reply.contains("retry: ") && reply.contains("event: end"), "{reply}");
+}
+
+#[tokio::test]
 async fn the_admin_port_has_what_watches_over_the_process_and_nothing_else() {
     let (app, _file) = guarded(&FakePublisher::default(), &["--rate-limit", "1"]);
     let listener = listener();
