@@ -119,7 +119,8 @@ impl Standing {
         let Self { limit, window, remaining, retry_after } = self;
         let fields = [
             ("ratelimit-policy", format!("\"client\";q={limit};w={window}")),
-            ("ratelimit", format!("\"client\";r={remaining};t={retry_after}")),
+            // At least one a second is allowed, so that there is one more after a second at the latest, if there are not all.
+            ("ratelimit", format!("\"client\";r={remaining};t={}", retry_after.max(1))),
         ];
         for (name, text) in fields {
             if let Ok(value) = HeaderValue::try_from(text) {
@@ -185,6 +186,18 @@ mod tests {
                 limit.client(&headers, ip("192.0.2.1")),
                 ip("192.0.2.1"),
                 "{name}: the peer is no proxy of ours"
+            );
+        }
+    }
+
+    #[test]
+    fn a_client_is_told_what_it_has_left_and_until_when() {
+        for (remaining, retry_after, told) in [(49, 0, r#""client";r=49;t=1"#), (0, 3, r#""client";r=0;t=3"#)] {
+            let mut headers = HeaderMap::new();
+            Standing { limit: 50, window: 10, remaining, retry_after }.tell(&mut headers);
+            assert_eq!(
+                (&headers["ratelimit"], &headers["ratelimit-policy"]),
+                (&told.parse().unwrap(), &r#""client";q=50;w=10"#.parse().unwrap())
             );
         }
     }
