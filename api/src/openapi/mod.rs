@@ -10,7 +10,8 @@ pub mod schemas;
 
 use std::sync::LazyLock;
 
-use utoipa::openapi::schema::{SchemaType, Type};
+use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::security::{
     ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
 };
@@ -31,7 +32,7 @@ pub(crate) static DOCUMENT: LazyLock<String> = LazyLock::new(|| {
 #[openapi(
     info(
         title = "user-activity",
-        description = "Takes events of user activity and shows what has been processed. Every `GET` but the stream also takes `HEAD`. \
+        description = "Takes events of user activity and shows what has been processed. \
             Whatever is not a success is a problem of RFC 9457, but for the 503 of `/health` and `/readyz`, which is in the shape of their 200.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
@@ -47,7 +48,7 @@ pub(crate) static DOCUMENT: LazyLock<String> = LazyLock::new(|| {
         paths::health, paths::live, paths::ready, paths::lag, paths::metrics, paths::set_log_level,
     ),
     components(schemas(schemas::Problem)),
-    modifiers(&Problems, &Present, &Keys),
+    modifiers(&Problems, &Present, &Keys, &Common, &Heads),
 )]
 struct Description;
 
@@ -95,6 +96,56 @@ impl Modify for Keys {
     }
 }
 
+/// Headers that come with all replies.
+struct Common;
+
+/// Which paths are not counted: whoever watches over the process must not be turned away.
+const UNCOUNTED: [&str; 4] = ["/health", "/livez", "/readyz", "/metrics"];
+
+impl Modify for Common {
+    fn modify(&self, description: &mut utoipa::openapi::OpenApi) {
+        let id = ("X-Request-Id", "The one of the request, or a new one: how log lines name this request.");
+        let counted = [
+            ("RateLimit", "Only where `RATE_LIMIT` is set: `r` requests are left for the next `t` seconds."),
+            ("RateLimit-Policy", "Only where `RATE_LIMIT` is set: `q` requests in `w` seconds."),
+        ];
+        for (path, item) in &mut description.paths.paths {
+            let named = counted.iter().filter(|_| !UNCOUNTED.contains(&path.as_str())).chain([&id]);
+            let named: Vec<_> = named.collect();
+            let operations = [&mut item.get, &mut item.post, &mut item.put].into_iter().flatten();
+            for reply in operations.flat_map(|operation| operation.responses.responses.values_mut()) {
+                let RefOr::T(reply) = reply else { continue };
+                for (name, text) in &named {
+                    let kind = ObjectBuilder::new().schema_type(SchemaType::Type(Type::String));
+                    let header = HeaderBuilder::new().schema(kind).description(Some(*text)).build();
+                    reply.headers.insert((*name).into(), header);
+                }
+            }
+        }
+    }
+}
+
+/// Each `GET` but the stream also takes `HEAD`, which is answered without a body.
+struct Heads;
+
+impl Modify for Heads {
+    fn modify(&self, description: &mut utoipa::openapi::OpenApi) {
+        for (path, item) in &mut description.paths.paths {
+            let Some(get) = item.get.as_ref().filter(|_| path != "/events/stream") else { continue };
+            let mut head = get.clone();
+            head.summary = head.summary.map(|summary| format!("Only the head: {summary}"));
+            head.description = Some("As `GET`, but without a body.".into());
+            head.operation_id = head.operation_id.map(|id| format!("{id}Head"));
+            for reply in head.responses.responses.values_mut() {
+                if let RefOr::T(reply) = reply {
+                    reply.content.clear();
+                }
+            }
+            item.head = Some(head);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde::de::DeserializeOwned;
@@ -103,7 +154,7 @@ mod tests {
     use super::*;
     use crate::route::Route;
 
-    const METHODS: [&str; 3] = ["get", "post", "put"];
+    const METHODS: [&str; 4] = ["get", "head", "post", "put"];
 
     fn document() -> Value {
         serde_json::from_str(&DOCUMENT).unwrap()
@@ -123,7 +174,7 @@ mod tests {
         let document = document();
         assert_eq!(document["openapi"], "3.1.0");
         for (route, methods) in Route::all().filter(|(route, _)| !Route::pages().any(|page| page == *route)) {
-            for method in methods.split(", ").filter(|method| *method != "HEAD") {
+            for method in methods.split(", ") {
                 let described = &document["paths"][route][method.to_ascii_lowercase()];
                 assert!(described.is_object(), "{method} {route} is not described");
             }
@@ -176,7 +227,8 @@ mod tests {
         for (path, method, operation) in operations(&document) {
             let responses = operation["responses"].as_object().unwrap().values();
             for body in responses.chain(Some(&operation["requestBody"]).filter(|body| body.is_object())) {
-                for (kind, media) in body["content"].as_object().unwrap() {
+                assert_eq!(body.get("content").is_none(), method == "head", "{method} {path}");
+                for (kind, media) in body["content"].as_object().into_iter().flatten() {
                     let several =
                         media["examples"].as_object().into_iter().flatten().map(|(_, example)| &example["value"]);
                     let examples: Vec<&Value> = several.chain(media.get("example")).collect();
@@ -191,6 +243,18 @@ mod tests {
             }
         }
         assert!(read_examples > 50, "only {read_examples}");
+    }
+
+    #[test]
+    fn every_reply_is_described_with_the_headers_that_all_have() {
+        let document = document();
+        for (path, method, operation) in operations(&document) {
+            for (status, reply) in operation["responses"].as_object().unwrap() {
+                let headers = reply["headers"].as_object().unwrap();
+                assert!(headers.contains_key("X-Request-Id"), "{method} {path} {status}");
+                assert_eq!(headers.contains_key("RateLimit"), !UNCOUNTED.contains(&path), "{method} {path} {status}");
+            }
+        }
     }
 
     #[test]

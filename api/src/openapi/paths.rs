@@ -6,7 +6,7 @@ use super::schemas::{
 
 /// Publish an event.
 ///
-/// Answers once all in-sync replicas have the event. With an `Idempotency-Key` a request that is sent again makes the
+/// Answers once all in-sync replicas have the event. The body has at most `HTTP_MAX_BODY` bytes, 256 KiB unless set. With an `Idempotency-Key` a request that is sent again makes the
 /// same event.
 #[utoipa::path(post, path = "/events/generate", operation_id = "publishEvent", tag = "events",
     params(
@@ -18,7 +18,7 @@ use super::schemas::{
     ),
     request_body(content = NewEvent, example = json!({"userId": "user-1", "eventType": "LOGIN", "payload": {"device": "phone"}})),
     responses((status = 200, description = "With `validateOnly`: the event is good", body = super::schemas::Valid,
-        example = json!({"success": true, "valid": true, "message": "The event is valid; nothing was published"})),
+        example = json!({"success": true, "valid": true, "message": "Event is valid; nothing was published"})),
         (status = 201, description = "The brokers have it", body = Published,
         headers(
             ("Location" = String, description = "Where the event is shown once it is processed"),
@@ -42,7 +42,7 @@ pub fn publish_event() {}
     ),
     request_body(content = NewEvent, example = json!({"userId": "user-1", "eventType": "LOGOUT"})),
     responses((status = 200, description = "With `validateOnly`: the event is good", body = super::schemas::Valid,
-        example = json!({"success": true, "valid": true, "message": "The event is valid; nothing was published"})),
+        example = json!({"success": true, "valid": true, "message": "Event is valid; nothing was published"})),
         (status = 201, description = "The brokers have it", body = Published,
         headers(
             ("Location" = String, description = "Where the event is shown once it is processed"),
@@ -56,7 +56,8 @@ pub fn publish_activity() {}
 
 /// Publish many events.
 ///
-/// At most 10,000 items and 8 MiB. Each item has a result of its own, in the order of the items: some may be published
+/// At most `HTTP_MAX_BATCH_ITEMS` items (10,000 unless set) and `HTTP_MAX_BATCH_BODY` bytes unpacked (8 MiB unless set), and of
+/// one item `HTTP_MAX_BODY`. Each item has a result of its own, in the order of the items: some may be published
 /// and others not.
 #[utoipa::path(post, path = "/events/batch", operation_id = "publishEvents", tag = "events",
     params(
@@ -210,7 +211,7 @@ pub fn lag() {}
 /// Metrics, for Prometheus.
 #[utoipa::path(get, path = "/metrics", operation_id = "metrics", tag = "operation",
     responses((status = 200, description = "In its text format", content_type = "text/plain", body = String,
-        example = "# TYPE http_requests_total counter\nhttp_requests_total{route=\"/events/generate\",status=\"201\"} 42\n")),
+        example = "# TYPE user_activity_http_requests_total counter\nuser_activity_http_requests_total{route=\"/events/generate\",method=\"POST\",status=\"201\"} 42\n")),
 )]
 pub fn metrics() {}
 

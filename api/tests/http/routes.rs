@@ -238,6 +238,22 @@ async fn reads_are_503_while_the_store_is_away_and_posts_are_not() {
 }
 
 #[tokio::test]
+async fn examples_that_no_type_checks_are_what_is_answered() {
+    let app = app(FakePublisher::default(), &[]);
+    let reply = send(&app, request("GET", "/openapi.json")).await;
+    let description: Value = serde_json::from_slice(reply.body()).unwrap();
+    let checked = send(&app, request("POST", "/events/generate?validateOnly=true").body(EVENT)).await;
+    let checked: Value = serde_json::from_slice(checked.body()).unwrap();
+    for path in ["/events/generate", "/api/activities"] {
+        let described = &description["paths"][path]["post"]["responses"]["200"]["content"]["application/json"];
+        assert_eq!(described["example"], checked, "{path}");
+    }
+    let metrics = &description["paths"]["/metrics"]["get"]["responses"]["200"]["content"]["text/plain"]["example"];
+    let name = metrics.as_str().unwrap().split(' ').nth(2).unwrap();
+    assert!(include_str!("../../../docs/METRICS.md").contains(&format!("| `{name}` |")), "{name}");
+}
+
+#[tokio::test]
 async fn half_of_the_connections_may_wait_for_events_and_a_post_that_finds_no_place_does_not_wait() {
     let app = app(FakePublisher::default(), &["--http-max-connections", "4"]);
     let _all = app.waits.try_acquire_many(2).unwrap();
