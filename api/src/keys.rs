@@ -101,7 +101,10 @@ fn parse(text: &str) -> Result<Vec<Key>, String> {
             Ok(key) if keys.iter().any(|other| other.caller == key.caller) => {
                 wrong.push(format!("line {number}: the id {:?} is there twice", key.caller.id()));
             }
-            Ok(key) => keys.push(key),
+            Ok(key) => match keys.iter().find(|other| other.hash == key.hash) {
+                Some(other) => wrong.push(format!("line {number}: the same key as {:?}", other.caller.id())),
+                None => keys.push(key),
+            },
             // The line itself is not shown: somebody may have written the key where its hash belongs.
             Err(why) => wrong.push(format!("line {number}: {why}")),
         }
@@ -291,10 +294,18 @@ mod tests {
     #[test]
     fn every_wrong_line_is_named_and_none_is_shown() {
         let hash = "0".repeat(64);
-        let file =
-            format!("a {hash} write\nb hunter2hunter2 read\na {hash} read\nc {hash} root\nanonymous {hash} read\nd\n");
+        let file = format!(
+            "a {hash} write\nb hunter2hunter2 read\na {hash} read\nc {hash} root\nanonymous {hash} read\nd\ne {hash} read\n"
+        );
         let error = parse(&file).err().unwrap();
-        for line in ["line 2: the hash", "line 3: the id \"a\"", "line 4: the scopes", "line 5: the id", "line 6"] {
+        for line in [
+            "line 2: the hash",
+            "line 3: the id \"a\"",
+            "line 4: the scopes",
+            "line 5: the id",
+            "line 6",
+            "line 7: the same key as \"a\"",
+        ] {
             assert!(error.contains(line), "{line}: {error}");
         }
         assert!(!error.contains("hunter2"), "{error}");

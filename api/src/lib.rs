@@ -34,6 +34,7 @@ pub mod route;
 pub mod routes;
 pub mod server;
 pub mod tail;
+mod throttle;
 mod traces;
 mod unfinished;
 mod unread;
@@ -274,7 +275,7 @@ fn background(app: &Arc<App>, admin: TcpListener) -> JoinSet<()> {
     tasks.spawn(server::serve_admin(Arc::clone(app), admin));
     tasks.spawn(watch_store(Arc::clone(app)));
     tasks.spawn(read_tail(Arc::clone(app)));
-    tasks.spawn(keep_metrics(Arc::clone(app)));
+    tasks.spawn(measure_publishing(Arc::clone(app)));
     match &app.keys {
         Some(keys) => drop(tasks.spawn(Arc::clone(keys).follow(keys::LOOK))),
         None => {
@@ -335,7 +336,7 @@ async fn read_tail(app: Arc<App>) {
     app.tail.run().await;
 }
 
-async fn keep_metrics(app: Arc<App>) {
+async fn measure_publishing(app: Arc<App>) {
     app.publisher.measure().await;
 }
 

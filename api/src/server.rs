@@ -29,6 +29,7 @@ use crate::keys::Caller;
 use crate::problem::Problem;
 use crate::rate_limit::{RateLimit, Standing};
 use crate::route::Route;
+use crate::throttle::Throttle;
 use crate::traces::RequestSpan;
 use crate::unfinished::Connection;
 use crate::unread::Guarded;
@@ -51,7 +52,7 @@ const FORGET_PERIOD: Duration = Duration::from_secs(60);
 /// process is and all others to come back.
 const RESERVE: usize = 64;
 const RESERVE_TIME: Duration = Duration::from_secs(1);
-/// The limit of connections is logged no more often than this.
+/// What clients can cause at will is logged no more often than this.
 const SAY_PERIOD: Duration = Duration::from_secs(60);
 /// After a failed accept that is not the client's doing: file descriptors are used up, mostly, and others must end first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -71,14 +72,23 @@ enum Entry {
 struct Server {
     app: Arc<App>,
     rate_limit: Option<RateLimit>,
+    /// Of the line about requests without a key that is good for them.
+    said_refused: Throttle,
+}
+
+impl Server {
+    fn new(app: Arc<App>, rate_limit: Option<RateLimit>) -> Arc<Self> {
+        Arc::new(Self { app, rate_limit, said_refused: Throttle::new(SAY_PERIOD) })
+    }
 }
 
 /// Serves until `shutdown` is cancelled, then lets the requests in flight finish. Gives the number of connections that
 /// were left at the deadline.
 pub async fn serve(app: Arc<App>, listener: TcpListener, shutdown: Shutdown) -> usize {
-    let server = Arc::new(Server { rate_limit: RateLimit::new(&app.config.rate_limit), app });
+    let rate_limit = RateLimit::new(&app.config.rate_limit);
+    let server = Server::new(app, rate_limit);
     let (app, graceful) = (&server.app, GracefulShutdown::new());
-    let mut doors = Doors::new(app);
+    let doors = Doors::new(app);
     let mut forget = tokio::time::interval(FORGET_PERIOD);
     loop {
         let (stream, peer, entry, permit) = tokio::select! {
@@ -113,7 +123,7 @@ pub async fn serve(app: Arc<App>, listener: TcpListener, shutdown: Shutdown) -> 
 
 /// Serves `API_ADMIN_PORT`, also while the process drains, until dropped.
 pub async fn serve_admin(app: Arc<App>, listener: TcpListener) {
-    let server = Arc::new(Server { rate_limit: None, app });
+    let server = Server::new(app, None);
     let places = Arc::new(Semaphore::new(RESERVE));
     loop {
         // The semaphore is never closed.
@@ -132,19 +142,16 @@ pub async fn serve_admin(app: Arc<App>, listener: TcpListener) {
 struct Doors {
     app: Arc<App>,
     reserve: Arc<Semaphore>,
-    said: Option<tokio::time::Instant>,
+    said_full: Throttle,
 }
 
 impl Doors {
     fn new(app: &Arc<App>) -> Self {
-        Self { app: Arc::clone(app), reserve: Arc::new(Semaphore::new(RESERVE)), said: None }
+        Self { app: Arc::clone(app), reserve: Arc::new(Semaphore::new(RESERVE)), said_full: Throttle::new(SAY_PERIOD) }
     }
 
     /// The next connection, with its place. With no place left, none is accepted.
-    async fn accept(
-        &mut self,
-        listener: &TcpListener,
-    ) -> (TimeoutStream<TcpStream>, IpAddr, Entry, OwnedSemaphorePermit) {
+    async fn accept(&self, listener: &TcpListener) -> (TimeoutStream<TcpStream>, IpAddr, Entry, OwnedSemaphorePermit) {
         let (connections, reserve) = (Arc::clone(&self.app.connections), Arc::clone(&self.reserve));
         let (entry, permit) = tokio::select! {
             biased;
@@ -165,14 +172,13 @@ impl Doors {
         (stream, peer, entry, permit)
     }
 
-    fn say_full(&mut self) {
+    fn say_full(&self) {
         self.app.metrics.over_limit();
-        if self.said.is_none_or(|said| said.elapsed() >= SAY_PERIOD) {
-            self.said = Some(tokio::time::Instant::now());
+        if let Some(more) = self.said_full.pass() {
             let limit = self.app.config.max_connections;
             log::warn!(
                 "all {limit} connections (HTTP_MAX_CONNECTIONS) are in use; further clients are told to come back, probes \
-                 are answered"
+                 are answered ({more} more since the last such line)"
             );
         }
     }
@@ -345,8 +351,21 @@ impl Server {
             problem: Problem::RateLimited { retry_after: standing.retry_after },
             standing: Some(standing),
         })?;
-        let caller = caller.map_err(|problem| Refusal { problem, standing })?;
+        let caller = caller.map_err(|problem| {
+            self.say_refused(peer, &problem);
+            Refusal { problem, standing }
+        })?;
         Ok(Admitted { caller: caller.unwrap_or_default(), standing })
+    }
+}
+
+impl Server {
+    /// Whoever tries keys out, or has lost the right one, is to be found in the log.
+    fn say_refused(&self, peer: IpAddr, problem: &Problem) {
+        if let Some(more) = self.said_refused.pass() {
+            let (peer, detail) = (peer.to_canonical().to_string(), problem.detail());
+            log::warn!(peer; "a request was refused: {detail} ({more} more since the last such line)");
+        }
     }
 }
 
