@@ -277,7 +277,7 @@ impl Problem {
             Self::KeysNeeded => "this route is closed while API keys are off; set API_KEYS_FILE, with a key that has the scope admin".into(),
             Self::InvalidLevel(what) => format!("the log level {what}").into(),
             Self::NotAcceptable => "lists come as application/json, application/x-ndjson or text/csv, results of a batch as one of the first two".into(),
-            Self::NotFound => "there is no such path; README.md lists the routes".into(),
+            Self::NotFound => "there is no such path; /docs lists the routes".into(),
             Self::UnknownEvent => {
                 "no event with this id is stored: it is unknown, not processed yet, or expired".into()
             }

@@ -102,12 +102,12 @@ pub(crate) fn instead(problem: &Problem, headers: &HeaderMap) -> Option<warp::re
 }
 
 /// Where a reader begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 enum Start {
     /// With what is processed from now on.
     Now,
     /// Behind what it has.
-    Behind(TailPosition),
+    Behind(Box<TailPosition>),
     /// With what is processed from now on; its id says nothing any more, and what it has missed can't be told.
     Lost,
 }
@@ -116,7 +116,7 @@ impl Start {
     fn of(headers: &HeaderMap) -> Result<Self, Problem> {
         let Some(value) = headers.get("last-event-id").filter(|value| !value.is_empty()) else { return Ok(Self::Now) };
         match value.to_str().ok().and_then(TailPosition::decode) {
-            Some(position) => Ok(Self::Behind(position)),
+            Some(position) => Ok(Self::Behind(Box::new(position))),
             None if wants_event_stream(headers) => Ok(Self::Lost),
             None => Err(Problem::InvalidHeader {
                 name: "Last-Event-ID",
@@ -163,8 +163,8 @@ impl Reader {
 
     async fn go(&mut self, start: Start) -> Result<Infallible, End> {
         let now = self.position;
-        if let Start::Behind(position) = start {
-            self.position = position;
+        if let Start::Behind(position) = &start {
+            self.position = **position;
         }
         self.send(format!("retry: {RETRY}\nid: {}\n\n", self.position.encode()).into()).await?;
         match start {

@@ -580,6 +580,33 @@ async fn trying_keys_out_counts_and_so_does_no_key_but_not_for_who_has_one() {
     assert!(known.status() == 201 && left(&known) > 30, "{}", known.head);
 }
 
+#[tokio::test]
+async fn an_event_source_that_makes_too_many_requests_is_told_in_a_stream_when_to_come_back() {
+    let server = Server::start(app(FakePublisher::default(), &["--rate-limit", "1", "--rate-limit-burst", "1"])).await;
+    // Each second there is room for one more, which is not a stream either while the store is away.
+    let refused = timeout(PATIENCE, async {
+        loop {
+            let reply = server.reply(&with(&get("/events/stream?no=parameter"), "Accept: text/event-stream")).await;
+            if reply.status() == 200 {
+                return reply;
+            }
+        }
+    });
+    let refused = refused.await.unwrap();
+    let text = String::from_utf8_lossy(&refused.body);
+    assert_eq!(refused.header("content-type"), "text/event-stream");
+    assert!(text.starts_with("retry: 5000\nevent: end\n") && text.contains("RATE_LIMIT"), "{text}");
+    let other = timeout(PATIENCE, async {
+        loop {
+            let reply = server.reply(&with(&get("/events/x?no=parameter"), "Accept: text/event-stream")).await;
+            if reply.status() == 429 {
+                return;
+            }
+        }
+    });
+    other.await.unwrap();
+}
+
 /// A post that has sent this much of its body and not all.
 async fn unfinished(server: &Server, path: &str, kind: &str, bytes: usize) -> Connection {
     let mut connection = server.connect().await;

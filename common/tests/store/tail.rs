@@ -241,6 +241,34 @@ async fn what_another_topic_announced_says_nothing_about_this_one() {
     }
 }
 
+/// A bucket that has much must not be overtaken by one that has little.
+#[tokio::test]
+async fn however_little_is_read_at_a_time_it_comes_in_the_order_in_which_it_was_stored() {
+    let world = World::new();
+    for first in (0..60).step_by(3) {
+        world.write(events(first..first + 3)).await;
+    }
+    let all = world.after(&TailPosition::default()).await;
+    let ids = |entries: &[Entry]| entries.iter().map(|entry| (entry.id, entry.bucket)).collect::<Vec<_>>();
+    for most in [1, 2, 3] {
+        let (mut position, mut read) = (TailPosition::default(), Vec::new());
+        loop {
+            let some = world.store.tail_after(&position, most).await.unwrap();
+            if some.is_empty() {
+                break;
+            }
+            some.iter().for_each(|entry| position.pass_all(entry));
+            read.extend(some);
+        }
+        let (mut read, mut all) = (ids(&read), ids(&all));
+        assert!(read.is_sorted_by_key(|(id, _)| *id), "{most}: {read:?}");
+        // What has one id may come in any order.
+        read.sort_unstable();
+        all.sort_unstable();
+        assert_eq!(read, all, "{most}");
+    }
+}
+
 fn announced(id: &str, offset: i64) -> Announced {
     Announced { partition: PARTITION, offset, event_id: id.into() }
 }
