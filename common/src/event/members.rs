@@ -145,6 +145,10 @@ pub(super) fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
 
 /// Whether brackets outside strings are ever open more than `limit` deep. Says nothing about whether this is JSON.
 fn nesting_exceeds(json: &[u8], limit: usize) -> bool {
+    // Counting takes a fraction of the time, and nearly always says enough.
+    if json.iter().filter(|byte| matches!(byte, b'{' | b'[')).count() <= limit {
+        return false;
+    }
     let (mut depth, mut in_string) = (0_usize, false);
     let mut bytes = json.iter();
     while let Some(byte) = bytes.next() {
