@@ -4,16 +4,19 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_compression::tokio::bufread::{BrotliDecoder, GzipDecoder, ZstdDecoder};
+use async_compression::zstd::DParameter;
 use bytes::{Buf, Bytes, BytesMut};
 use futures::{Stream, StreamExt, TryStreamExt};
-use tokio::io::AsyncRead;
+use tokio::io::{AsyncBufRead, AsyncRead, ReadBuf};
 use tokio_util::io::{ReaderStream, StreamReader};
 use warp::http::HeaderMap;
 use warp::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ORIGIN};
 
+use crate::header;
 use crate::memory::{Memory, Share};
 use crate::problem::Problem;
 
@@ -21,6 +24,8 @@ use crate::problem::Problem;
 const MAX_RATIO: usize = 100;
 /// Below this many unpacked bytes the ratio does not matter.
 const RATIO_COUNTS_FROM: usize = 1024 * 1024;
+/// Windows of zstd may have 8 MiB as a content coding (RFC 9659); the decoder itself takes sixteen times as much.
+const ZSTD_WINDOW_LOG: u32 = 23;
 
 /// A body as it comes, unpacked.
 pub(crate) type Pieces = Pin<Box<dyn Stream<Item = Result<Bytes, Problem>> + Send>>;
@@ -59,17 +64,31 @@ impl Kind {
             };
         };
         let text = value.to_str().unwrap_or("?");
-        let essence = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        let mut parts = header::split(text, ';');
+        let essence = parts.next().unwrap_or_default().to_ascii_lowercase();
         let kind = match &*essence {
             "application/json" => Some(Self::Json),
-            "application/x-ndjson" | "application/ndjson" | "application/jsonl" => Some(Self::Ndjson),
+            "application/x-ndjson"
+            | "application/ndjson"
+            | "application/jsonl"
+            | "application/jsonlines"
+            | "application/json-lines"
+            | "text/x-ndjson"
+            | "text/ndjson" => Some(Self::Ndjson),
             other if other.starts_with("application/") && other.ends_with("+json") => Some(Self::Json),
             _ => None,
         };
-        kind.filter(|kind| accepted.contains(kind)).ok_or_else(|| {
+        let kind = kind.filter(|kind| accepted.contains(kind)).ok_or_else(|| {
             let names: Vec<&str> = accepted.iter().map(|kind| kind.name()).collect();
             Problem::UnsupportedMediaType(format!("the Content-Type is {text:?}; send {}", names.join(" or ")))
-        })
+        })?;
+        let charset = parts.map(header::named).find(|(name, _)| name.eq_ignore_ascii_case("charset"));
+        match charset {
+            Some((_, charset)) if !is_utf8(&charset) => Err(Problem::UnsupportedMediaType(format!(
+                "the charset of the Content-Type is {charset:?}; send JSON in utf-8, which needs no charset"
+            ))),
+            _ => Ok(kind),
+        }
     }
 
     fn name(self) -> &'static str {
@@ -78,6 +97,11 @@ impl Kind {
             Self::Ndjson => "application/x-ndjson",
         }
     }
+}
+
+/// Whether every text of a charset is UTF-8.
+fn is_utf8(charset: &str) -> bool {
+    ["utf-8", "utf8", "us-ascii", "ascii"].iter().any(|name| charset.eq_ignore_ascii_case(name))
 }
 
 /// Refuses a body that says that it is too large, before any of it is read.
@@ -112,12 +136,14 @@ pub(crate) fn pieces<B: Buf, E>(
         Some("zstd") => within(
             limits.size,
             unpack(packed, "zstd", |packed| {
-                let mut decoder = ZstdDecoder::new(packed);
+                let mut decoder = ZstdDecoder::with_params(packed, &[DParameter::window_log_max(ZSTD_WINDOW_LOG)]);
                 decoder.multiple_members(true);
                 Box::pin(decoder)
             }),
         ),
-        Some("br") => within(limits.size, unpack(packed, "br", |packed| Box::pin(BrotliDecoder::new(packed)))),
+        Some("br") => {
+            within(limits.size, unpack(packed, "br", |packed| Box::pin(OneBrotli(BrotliDecoder::new(packed)))))
+        }
         Some(other) => {
             return Err(Problem::UnsupportedCoding(format!(
                 "the Content-Encoding is {other:?}; send gzip, zstd or br, one of them, or none"
@@ -134,6 +160,22 @@ fn within(limit: usize, pieces: impl Stream<Item = Result<Bytes, Problem>> + Sen
         size += piece.len();
         if size > limit { Err(Problem::BodyTooLarge(limit)) } else { Ok(piece) }
     }))
+}
+
+/// A brotli stream and nothing behind it: the format has no members, and what the decoder leaves unread must not be
+/// dropped in silence.
+struct OneBrotli<R>(BrotliDecoder<R>);
+
+impl<R: AsyncBufRead + Unpin> AsyncRead for OneBrotli<R> {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let (decoder, before) = (&mut self.get_mut().0, into.filled().len());
+        ready!(Pin::new(&mut *decoder).poll_read(context, into))?;
+        if into.filled().len() > before {
+            return Poll::Ready(Ok(()));
+        }
+        let behind = ready!(Pin::new(decoder.get_mut()).poll_fill_buf(context))?;
+        Poll::Ready(if behind.is_empty() { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) })
+    }
 }
 
 type Packed = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;

@@ -5,7 +5,7 @@
 //! 2. [`keys`], `cors`: who may call, and the pages that may; `request_id`: what a request is called;
 //! 3. [`routes`]: one file a resource;
 //! 4. `body`: a request's body, within its limits; `unread`: what nobody read of it; [`memory`]: what large ones may hold
-//!    together; [`budget`]: what may wait for the brokers;
+//!    together; `header`: lists and quoted strings in headers; [`budget`]: what may wait for the brokers;
 //! 5. `idempotency`: what makes a repeated request the same event;
 //! 6. `query`, `format`: which events a list is of, and the forms it comes in;
 //! 7. [`tail`]: what is processed now, for all readers of the stream;
@@ -21,6 +21,7 @@ mod cors;
 mod descriptors;
 mod format;
 pub mod hash_key;
+mod header;
 mod idempotency;
 pub mod keys;
 pub mod memory;
