@@ -75,6 +75,11 @@ impl Budget {
         })
     }
 
+    /// See [`Publisher::has_room`].
+    pub(crate) fn has_room(&self, bytes: usize) -> bool {
+        self.publisher.has_room(bytes)
+    }
+
     /// Events that wait for the brokers.
     #[must_use]
     pub fn records(&self) -> usize {

@@ -6,12 +6,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::event::{EventId, Timestamp, UserEvent, UserId};
+use common::event::{EventId, StoredMembers, UserEvent, UserId};
 use warp::http::HeaderMap;
 
-use crate::App;
 use crate::keys::Caller;
 use crate::problem::Problem;
+use crate::{App, header};
 
 const HEADER: &str = "idempotency-key";
 /// Longest key, in bytes, without its quotes.
@@ -39,11 +39,9 @@ impl IdempotencyKey {
         let text = value.to_str().ok().map(str::trim).filter(|text| !text.contains('\t'));
         let text = text.ok_or_else(|| wrong("must be of visible ASCII characters".into()))?;
         let key = match text.strip_prefix('"') {
-            Some(quoted) => {
-                let inner =
-                    quoted.strip_suffix('"').ok_or_else(|| wrong("opens a quote that it does not close".into()))?;
-                unescape(inner)
-                    .ok_or_else(|| wrong("is not a string in quotes as of RFC 9651, section 3.3.3".into()))?
+            // Parameters behind the string mean nothing here.
+            Some(_) => {
+                unescape(header::split(text, ';').next().unwrap_or_default()).map_err(|why| wrong(why.into()))?
             }
             None => text.to_owned(),
         };
@@ -58,24 +56,31 @@ impl IdempotencyKey {
         EventId::of_names(&[caller.id().as_bytes(), user.as_str().as_bytes(), self.0.as_bytes()])
     }
 
-    /// The id of an item of a batch: also of its bytes, and of how many equal ones come before it.
-    pub(crate) fn item_id(&self, caller: &Caller, user: &UserId, item: &[u8], ordinal: usize) -> EventId {
-        let ordinal = (ordinal as u64).to_be_bytes();
-        EventId::of_names(&[caller.id().as_bytes(), user.as_str().as_bytes(), self.0.as_bytes(), item, &ordinal])
+    /// The id of an item of a batch: also of its type and the value of its payload. Its place in the batch does not matter,
+    /// so that any part of a batch may be sent again; equal items are told apart by [`nth`].
+    pub(crate) fn item_id(&self, caller: &Caller, event: &UserEvent<'_>) -> EventId {
+        let (user, kind) = (event.user_id.as_str().as_bytes(), event.event_type.as_str().as_bytes());
+        EventId::of_names(&[caller.id().as_bytes(), user, self.0.as_bytes(), kind, &event.payload.canonical()])
     }
 }
 
-/// Inside the quotes only the quote and the backslash are escaped, by a backslash.
-fn unescape(inner: &str) -> Option<String> {
-    let (mut text, mut characters) = (String::with_capacity(inner.len()), inner.chars());
+/// The id of an item that has `before` equal ones before it in its batch: they are different events.
+pub(crate) fn nth(id: EventId, before: u64) -> EventId {
+    if before == 0 { id } else { EventId::of_names(&[id.as_str().as_bytes(), &before.to_be_bytes()]) }
+}
+
+/// The text of a string in quotes, in which only the quote and the backslash are escaped, by a backslash.
+fn unescape(quoted: &str) -> Result<String, &'static str> {
+    const NO_STRING: &str = "is not a string in quotes as of RFC 9651, section 3.3.3";
+    let (mut text, mut characters) = (String::with_capacity(quoted.len()), quoted.chars().skip(1));
     while let Some(character) = characters.next() {
         match character {
-            '\\' => text.push(characters.next().filter(|escaped| matches!(escaped, '"' | '\\'))?),
-            '"' => return None,
+            '\\' => text.push(characters.next().filter(|escaped| matches!(escaped, '"' | '\\')).ok_or(NO_STRING)?),
+            '"' => return if characters.next().is_none() { Ok(text) } else { Err(NO_STRING) },
             other => text.push(other),
         }
     }
-    Some(text)
+    Err("opens a quote that it does not close")
 }
 
 /// What the store has under an event's id: nothing yet, as far as it says, or the JSON of the first one.
@@ -85,10 +90,17 @@ fn unescape(inner: &str) -> Option<String> {
 pub(crate) async fn earlier(app: &App, event: &UserEvent<'_>) -> Result<Option<Bytes>, Problem> {
     let found = tokio::time::timeout(PATIENCE, app.store.event(event.event_id.as_str())).await;
     let Ok(Ok(Some((json, _)))) = found else { return Ok(None) };
-    match UserEvent::from_record(&json, &app.types, Timestamp::now()) {
-        Ok(first) if first.event_type != event.event_type || first.payload != event.payload => Err(Problem::KeyReused),
-        _ => Ok(Some(json)),
-    }
+    same(&json, event).map(|()| Some(json))
+}
+
+/// Whether the event that is stored under an id is this one.
+///
+/// # Errors
+/// [`Problem::KeyReused`] when it has another type or payload.
+pub(crate) fn same(stored: &[u8], event: &UserEvent<'_>) -> Result<(), Problem> {
+    let Ok(first) = serde_json::from_slice::<StoredMembers<'_>>(stored) else { return Ok(()) };
+    let is_same = first.event_type == event.event_type.as_str() && event.payload.has_value_of(first.payload);
+    if is_same { Ok(()) } else { Err(Problem::KeyReused) }
 }
 
 /// Which of these ids the store knows, as far as it says.
@@ -124,6 +136,11 @@ mod tests {
         assert_eq!(key(&["8e03978e-40d5"]), is("8e03978e-40d5"));
         assert_eq!(key(&[r#""a\"b\\c""#]), is(r#"a"b\c"#));
         assert_eq!(key(&[&"k".repeat(255)]), is(&"k".repeat(255)));
+        for with_parameters in [r#""a";v=1"#, r#""a" ; v="x;y""#, r#""a";v"#] {
+            assert_eq!(key(&[with_parameters]), is("a"), "{with_parameters}");
+        }
+        assert_eq!(key(&[r#""a;b""#]), is("a;b"));
+        assert_eq!(key(&["a;b"]), is("a;b"), "a bare key has no parameters");
     }
 
     #[test]
@@ -133,6 +150,8 @@ mod tests {
             (&["\"\""], "1 to 255"),
             (&["a", "a"], "at most once"),
             (&["\"a"], "does not close"),
+            (&["\"a;v=1"], "does not close"),
+            (&["\"a\"v=1"], "RFC 9651"),
             (&[r#""a"b""#], "RFC 9651"),
             (&[r#""a\n""#], "RFC 9651"),
             (&["\u{e9}"], "visible ASCII"),

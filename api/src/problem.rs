@@ -79,6 +79,8 @@ pub enum Problem {
     RatioTooLarge(usize),
     /// A batch without an item.
     EmptyBatch,
+    /// This process is ending; what has not been read of a batch is not read any more.
+    Draining,
     /// A batch of more than this many items.
     TooManyItems(usize),
     /// The event has no acknowledgement.
@@ -154,6 +156,7 @@ impl Problem {
             Self::BodyBroken => (StatusCode::BAD_REQUEST, "body-broken"),
             Self::BadCoding(_) => (StatusCode::BAD_REQUEST, "bad-content-encoding"),
             Self::EmptyBatch => (StatusCode::BAD_REQUEST, "empty-batch"),
+            Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
             Self::TooManyItems(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too-many-items"),
             Self::RatioTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "ratio-too-large"),
             Self::UnsupportedCoding(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-content-encoding"),
@@ -200,6 +203,7 @@ impl Problem {
             Self::BodyBroken => "The body broke off",
             Self::BadCoding(_) => "The body is not what its Content-Encoding says",
             Self::EmptyBatch => "The batch has no item",
+            Self::Draining => "The process is ending",
             Self::TooManyItems(_) => "The batch has too many items",
             Self::RatioTooLarge(_) => "The body is much larger once it is unpacked",
             Self::UnsupportedCoding(_) => "The Content-Encoding is not supported",
@@ -297,6 +301,7 @@ impl Problem {
             Self::RatioTooLarge(limit) => {
                 format!("the body becomes more than {limit} times larger when it is unpacked, which is the limit").into()
             }
+            Self::Draining => "this process is ending; send the rest again".into(),
             Self::EmptyBatch => "the batch has no item; send a JSON array or NDJSON of at least one event".into(),
             Self::TooManyItems(limit) => {
                 format!("the batch has more than the limit of {limit} items; send the rest in another one").into()

@@ -11,10 +11,10 @@ use super::schemas::{
 #[utoipa::path(post, path = "/events/generate", operation_id = "publishEvent", tag = "events",
     params(
         ("validateOnly" = inline(Option<bool>), Query, description = "`true`: say what is wrong, publish nothing."),
-        ("Idempotency-Key" = inline(Option<String>), Header, min_length = 1, max_length = 255, pattern = r#"^([!#-~][ -~]*|"([ !#-\[\]-~]|\\["\\])+")$"#,
-            description = "Names the request: 1 to 255 visible ASCII characters, in quotes (RFC 9651) or bare. One user's events of the same key are one event."),
+        ("Idempotency-Key" = inline(Option<String>), Header, min_length = 1, max_length = 255, pattern = r#"^([!#-~][ -~]*|"([ !#-\[\]-~]|\\["\\])+"( *;[ -~]*)?)$"#,
+            description = "Names the request: 1 to 255 visible ASCII characters, in quotes (RFC 9651) or bare. One user's events of the same key are one event; with another type or payload it is a 422, once the first is processed. The order of members and white space don't matter."),
         ("Prefer" = inline(Option<String>), Header, example = "wait=2",
-            description = "`wait=SECONDS` (RFC 7240): answer when a worker has stored the event, or after this time, at most 30 s."),
+            description = "`wait=SECONDS` (RFC 7240): answer when a worker has stored the event, with what is stored, or after this time, at most 30 s."),
     ),
     request_body(content = NewEvent, example = json!({"userId": "user-1", "eventType": "LOGIN", "payload": {"device": "phone"}})),
     responses((status = 200, description = "With `validateOnly`: the event is good", body = super::schemas::Valid,
@@ -36,7 +36,7 @@ pub fn publish_event() {}
 #[utoipa::path(post, path = "/api/activities", operation_id = "publishActivity", tag = "activities",
     params(
         ("validateOnly" = inline(Option<bool>), Query, description = "`true`: say what is wrong, publish nothing."),
-        ("Idempotency-Key" = inline(Option<String>), Header, min_length = 1, max_length = 255, pattern = r#"^([!#-~][ -~]*|"([ !#-\[\]-~]|\\["\\])+")$"#,
+        ("Idempotency-Key" = inline(Option<String>), Header, min_length = 1, max_length = 255, pattern = r#"^([!#-~][ -~]*|"([ !#-\[\]-~]|\\["\\])+"( *;[ -~]*)?)$"#,
             description = "As of `POST /events/generate`."),
         ("Prefer" = inline(Option<String>), Header, example = "wait=2", description = "As of `POST /events/generate`."),
     ),
@@ -58,12 +58,13 @@ pub fn publish_activity() {}
 ///
 /// At most `HTTP_MAX_BATCH_ITEMS` items (10,000 unless set) and `HTTP_MAX_BATCH_BODY` bytes unpacked (8 MiB unless set), and of
 /// one item `HTTP_MAX_BODY`. Each item has a result of its own, in the order of the items: some may be published
-/// and others not.
+/// and others not. A 503 may end the results of NDJSON: this process is ending, send the rest again. Read a reply in
+/// NDJSON while you send: a client that reads nothing for 15 s is disconnected.
 #[utoipa::path(post, path = "/events/batch", operation_id = "publishEvents", tag = "events",
     params(
         ("validateOnly" = inline(Option<bool>), Query, description = "`true`: say what is wrong, publish nothing."),
-        ("Idempotency-Key" = inline(Option<String>), Header, min_length = 1, max_length = 255, pattern = r#"^([!#-~][ -~]*|"([ !#-\[\]-~]|\\["\\])+")$"#,
-            description = "Names the request. An item that is sent again under the same key makes the same event."),
+        ("Idempotency-Key" = inline(Option<String>), Header, min_length = 1, max_length = 255, pattern = r#"^([!#-~][ -~]*|"([ !#-\[\]-~]|\\["\\])+"( *;[ -~]*)?)$"#,
+            description = "Names the request. An item that is sent again under the same key makes the same event, wherever it stands: it is known by its user, its type and the value of its payload. Equal items of one batch are different events, told apart by their order: send all of these again, or none."),
     ),
     request_body(description = "A JSON array of events, or one event a line",
         content(

@@ -45,7 +45,7 @@ pub struct NewEvent {
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Event {
-    /// Made by the service: a UUIDv7, or a UUIDv5 of the `Idempotency-Key`. Other producers on the topic may use others.
+    /// Made by the service: a UUIDv7, or with an `Idempotency-Key` a UUIDv8. Other producers on the topic may use others.
     #[schema(min_length = 1, max_length = 64)]
     pub event_id: String,
     /// Whose activity it is.
@@ -103,7 +103,7 @@ pub struct Published {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = bool, required = false)]
     pub duplicate: Option<bool>,
-    /// With `Prefer: wait=…`: whether a worker has stored the event in that time.
+    /// With `Prefer: wait=…`: whether a worker has stored the event in that time. If so, `event` is what is stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = bool, required = false)]
     pub processed: Option<bool>,

@@ -72,6 +72,11 @@ pub trait Publisher: Send + Sync + 'static {
     fn load(&self) -> Load {
         Load::default()
     }
+
+    /// Whether it has room for one more record with so many bytes of key and value now, if nobody else comes first.
+    fn has_room(&self, _bytes: usize) -> bool {
+        true
+    }
 }
 
 /// A [`Publisher`] to real brokers, as the process that owns it sees it.

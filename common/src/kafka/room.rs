@@ -49,6 +49,11 @@ impl Room {
         Ok((Place { room: Arc::clone(self), bytes }, before))
     }
 
+    /// Whether there is room for a record with so many bytes of key and value.
+    pub(super) fn fits(&self, bytes: usize) -> bool {
+        self.bytes.load(Ordering::Acquire).saturating_add(bytes).saturating_add(OVERHEAD) <= self.limit
+    }
+
     pub(super) fn load(&self) -> Load {
         Load {
             records: self.records.load(Ordering::Acquire),
@@ -92,6 +97,7 @@ mod tests {
         let refused = take(&room, 401).err();
         assert!(matches!(&refused, Some(PublishError::NotAccepted(why)) if why.contains("600 of 1000 bytes")));
         assert_eq!(room.load().bytes, 600, "what was refused does not wait");
+        assert!(room.fits(400 - OVERHEAD) && !room.fits(401 - OVERHEAD));
         let (second, before) = take(&room, 400).unwrap();
         assert_eq!((before, room.load().bytes), (1, 1_000));
         drop((first, second));

@@ -5,6 +5,7 @@ use std::fmt;
 
 use bytes::{Bytes, BytesMut};
 use common::event::Violation;
+use common::shutdown::Shutdown;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use serde::Deserializer;
@@ -29,8 +30,19 @@ pub(super) fn array(body: &Bytes, most: usize) -> Result<BoxStream<'static, Item
         return Err(Problem::TooManyItems(most));
     }
     let invalid = |detail| Problem::InvalidPayload(vec![Violation::document(detail)]);
-    read.map_err(|error| invalid(format!("Request body must be a JSON array of events: {error}")))?;
+    read.map_err(|error| {
+        let why = if is_ndjson(body) { LOOKS_LIKE_NDJSON.to_owned() } else { error.to_string() };
+        invalid(format!("Request body must be a JSON array of events: {why}"))
+    })?;
     if items.is_empty() { Err(Problem::EmptyBatch) } else { Ok(stream::iter(items).boxed()) }
+}
+
+const LOOKS_LIKE_NDJSON: &str = "this looks like NDJSON: send application/x-ndjson as its Content-Type";
+
+/// Whether a body that is no array begins with one object after the other.
+fn is_ndjson(body: &[u8]) -> bool {
+    let values = serde_json::Deserializer::from_slice(body).into_iter::<&RawValue>();
+    values.take(2).filter(|value| value.as_ref().is_ok_and(|value| value.get().starts_with('{'))).count() == 2
 }
 
 /// Collects the items of an array, but of those that are too many only the first: millions fit into a small body.
@@ -59,16 +71,17 @@ impl<'de> Visitor<'de> for Items<'_> {
 }
 
 /// The lines of NDJSON as they arrive; blank ones are left away. A line that is too long is an item without a body. What
-/// ends the request before its end, a limit or a broken connection, is the last item.
+/// ends the request before its end, a limit, a broken connection or the end of this process, is the last item.
 pub(super) fn lines(
     pieces: Pieces,
     limits: Limits,
     longest: usize,
     most: usize,
     share: Share,
+    draining: Shutdown,
 ) -> BoxStream<'static, Item> {
     let (rest, ready) = Default::default();
-    let lines = Lines { pieces, rest, ready, overlong: false, ended: false, longest, share };
+    let lines = Lines { pieces, rest, ready, overlong: false, ended: false, longest, share, draining };
     let numbered = stream::unfold((lines, 0_usize), move |(mut lines, count)| async move {
         let item = match tokio::time::timeout(limits.time, lines.next()).await {
             Ok(None) => return None,
@@ -95,6 +108,8 @@ struct Lines {
     longest: usize,
     /// Of the line that has come in part.
     share: Share,
+    /// This process is ending: what comes slowly is not waited for.
+    draining: Shutdown,
 }
 
 impl Lines {
@@ -106,7 +121,12 @@ impl Lines {
             if self.ended {
                 return None;
             }
-            match self.pieces.next().await {
+            let piece = tokio::select! {
+                biased;
+                piece = self.pieces.next() => piece,
+                () = self.draining.cancelled() => return Some(Err(Problem::Draining)),
+            };
+            match piece {
                 Some(Ok(piece)) => {
                     self.take(&piece);
                     if let Err(full) = self.share.hold(self.rest.len()) {
@@ -231,6 +251,23 @@ mod tests {
         assert!(matches!(refused(b"[0,0,0] and no JSON", 3), Problem::InvalidPayload(_)));
     }
 
+    #[tokio::test]
+    async fn a_body_that_trickles_ends_with_the_process_behind_the_last_line_that_came() {
+        let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+        let pieces = stream::poll_fn(move |context| receiver.poll_recv(context)).boxed();
+        let draining = Shutdown::new();
+        let mut items = lines(pieces, LIMITS, LONGEST, 20, Memory::new(0).share(), draining.clone());
+        let send = |text: &'static [u8]| sender.send(Ok(Bytes::from_static(text))).unwrap();
+        send(b"{}\n");
+        assert_eq!(items.next().await.unwrap().unwrap(), "{}");
+        send(b"7\n8\n9");
+        draining.cancel();
+        let rest: Vec<Item> = items.collect().await;
+        let rest: Vec<Read> =
+            rest.into_iter().map(|item| item.map(|json| json.to_vec()).map_err(|p| p.status().as_u16())).collect();
+        assert_eq!(rest, [Ok(b"7".to_vec()), Ok(b"8".to_vec()), Err(503)]);
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
@@ -238,7 +275,7 @@ mod tests {
         fn lines_are_the_same_however_a_body_is_cut(
             body in nearly_lines(), cuts: Vec<prop::sample::Index>, broken: bool, most in 1_usize..20,
         ) {
-            let found = read(lines(pieces(&body, &cuts, broken), LIMITS, LONGEST, most, Memory::new(0).share()));
+            let found = read(lines(pieces(&body, &cuts, broken), LIMITS, LONGEST, most, Memory::new(0).share(), Shutdown::new()));
             prop_assert_eq!(found, expected(&body, broken, most));
         }
 
@@ -265,7 +302,7 @@ mod tests {
 
         #[test]
         fn no_bytes_make_the_reader_panic(body: Vec<u8>, cuts: Vec<prop::sample::Index>, broken: bool) {
-            let items = read(lines(pieces(&body, &cuts, broken), LIMITS, LONGEST, 20, Memory::new(0).share()));
+            let items = read(lines(pieces(&body, &cuts, broken), LIMITS, LONGEST, 20, Memory::new(0).share(), Shutdown::new()));
             prop_assert!(items.iter().all(|item| item.as_ref().is_ok_and(|json| json.len() <= LONGEST) || item.is_err()));
             drop(array(&body.into(), 20));
         }

@@ -8,16 +8,19 @@ mod items;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use common::event::{UserEvent, Violation};
+use common::event::{EventId, Timestamp, UserEvent, Violation};
 use common::kafka::{PublishError, Published};
 use futures::stream::{self, BoxStream, poll_fn};
 use futures::{Stream, StreamExt};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinError, spawn_blocking, yield_now};
+use tokio::time::Instant;
 use warp::Reply;
 use warp::http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use warp::http::{HeaderMap, StatusCode};
@@ -25,7 +28,7 @@ use warp::http::{HeaderMap, StatusCode};
 use self::items::{Item, array, lines};
 use crate::body::{self, Kind, Limits};
 use crate::format::Format;
-use crate::idempotency::IdempotencyKey;
+use crate::idempotency::{IdempotencyKey, nth};
 use crate::keys::Caller;
 use crate::memory::Share;
 use crate::problem::Problem;
@@ -38,6 +41,10 @@ const WINDOW: usize = 1000;
 const GROUP: usize = 100;
 /// Results that are sent in one piece of a streamed reply.
 const RESULTS: usize = 64;
+/// Bytes of items that are parsed before the thread may do something else.
+const PORTION: usize = 64 * 1024;
+/// How often the brokers are looked at while there is no room for an item.
+const ROOM_PERIOD: Duration = Duration::from_millis(5);
 
 /// What became of one item.
 #[derive(Debug, Default, Serialize)]
@@ -60,22 +67,40 @@ struct ItemResult {
     broke_off: bool,
 }
 
-/// The whole reply.
-#[derive(Serialize)]
-struct Summary {
-    accepted: usize,
-    rejected: usize,
-    results: Vec<ItemResult>,
-}
-
 /// What all items of a request have in common.
 struct Context {
     app: Arc<App>,
     caller: Caller,
     key: Option<IdempotencyKey>,
     validate_only: bool,
+    /// Of the items so far that have a key.
+    keyed: Mutex<Keyed>,
+    /// An item has waited for room for as long as a request may: no other is to wait.
+    out_of_patience: AtomicBool,
     /// Of an array, which is kept whole.
     _share: Option<Share>,
+}
+
+#[derive(Default)]
+struct Keyed {
+    /// How many items of each id there were.
+    equal: HashMap<EventId, u64>,
+    /// The time of the last one: a user's events keep their order within a millisecond, too.
+    last: Option<Timestamp>,
+}
+
+impl Context {
+    /// Gives an item of the key its id and its time.
+    fn name(&self, key: &IdempotencyKey, event: &mut UserEvent<'_>) {
+        let id = key.item_id(&self.caller, event);
+        let mut keyed = self.keyed.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = keyed.equal.entry(id.clone()).or_default();
+        // Equal items of one request are different events.
+        event.event_id = nth(id, *before);
+        *before += 1;
+        event.timestamp = Timestamp::now_after(keyed.last);
+        keyed.last = Some(event.timestamp);
+    }
 }
 
 pub(super) async fn batch<B: Buf, E>(
@@ -85,54 +110,58 @@ pub(super) async fn batch<B: Buf, E>(
     headers: &HeaderMap,
     body: impl Stream<Item = Result<B, E>> + Send + 'static,
 ) -> Result<warp::reply::Response, Problem> {
+    // All that costs nothing is looked at before the body is read.
     let kind = Kind::of(headers, &[Kind::Json, Kind::Ndjson])?;
     let streamed = Format::of_batch(headers)? == Format::Ndjson;
+    let (key, validate_only) = (IdempotencyKey::of(headers)?, validate_only(query)?);
     let limits = Limits { size: app.config.max_batch_body, time: app.config.read_timeout };
     let pieces = body::pieces(headers, body, limits)?;
+    let most = app.config.max_batch_items;
     let (items, share) = match kind {
         Kind::Json => {
             let (body, share) = body::whole(pieces, limits, &app.memory).await?;
-            (array(&body, app.config.max_batch_items)?, Some(share))
+            let items = match body.len() > PORTION {
+                true => spawn_blocking(move || array(&body, most)).await.map_err(|error| lost(&error))?,
+                false => array(&body, most),
+            };
+            (items?, Some(share))
         }
         Kind::Ndjson => {
-            let (longest, most) = (app.config.max_body, app.config.max_batch_items);
-            (lines(pieces, limits, longest, most, app.memory.share()), None)
+            let draining = app.checks.draining.clone();
+            (lines(pieces, limits, app.config.max_body, most, app.memory.share(), draining), None)
         }
     };
-    let (key, validate_only) = (IdempotencyKey::of(headers)?, validate_only(query)?);
-    let context = Context { key, validate_only, caller: caller.clone(), app: Arc::clone(app), _share: share };
-    let mut results = Box::pin(results(context, items).peekable());
-    if results.as_mut().peek().await.is_none() {
-        return Err(Problem::EmptyBatch);
-    }
-    if streamed {
-        return Ok(stream_results(results.boxed()));
-    }
-    // Items that were read are published whether or not the client still waits.
-    let all = tokio::spawn(request_id::kept(results.collect())).await;
-    all.map(summary)
-        .map_err(|error| Problem::Publish { error: PublishError::Unknown(error.to_string()), retry_after: 1 })
+    let (keyed, out_of_patience) = Default::default();
+    let results = results(
+        Context {
+            key,
+            validate_only,
+            caller: caller.clone(),
+            app: Arc::clone(app),
+            keyed,
+            out_of_patience,
+            _share: share,
+        },
+        items,
+    );
+    if streamed { stream_results(results).await } else { summary(results).await }
 }
 
-/// An item with its number, and how many equal ones came before it.
-struct Numbered {
-    index: usize,
-    item: Item,
-    ordinal: usize,
+/// A part of the program has failed: what became of the items can't be known.
+fn lost(error: &JoinError) -> Problem {
+    Problem::Publish { error: PublishError::Unknown(error.to_string()), retry_after: 1 }
 }
+
+/// An item with its number.
+type Numbered = (usize, Item);
 
 /// The results of all items, in order, as the brokers acknowledge them.
 fn results(context: Context, items: BoxStream<'static, Item>) -> BoxStream<'static, ItemResult> {
-    let (context, mut ordinals) = (Arc::new(context), HashMap::new());
+    let context = Arc::new(context);
     let (app, validate_only) = (Arc::clone(&context.app), context.validate_only);
-    let has_key = context.key.is_some();
-    let numbered = items.enumerate().map(move |(index, item)| {
-        // Equal items of one request are different events.
-        let ordinal = item.as_ref().ok().filter(|_| has_key).map_or(0, |json| count(&mut ordinals, json));
-        Numbered { index, item, ordinal }
-    });
-    let mut turns = Turns::default();
-    let groups = numbered.ready_chunks(GROUP).map(move |items| handle(Arc::clone(&context), items, turns.next()));
+    let (mut checks, mut publications) = (Turns::default(), Turns::default());
+    let groups = items.enumerate().ready_chunks(GROUP);
+    let groups = groups.map(move |items| handle(Arc::clone(&context), items, checks.next(), publications.next()));
     let results = groups.buffered(WINDOW / GROUP).flat_map(stream::iter).boxed();
     if validate_only { results } else { app.publish_all(results, was_published) }
 }
@@ -146,13 +175,7 @@ fn was_published(result: &ItemResult) -> Option<bool> {
     }
 }
 
-fn count(ordinals: &mut HashMap<Bytes, usize>, json: &Bytes) -> usize {
-    let seen = ordinals.entry(json.clone()).or_default();
-    *seen += 1;
-    *seen - 1
-}
-
-/// The order of groups that are not handed over at once: each has its turn when the one before has had its.
+/// The order of groups: each has its turn when the one before has had its.
 #[derive(Default)]
 struct Turns {
     last: Option<oneshot::Receiver<()>>,
@@ -181,21 +204,41 @@ impl Turn {
     }
 }
 
-/// Hands a group over at once, in the order of the calls, unless the store is to be asked first: then in its turn. The
-/// future is its results.
-fn handle(
-    context: Arc<Context>,
-    items: Vec<Numbered>,
-    turn: Turn,
-) -> impl Future<Output = Vec<ItemResult>> + Send + 'static {
-    let begun = context.key.is_none().then(|| begin(&context, &items));
-    async move {
-        let begun = match begun {
-            Some(begun) => begun,
-            None => begin_new(&context, &items, turn).await,
-        };
-        answers(context.app.config.request_timeout, begun).await
+/// Checks a group in its turn, asks the store which of them it knows, hands the others over in their turn, and waits for
+/// what becomes of them.
+async fn handle(context: Arc<Context>, items: Vec<Numbered>, checks: Turn, publications: Turn) -> Vec<ItemResult> {
+    let checked = check_all(&context, &items, checks).await;
+    let known = known(&context, &checked).await;
+    let begun = publish_all(&context, checked, known, publications).await;
+    answers(context.app.config.request_timeout, begun).await
+}
+
+/// An event that is to be published, or the result of an item that is not.
+type Checked<'a> = (usize, Result<UserEvent<'a>, ItemResult>);
+
+async fn check_all<'a>(context: &Context, items: &'a [Numbered], mut turn: Turn) -> Vec<Checked<'a>> {
+    turn.comes().await;
+    let (mut checked, mut parsed) = (Vec::with_capacity(items.len()), PORTION);
+    for (index, item) in items {
+        parsed += item.as_ref().map_or(0, Bytes::len);
+        // Whoever else has something to do on this thread comes first, in between.
+        if parsed > PORTION {
+            yield_now().await;
+            parsed = 0;
+        }
+        checked.push((*index, check(context, *index, item)));
     }
+    checked
+}
+
+/// Whether the store knows each of the events.
+async fn known(context: &Context, checked: &[Checked<'_>]) -> Vec<bool> {
+    if context.key.is_none() {
+        return Vec::new();
+    }
+    let events = checked.iter().filter_map(|(_, event)| event.as_ref().ok());
+    let ids: Vec<&str> = events.map(|event| event.event_id.as_str()).collect();
+    crate::idempotency::known(&context.app, &ids).await
 }
 
 /// How far an item has come.
@@ -204,38 +247,47 @@ enum Begun {
     Sent { index: usize, event_id: String, published: Published },
 }
 
-fn begin(context: &Context, items: &[Numbered]) -> Vec<Begun> {
-    let publish = |item: &Numbered| match check(context, item) {
-        Ok(event) => publish(context, item.index, &event),
-        Err(result) => Begun::Done(result),
-    };
-    items.iter().map(publish).collect()
+async fn publish_all(context: &Context, checked: Vec<Checked<'_>>, known: Vec<bool>, mut turn: Turn) -> Vec<Begun> {
+    turn.comes().await;
+    let give_up = Instant::now() + context.app.config.request_timeout;
+    let (mut begun, mut known) = (Vec::with_capacity(checked.len()), known.into_iter());
+    for (index, event) in checked {
+        let next = match event {
+            Err(result) => Begun::Done(result),
+            // Its value is part of the id, so the first one had the same.
+            Ok(event) if known.next() == Some(true) => {
+                Begun::Done(ItemResult { duplicate: true, ..accepted(index, event.event_id.as_str().to_owned()) })
+            }
+            Ok(event) => {
+                let json = event.to_record();
+                wait_for_room(context, event.user_id.as_str().len() + json.len(), give_up).await;
+                let published = context.app.publisher.publish(&event, &json);
+                Begun::Sent { index, event_id: event.event_id.as_str().to_owned(), published }
+            }
+        };
+        begun.push(next);
+    }
+    begun
 }
 
-/// As [`begin`], without those that the store knows already.
-async fn begin_new(context: &Context, items: &[Numbered], mut turn: Turn) -> Vec<Begun> {
-    let checked: Vec<_> = items.iter().map(|item| check(context, item)).collect();
-    let ids: Vec<&str> = checked.iter().flatten().map(|event| event.event_id.as_str()).collect();
-    let mut known = crate::idempotency::known(&context.app, &ids).await.into_iter();
-    turn.comes().await;
-    let publish = |(item, checked): (&Numbered, Result<UserEvent<'_>, ItemResult>)| match checked {
-        // The body is part of the id, so the first one had the same.
-        Ok(event) if known.next() == Some(true) => {
-            Begun::Done(ItemResult { duplicate: true, ..accepted(item.index, event.event_id.as_str().to_owned()) })
+/// Waits until the brokers have taken enough of what waits for them: a batch comes more slowly then, instead of being
+/// refused item by item. Once `give_up` has passed, the rest of the batch is not to wait any more.
+async fn wait_for_room(context: &Context, bytes: usize, give_up: Instant) {
+    while !context.app.publisher.has_room(bytes) && !context.out_of_patience.load(Ordering::Relaxed) {
+        if Instant::now() >= give_up {
+            context.out_of_patience.store(true, Ordering::Relaxed);
         }
-        Ok(event) => publish(context, item.index, &event),
-        Err(result) => Begun::Done(result),
-    };
-    items.iter().zip(checked).map(publish).collect()
+        tokio::time::sleep(ROOM_PERIOD).await;
+    }
 }
 
 /// The event of an item.
 ///
 /// # Errors
 /// The result of one that is not to be published.
-fn check<'a>(context: &Context, numbered: &'a Numbered) -> Result<UserEvent<'a>, ItemResult> {
-    let (index, app) = (numbered.index, &context.app);
-    let json = numbered.item.as_ref().map_err(|problem| ItemResult { broke_off: true, ..refused(index, problem) })?;
+fn check<'a>(context: &Context, index: usize, item: &'a Item) -> Result<UserEvent<'a>, ItemResult> {
+    let app = &context.app;
+    let json = item.as_ref().map_err(|problem| ItemResult { broke_off: true, ..refused(index, problem) })?;
     if json.is_empty() || json.len() > app.config.max_body {
         return Err(refused(index, &Problem::BodyTooLarge(app.config.max_body)));
     }
@@ -244,14 +296,9 @@ fn check<'a>(context: &Context, numbered: &'a Numbered) -> Result<UserEvent<'a>,
         return Err(ItemResult { index, status: 200, ..ItemResult::default() });
     }
     if let Some(key) = &context.key {
-        event.event_id = key.item_id(&context.caller, &event.user_id, json, numbered.ordinal);
+        context.name(key, &mut event);
     }
     Ok(event)
-}
-
-fn publish(context: &Context, index: usize, event: &UserEvent<'_>) -> Begun {
-    let published = context.app.publisher.publish(event, &event.to_json());
-    Begun::Sent { index, event_id: event.event_id.as_str().to_owned(), published }
 }
 
 /// The results of a group, each waiting no longer than `limit`.
@@ -261,10 +308,10 @@ async fn answers(limit: Duration, begun: Vec<Begun>) -> Vec<ItemResult> {
     for item in begun {
         results.push(match item {
             Begun::Done(result) => result,
-            Begun::Sent { index, event_id, published } => {
+            Begun::Sent { index, event_id, mut published } => {
                 let answer = tokio::select! {
                     biased;
-                    answer = published => answer.map(drop),
+                    answer = &mut published => answer.map(drop),
                     () = &mut late => Err(too_late()),
                 };
                 answer.map_or_else(|error| failed(index, &error), |()| accepted(index, event_id))
@@ -294,37 +341,74 @@ fn failed(index: usize, error: &PublishError) -> ItemResult {
     ItemResult { outcome: problem.outcome_word(), ..refused(index, &problem) }
 }
 
-fn summary(results: Vec<ItemResult>) -> warp::reply::Response {
-    let accepted = results.iter().filter(|result| result.status < 300).count();
-    let broke_off = results.last().is_some_and(|result| result.broke_off);
-    let summary = Summary { accepted, rejected: results.len() - accepted, results };
-    let mut response = warp::reply::json(&summary).into_response();
-    if broke_off {
-        // What the client is still sending would be taken for its next request.
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    response
+/// Appends a result. Strings, numbers and lists of them always serialise.
+fn push_json(json: &mut Vec<u8>, result: &ItemResult) {
+    serde_json::to_writer(json, result).unwrap_or_default();
 }
 
-/// The results as NDJSON, while they come.
-fn stream_results(results: BoxStream<'static, ItemResult>) -> warp::reply::Response {
-    let (sender, mut receiver) = mpsc::channel::<Result<Vec<u8>, Infallible>>(4);
+/// All results in one reply. Items that were read are published whether or not the client still waits.
+async fn summary(results: BoxStream<'static, ItemResult>) -> Result<warp::reply::Response, Problem> {
+    let whole = tokio::spawn(request_id::kept(whole(results))).await.map_err(|error| lost(&error))?;
+    let Whole { accepted, rejected, results, broke_off } = whole;
+    if accepted + rejected == 0 {
+        return Err(Problem::EmptyBatch);
+    }
+    let mut json = format!(r#"{{"accepted":{accepted},"rejected":{rejected},"results":["#).into_bytes();
+    json.reserve_exact(results.len() + 2);
+    json.extend_from_slice(&results);
+    json.extend_from_slice(b"]}");
+    let mut response = warp::http::Response::new(json).into_response();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if broke_off {
+        // What the client is still sending would be taken for its next request.
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response)
+}
+
+/// What a reply tells of all items.
+#[derive(Default)]
+struct Whole {
+    accepted: usize,
+    rejected: usize,
+    /// The results as JSON, with commas.
+    results: Vec<u8>,
+    broke_off: bool,
+}
+
+async fn whole(mut results: BoxStream<'static, ItemResult>) -> Whole {
+    let mut whole = Whole::default();
+    while let Some(result) = results.next().await {
+        if !whole.results.is_empty() {
+            whole.results.push(b',');
+        }
+        push_json(&mut whole.results, &result);
+        *(if result.status < 300 { &mut whole.accepted } else { &mut whole.rejected }) += 1;
+        whole.broke_off |= result.broke_off;
+    }
+    whole
+}
+
+/// The results as NDJSON, while they come. Items that were read are published whether or not the client still listens.
+async fn stream_results(results: BoxStream<'static, ItemResult>) -> Result<warp::reply::Response, Problem> {
+    let (sender, mut receiver) = mpsc::channel(4);
     tokio::spawn(request_id::kept(async move {
         let mut chunks = results.ready_chunks(RESULTS);
         while let Some(chunk) = chunks.next().await {
             let mut piece = Vec::with_capacity(chunk.len() * 80);
             for result in chunk {
-                // Strings, numbers and lists of them always serialise.
-                serde_json::to_writer(&mut piece, &result).unwrap_or_default();
+                push_json(&mut piece, &result);
                 piece.push(b'\n');
             }
-            // Items that were read are published whether or not the client still listens.
-            drop(sender.send(Ok(piece)).await);
+            drop(sender.send(piece).await);
         }
     }));
-    let mut response = warp::reply::stream(poll_fn(move |context| receiver.poll_recv(context))).into_response();
+    let first = receiver.recv().await.ok_or(Problem::EmptyBatch)?;
+    let pieces = stream::iter([first]).chain(poll_fn(move |context| receiver.poll_recv(context)));
+    let mut response = warp::reply::stream(pieces.map(Ok::<_, Infallible>)).into_response();
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
-    response
+    Ok(response)
 }
 
 #[cfg(test)]

@@ -142,6 +142,10 @@ impl Publisher for KafkaRustPublisher {
     fn load(&self) -> Load {
         self.shared.queue.load()
     }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        self.shared.queue.has_room(bytes)
+    }
 }
 
 impl KafkaBackend for KafkaRustPublisher {

@@ -223,6 +223,10 @@ impl Queue {
         self.room.load()
     }
 
+    pub(super) fn has_room(&self, bytes: usize) -> bool {
+        self.room.fits(bytes)
+    }
+
     fn is_empty(&self) -> bool {
         self.load().records == 0
     }

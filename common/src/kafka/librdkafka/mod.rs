@@ -141,6 +141,10 @@ impl Publisher for KafkaPublisher {
     fn load(&self) -> Load {
         self.room.load()
     }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        self.room.fits(bytes)
+    }
 }
 
 /// The limit of librdkafka's own queue. It weighs a record as less than [`Room`] does, which is therefore full first.
