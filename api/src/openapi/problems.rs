@@ -62,7 +62,7 @@ fn of_publishing(path: &str) -> Vec<Problem> {
     ];
     problems.extend(of_keys(Scope::Write));
     problems.extend(if batch {
-        vec![Problem::EmptyBatch, Problem::TooManyItems(10_000), Problem::NotAcceptable]
+        vec![Problem::EmptyBatch, Problem::TooManyItems(10_000), Problem::NotAcceptable, Problem::Draining]
     } else {
         let publish =
             |error: fn(String) -> PublishError| Problem::Publish { error: error(String::new()), retry_after: 1 };

@@ -1,10 +1,15 @@
 //! `POST /events/batch` with what breaks off, is too large, or comes twice: what is defined of each, in the real programs.
 
-use std::{collections::BTreeMap, io::Write, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Write,
+    time::Duration,
+};
 
 use anyhow::ensure;
 use e2e::{
-    client::{Client, Reply},
+    PATIENCE,
+    client::{Client, Event, Reply},
     eventually,
     sample::text,
     service::Service,
@@ -16,6 +21,9 @@ use serde_json::Value;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 const MIB: usize = 1024 * 1024;
+
+/// What the last result says when the process ends before the batch does.
+const ENDING: &str = r#""this process is ending; send the rest again""#;
 
 /// For the largest body to be sent and read, on a machine that does much else.
 const LONG: Duration = Duration::from_mins(4);
@@ -102,6 +110,62 @@ async fn a_client_that_leaves_in_the_middle_has_published_what_was_read_and_may_
     .await;
     // Each still once.
     api.client.listed(ALL).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn items_with_a_key_are_listed_in_the_order_of_their_batch() {
+    const ALL: usize = 300;
+    let world = World::shared();
+    let (api, _worker) = world.start().await;
+    let body: String = (0..ALL)
+        .map(|nth| format!("{{\"userId\":\"u\",\"eventType\":\"LOGIN\",\"payload\":{{\"n\":{nth}}}}}\n"))
+        .collect();
+    results(ndjson(&api.client, body).header("idempotency-key", "k")).await;
+    let list = api.client.listed(ALL).await;
+    let millis: BTreeSet<&str> = list.iter().map(|event| &*event.timestamp).collect();
+    assert!(millis.len() < ALL, "some have the same timestamp");
+    let wanted: Vec<String> = (0..ALL).map(|nth| format!("{{\"n\":{nth}}}")).collect();
+    let payloads = |list: &[Event]| list.iter().map(|event| event.payload.clone()).collect::<Vec<_>>();
+    assert_eq!(payloads(&list), wanted);
+    let of_user: Vec<Event> =
+        api.client.get("/events/processed?userId=u").await.unwrap().ok().unwrap().parse().unwrap();
+    assert_eq!(payloads(&of_user), wanted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_trickles_ends_with_its_process_and_is_told_what_was_taken() {
+    for form in ["application/json", "application/x-ndjson"] {
+        let world = World::shared();
+        let (mut api, _worker) = world.start().await;
+        let (lines, mut sent) = tokio::sync::mpsc::unbounded_channel();
+        let body = Body::wrap_stream(futures::stream::poll_fn(move |context| sent.poll_recv(context)));
+        let upload = tokio::spawn(Reply::of(ndjson(&api.client, body).header("accept", form)));
+        // One line after the other, for as long as anybody takes them.
+        let trickle = tokio::spawn(async move {
+            let mut count = 0;
+            while lines.send(anyhow::Ok(item(&format!("user-{count}")) + "\n")).is_ok() {
+                count += 1;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        eventually("some lines are published", async || {
+            ensure!(published(&world) >= 3);
+            Ok(())
+        })
+        .await;
+        let status = api.process.terminate(PATIENCE).await;
+        assert_eq!(status.code(), Some(0), "{}", api.process.output());
+        let reply = upload.await.unwrap().unwrap().ok().unwrap();
+        let results: Vec<Value> = match form {
+            "application/json" => reply.parse::<Value>().unwrap()["results"].as_array().unwrap().clone(),
+            _ => reply.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect(),
+        };
+        let (last, taken) = results.split_last().unwrap();
+        assert_eq!((last["status"].as_u64(), &*last["errors"][0].to_string()), (Some(503), ENDING));
+        assert!(taken.iter().all(|result| result["status"] == 201), "{taken:?}");
+        assert_eq!(taken.len() as i64, published(&world), "all that was taken has its result");
+        trickle.abort();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -52,6 +52,52 @@ async fn the_same_key_makes_one_event_through_any_replica_before_and_after_it_is
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_waits_is_shown_what_was_stored_and_not_what_came_second() {
+    let world = World::shared();
+    let api = world.start_api().await;
+    let body = json!({"userId": "u", "eventType": "LOGIN", "payload": {"n": 1, "m": 2}});
+    let first = published(&api.client, "k", &body).await;
+    // Nothing is stored yet, so both of these go to the topic behind the first one.
+    let waiting = |body: String| {
+        let request = api.client.publication(body).header("idempotency-key", "k").header("prefer", "wait=30");
+        tokio::spawn(Reply::of(request))
+    };
+    let equal = waiting(r#"{"payload":{"m":2, "n":1},"eventType":"LOGIN","userId":"u"}"#.to_owned());
+    let other = waiting(json!({"userId": "u", "eventType": "LOGIN", "payload": {"n": 2}}).to_string());
+    eventually("all three are on the topic", async || {
+        let records: i64 = world.kafka().end_offsets(&world.topic)?.values().sum();
+        ensure!(records == 3, "{records}");
+        Ok(())
+    })
+    .await;
+    let _worker = world.start_worker().await;
+    let equal: Value = equal.await.unwrap().unwrap().with_status(201).unwrap().parse().unwrap();
+    assert_eq!((&equal["processed"], &equal["duplicate"]), (&json!(true), &json!(true)), "{equal}");
+    assert_eq!(equal["event"], first["event"]);
+    let problem = other.await.unwrap().unwrap().problem(422).unwrap();
+    assert_eq!(problem["type"], "/docs/problems#idempotency-key-reused");
+    api.client.listed(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_value_printed_otherwise_is_the_same_request() {
+    let world = World::shared();
+    let (api, _worker) = world.start().await;
+    let first =
+        published(&api.client, "k", &json!({"userId": "u", "eventType": "LOGIN", "payload": {"a": 1, "b": "é"}})).await;
+    api.client.listed(1).await;
+    let again = r#"{ "payload" : {"b":"\u00e9" , "a":1}, "userId":"u","eventType":"LOGIN"}"#;
+    let again = eventually("the first one is known", async || {
+        let request = api.client.publication(again).header("idempotency-key", "k");
+        let again: Value = Reply::of(request).await?.with_status(201)?.parse()?;
+        ensure!(again["duplicate"] == true, "{again}");
+        Ok(again)
+    })
+    .await;
+    assert_eq!(again["event"], first["event"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_is_taken_without_a_store_and_a_bad_one_is_refused() {
     let world = World::on_redis("redis://127.0.0.1:9");
     let api = world.start_api().await;
