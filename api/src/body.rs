@@ -26,6 +26,12 @@ const MAX_RATIO: usize = 100;
 const RATIO_COUNTS_FROM: usize = 1024 * 1024;
 /// Windows of zstd may have 8 MiB as a content coding (RFC 9659); the decoder itself takes sixteen times as much.
 const ZSTD_WINDOW_LOG: u32 = 23;
+/// RFC 1951, section 2.
+const GZIP_WINDOW: usize = 32 * 1024;
+/// RFC 7932, section 9.1.
+const BROTLI_WINDOW: usize = 16 * 1024 * 1024;
+/// What a decoder may keep beside the body that it unpacks, at most.
+pub(crate) const WIDEST_WINDOW: usize = BROTLI_WINDOW;
 
 /// A body as it comes, unpacked.
 pub(crate) type Pieces = Pin<Box<dyn Stream<Item = Result<Bytes, Problem>> + Send>>;
@@ -118,6 +124,7 @@ pub(crate) fn pieces<B: Buf, E>(
     headers: &HeaderMap,
     body: impl Stream<Item = Result<B, E>> + Send + 'static,
     limits: Limits,
+    memory: &Arc<Memory>,
 ) -> Result<Pieces, Problem> {
     check_length(headers, limits.size)?;
     let packed = body.map(|piece| piece.map(|mut piece| piece.copy_to_bytes(piece.remaining())).map_err(|_| ()));
@@ -127,7 +134,7 @@ pub(crate) fn pieces<B: Buf, E>(
         // Several members or frames one after the other are one body (RFC 1952, section 2.2; RFC 8878, section 3.1).
         Some("gzip" | "x-gzip") => within(
             limits.size,
-            unpack(packed, "gzip", |packed| {
+            unpack(packed, ("gzip", GZIP_WINDOW), memory.share(), |packed| {
                 let mut decoder = GzipDecoder::new(packed);
                 decoder.multiple_members(true);
                 Box::pin(decoder)
@@ -135,15 +142,18 @@ pub(crate) fn pieces<B: Buf, E>(
         ),
         Some("zstd") => within(
             limits.size,
-            unpack(packed, "zstd", |packed| {
+            unpack(packed, ("zstd", 1 << ZSTD_WINDOW_LOG), memory.share(), |packed| {
                 let mut decoder = ZstdDecoder::with_params(packed, &[DParameter::window_log_max(ZSTD_WINDOW_LOG)]);
                 decoder.multiple_members(true);
                 Box::pin(decoder)
             }),
         ),
-        Some("br") => {
-            within(limits.size, unpack(packed, "br", |packed| Box::pin(OneBrotli(BrotliDecoder::new(packed)))))
-        }
+        Some("br") => within(
+            limits.size,
+            unpack(packed, ("br", BROTLI_WINDOW), memory.share(), |packed| {
+                Box::pin(OneBrotli(BrotliDecoder::new(packed)))
+            }),
+        ),
         Some(other) => {
             return Err(Problem::UnsupportedCoding(format!(
                 "the Content-Encoding is {other:?}; send gzip, zstd or br, one of them, or none"
@@ -181,9 +191,11 @@ impl<R: AsyncBufRead + Unpin> AsyncRead for OneBrotli<R> {
 type Packed = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 type Unpacker = Pin<Box<dyn AsyncRead + Send>>;
 
+/// Unpacks. A decoder keeps the last bytes that it gave, up to its window, which takes a `share` of the memory.
 fn unpack(
     packed: impl Stream<Item = Result<Bytes, ()>> + Send + 'static,
-    coding: &'static str,
+    (coding, window): (&'static str, usize),
+    mut share: Share,
     unpacker: impl FnOnce(StreamReader<Packed, Bytes>) -> Unpacker,
 ) -> impl Stream<Item = Result<Bytes, Problem>> + Send + 'static {
     let (sent, mut got) = (Arc::new(AtomicUsize::new(0)), 0);
@@ -203,6 +215,7 @@ fn unpack(
             _ => Problem::BadCoding(coding),
         })?;
         got += piece.len();
+        share.hold(got.min(window)).map_err(Problem::NoRoom)?;
         let bomb = got > RATIO_COUNTS_FROM && got / MAX_RATIO > sent.load(Ordering::Relaxed);
         if bomb { Err(Problem::RatioTooLarge(MAX_RATIO)) } else { Ok(piece) }
     })

@@ -17,6 +17,7 @@ use ipnet::IpNet;
 
 use crate::rate_limit::RateLimitSettings;
 
+use crate::body::WIDEST_WINDOW;
 use crate::cors::Cors;
 use crate::hash_key::HashKeyArgs;
 use crate::keys::KeyFile;
@@ -94,8 +95,8 @@ struct HttpArgs {
     /// Most events of a batch
     #[arg(long, env = "HTTP_MAX_BATCH_ITEMS", default_value = "10000", value_name = "N")]
     http_max_batch_items: String,
-    /// Bytes that large bodies (above 16KiB), of requests and of pages, hold at a time; the larger of 64MiB and the
-    /// largest body when absent
+    /// Bytes that large bodies (above 16KiB), of requests and of pages, hold at a time; 64MiB when absent, or as
+    /// many as the largest body needs
     #[arg(long, env = "HTTP_BODY_MEMORY", value_name = "SIZE")]
     http_body_memory: Option<String>,
     /// Requests a second of one client (an address, or an IPv6 /64 network), or off
@@ -243,10 +244,11 @@ impl Config {
         let bodies = [("HTTP_MAX_BODY", self.max_body), ("HTTP_MAX_BATCH_BODY", self.max_batch_body)];
         let memory = self.body_memory;
         if memory == 0 {
-            self.body_memory = self.max_body.max(self.max_batch_body).max(BODY_MEMORY);
-        } else if let Some((name, body)) = bodies.into_iter().find(|(_, body)| *body > memory) {
+            self.body_memory = self.largest_body().max(BODY_MEMORY);
+        } else if let Some((name, body)) = bodies.into_iter().find(|(_, body)| memory_for(*body) > memory) {
             checks.complain(format!(
-                "HTTP_BODY_MEMORY={memory}: must not be below {name}={body}, or such a body never finds room"
+                "HTTP_BODY_MEMORY={memory}: must be at least {} for a compressed body of {name}={body} bytes",
+                memory_for(body)
             ));
         }
         let (queue, needed) = (self.kafka.queue_kbytes as usize, (self.max_body + ENVELOPE).div_ceil(1024));
@@ -258,6 +260,18 @@ impl Config {
             ));
         }
     }
+}
+
+impl Config {
+    /// Bytes that the largest body may take while it is read.
+    pub(crate) fn largest_body(&self) -> usize {
+        memory_for(self.max_body.max(self.max_batch_body))
+    }
+}
+
+/// A body that is compressed also takes what its decoder keeps of it.
+fn memory_for(body: usize) -> usize {
+    body + body.min(WIDEST_WINDOW)
 }
 
 impl HttpArgs {
@@ -310,7 +324,8 @@ mod tests {
     #[test]
     fn the_largest_body_fits_into_the_memory_for_all() {
         assert_eq!(with(&[]).unwrap().body_memory, BODY_MEMORY);
-        assert_eq!(with(&["--http-max-batch-body", "100MiB"]).unwrap().body_memory, 100 << 20);
+        assert_eq!(with(&["--http-max-batch-body", "100MiB"]).unwrap().body_memory, 116 << 20);
+        assert!(with(&["--http-body-memory", "16MiB"]).is_ok());
         let error = with(&["--http-body-memory", "1MiB"]).unwrap_err().to_string();
         assert!(error.contains("HTTP_BODY_MEMORY=1048576") && error.contains("HTTP_MAX_BATCH_BODY=8388608"), "{error}");
         let single = ["--http-body-memory", "1MiB", "--http-max-batch-body", "1MiB", "--http-max-body", "2MiB"];

@@ -123,7 +123,7 @@ impl App {
         let (store, metrics) = (Arc::new(store), Metrics::new());
         Self {
             publisher: Budget::new(publisher, metrics.publishing()),
-            memory: Memory::new(config.body_memory),
+            memory: Memory::new(config.body_memory, config.max_body, config.largest_body()),
             tail: Tail::new(&store),
             store,
             types: EventTypes::default(),

@@ -1,7 +1,8 @@
 //! What large bodies, of requests and of replies, may hold of the memory at a time, all connections together.
 //!
 //! A limit for each body bounds nothing as long as there may be ten thousand of them. Small ones do not count: the number
-//! of connections bounds those, and a client that sends large ones must not keep others from posting a single event.
+//! of connections bounds those, and a client that sends large ones must not keep others from posting a single event. For the
+//! same reason a part of the memory is kept for bodies of single events, however large these are.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,6 +15,9 @@ const SMALL: usize = 16 * 1024;
 /// The memory for large bodies.
 pub struct Memory {
     limit: usize,
+    /// Bodies of more bytes than this must leave `kept` bytes to others.
+    single: usize,
+    kept: usize,
     held: AtomicUsize,
 }
 
@@ -25,9 +29,11 @@ pub struct Full {
 }
 
 impl Memory {
-    /// Room for this many bytes.
-    pub(crate) fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, held: AtomicUsize::new(0) })
+    /// Room for this many bytes, a quarter of them kept for bodies of up to `single` bytes; less, where the `largest` body
+    /// of all would have no room then.
+    pub(crate) fn new(limit: usize, single: usize, largest: usize) -> Arc<Self> {
+        let kept = (limit / 4).min(limit.saturating_sub(largest));
+        Arc::new(Self { limit, single, kept, held: AtomicUsize::new(0) })
     }
 
     /// A part of it, empty at first.
@@ -76,11 +82,12 @@ impl Share {
     /// When there is no room for them; the share stays as it was.
     pub(crate) fn hold(&mut self, bytes: usize) -> Result<(), Full> {
         let bytes = if bytes > SMALL { bytes } else { 0 };
-        let (held, limit) = (&self.memory.held, self.memory.limit);
+        let Memory { limit, single, kept, held } = &*self.memory;
+        let most = if bytes > *single { limit - kept } else { *limit };
         if let Some(more) = bytes.checked_sub(self.bytes) {
-            if held.fetch_add(more, Ordering::Relaxed) + more > limit && more > 0 {
+            if held.fetch_add(more, Ordering::Relaxed) + more > most && more > 0 {
                 held.fetch_sub(more, Ordering::Relaxed);
-                return Err(Full { limit });
+                return Err(Full { limit: *limit });
             }
         } else {
             held.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
@@ -102,7 +109,7 @@ mod tests {
 
     #[test]
     fn large_bodies_have_room_together_and_give_it_back() {
-        let memory = Memory::new(100_000);
+        let memory = Memory::new(100_000, 100_000, 100_000);
         let (mut first, mut second) = (memory.share(), memory.share());
         assert_eq!(first.hold(60_000), Ok(()));
         assert_eq!(second.hold(40_001), Err(Full { limit: 100_000 }));
@@ -114,8 +121,19 @@ mod tests {
     }
 
     #[test]
+    fn a_part_of_the_memory_is_kept_for_single_events() {
+        let memory = Memory::new(400_000, 50_000, 200_000);
+        let (mut batch, mut other, mut single) = (memory.share(), memory.share(), memory.share());
+        assert_eq!((batch.hold(200_000), other.hold(100_001).is_err()), (Ok(()), true));
+        assert_eq!((other.hold(100_000), batch.hold(200_001).is_err()), (Ok(()), true));
+        assert_eq!(single.hold(50_000), Ok(()));
+        let memory = Memory::new(200_000, 50_000, 200_000);
+        assert_eq!(memory.share().hold(200_000), Ok(()), "the largest body has room at least");
+    }
+
+    #[test]
     fn a_reply_holds_its_share_until_the_last_part_of_it_is_gone() {
-        let memory = Memory::new(100_000);
+        let memory = Memory::new(100_000, 100_000, 100_000);
         let mut reply = memory.body(vec![b'x'; 60_000]).unwrap();
         assert!(memory.body(vec![b'x'; 60_000]).is_err());
         drop(reply.split_to(50_000));
@@ -126,7 +144,7 @@ mod tests {
 
     #[test]
     fn small_ones_always_have_room() {
-        let memory = Memory::new(0);
+        let memory = Memory::new(0, 0, 0);
         assert_eq!(memory.share().hold(SMALL), Ok(()));
         assert!(memory.share().hold(SMALL + 1).is_err());
     }

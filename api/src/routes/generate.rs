@@ -39,7 +39,7 @@ pub(super) async fn generate<B: Buf, E>(
     Kind::of(headers, &[Kind::Json])?;
     let (validate_only, key, wait) = (validate_only(query)?, IdempotencyKey::of(headers)?, preferred_wait(headers));
     let limits = Limits { size: app.config.max_body, time: app.config.read_timeout };
-    let (body, _share) = body::whole(body::pieces(headers, body, limits)?, limits, &app.memory).await?;
+    let (body, _share) = body::whole(body::pieces(headers, body, limits, &app.memory)?, limits, &app.memory).await?;
     let mut event = UserEvent::from_request(&body, &app.types).map_err(Problem::InvalidPayload)?;
     if validate_only {
         return Ok(warp::reply::json(&Valid { success: true, valid: true, message: NOTHING_PUBLISHED }).into_response());

@@ -23,6 +23,6 @@ pub(super) async fn log_level<B: Buf, E>(
         return Err(Problem::KeysNeeded);
     }
     let limits = Limits { size: LONGEST_LEVEL, time: app.config.read_timeout };
-    let (level, _share) = body::whole(body::pieces(headers, body, limits)?, limits, &app.memory).await?;
+    let (level, _share) = body::whole(body::pieces(headers, body, limits, &app.memory)?, limits, &app.memory).await?;
     set_level(&level).map(|level| warp::reply::json(&level).into_response()).map_err(Problem::InvalidLevel)
 }

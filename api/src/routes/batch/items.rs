@@ -256,7 +256,7 @@ mod tests {
         let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
         let pieces = stream::poll_fn(move |context| receiver.poll_recv(context)).boxed();
         let draining = Shutdown::new();
-        let mut items = lines(pieces, LIMITS, LONGEST, 20, Memory::new(0).share(), draining.clone());
+        let mut items = lines(pieces, LIMITS, LONGEST, 20, Memory::new(0, 0, 0).share(), draining.clone());
         let send = |text: &'static [u8]| sender.send(Ok(Bytes::from_static(text))).unwrap();
         send(b"{}\n");
         assert_eq!(items.next().await.unwrap().unwrap(), "{}");
@@ -275,7 +275,7 @@ mod tests {
         fn lines_are_the_same_however_a_body_is_cut(
             body in nearly_lines(), cuts: Vec<prop::sample::Index>, broken: bool, most in 1_usize..20,
         ) {
-            let found = read(lines(pieces(&body, &cuts, broken), LIMITS, LONGEST, most, Memory::new(0).share(), Shutdown::new()));
+            let found = read(lines(pieces(&body, &cuts, broken), LIMITS, LONGEST, most, Memory::new(0, 0, 0).share(), Shutdown::new()));
             prop_assert_eq!(found, expected(&body, broken, most));
         }
 
@@ -286,7 +286,7 @@ mod tests {
         ) {
             let body = format!("{blank}[{blank}{}{blank}]{blank}", bodies.join(&format!("{blank},{blank}")));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-            let whole = runtime.block_on(body::whole(pieces(body.as_bytes(), &cuts, false), LIMITS, &Memory::new(0)));
+            let whole = runtime.block_on(body::whole(pieces(body.as_bytes(), &cuts, false), LIMITS, &Memory::new(0, 0, 0)));
             let (whole, _share) = whole.unwrap();
             match array(&whole, most) {
                 Ok(items) => {
@@ -302,7 +302,7 @@ mod tests {
 
         #[test]
         fn no_bytes_make_the_reader_panic(body: Vec<u8>, cuts: Vec<prop::sample::Index>, broken: bool) {
-            let items = read(lines(pieces(&body, &cuts, broken), LIMITS, LONGEST, 20, Memory::new(0).share(), Shutdown::new()));
+            let items = read(lines(pieces(&body, &cuts, broken), LIMITS, LONGEST, 20, Memory::new(0, 0, 0).share(), Shutdown::new()));
             prop_assert!(items.iter().all(|item| item.as_ref().is_ok_and(|json| json.len() <= LONGEST) || item.is_err()));
             drop(array(&body.into(), 20));
         }

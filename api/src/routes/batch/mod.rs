@@ -115,7 +115,7 @@ pub(super) async fn batch<B: Buf, E>(
     let streamed = Format::of_batch(headers)? == Format::Ndjson;
     let (key, validate_only) = (IdempotencyKey::of(headers)?, validate_only(query)?);
     let limits = Limits { size: app.config.max_batch_body, time: app.config.read_timeout };
-    let pieces = body::pieces(headers, body, limits)?;
+    let pieces = body::pieces(headers, body, limits, &app.memory)?;
     let most = app.config.max_batch_items;
     let (items, share) = match kind {
         Kind::Json => {
