@@ -51,14 +51,18 @@ function keepKey(key) {
   } catch { /* as above */ }
 }
 
-/** fetch with the key; a 401 asks for one. */
+let askedInsteadOf = null; // the key, or lack of one, for which the panel was opened
+
+/** fetch with the key; a 401 or 403 asks for another, once: whoever closes the panel meant to. */
 async function request(path, options = {}) {
   const headers = { ...options.headers };
   if (apiKey) headers.Authorization = `Bearer ${apiKey}`;
   const reply = await fetch(path, { cache: "no-store", ...options, headers });
-  if (reply.status === 401 || reply.status === 403) {
+  if ((reply.status === 401 || reply.status === 403) && askedInsteadOf !== apiKey) {
+    askedInsteadOf = apiKey;
     showKeyPanel(true);
-    byId("key-note").textContent = apiKey ? "This key was not accepted here." : "This API asks for a key.";
+    const refused = reply.status === 401 ? "This key is not known here." : `This key may not do all that this page shows: ${path} is closed to it.`;
+    byId("key-note").textContent = apiKey ? refused : "This API asks for a key.";
   }
   return reply;
 }
@@ -81,6 +85,7 @@ byId("key-button").addEventListener("click", () => {
 byId("key-panel").addEventListener("submit", (submitted) => {
   submitted.preventDefault();
   keepKey(byId("key").value.trim());
+  askedInsteadOf = null;
   byId("key-note").textContent = "";
   showKeyPanel(false);
   tail.restart();
@@ -89,6 +94,7 @@ byId("key-panel").addEventListener("submit", (submitted) => {
 byId("key-forget").addEventListener("click", () => {
   byId("key").value = "";
   keepKey("");
+  askedInsteadOf = "";
   byId("key-note").textContent = "Forgotten.";
   tail.restart();
 });
@@ -159,10 +165,20 @@ class Frames {
   }
 }
 
+/** The reason in the data of an `end`. */
+function readReason(data) {
+  try { return JSON.parse(data).reason; } catch { return null; }
+}
+
+/** Why a stream is given up, as errors: what abort() is given is what the reader throws. */
+const RESTART = new DOMException("started again", "AbortError");
+const SILENCE = new DOMException("silent for too long", "AbortError");
+
 /** Reads /events/stream by fetch, which, unlike EventSource, can send a key. Comes back by itself where it was. */
 class Tail {
   #lastId = null;
   #current = null;
+  #ended = null; // why, as the stream said last
   #counted = [];
   #total = 0;
   wanted = []; // frames that were not drawn yet, the newest last
@@ -170,36 +186,38 @@ class Tail {
   async run() {
     for (let wait = 500; ; wait = Math.min(wait * 2, 10_000)) {
       this.#current = new AbortController();
+      this.#ended = null;
       try {
         await this.#read(this.#current, () => { wait = 500; });
-        badge("stream", "warn", "reconnecting…");
+        streamIs("warn", this.#ended ? `reconnecting: ${this.#ended}` : "reconnecting…");
       } catch (error) {
-        badge("stream", "bad", error.name === "AbortError" ? "reconnecting…" : `no stream: ${error.message}`.slice(0, 60));
+        streamIs("bad", error.name === "AbortError" ? "reconnecting…" : `no stream: ${error.message}`);
       }
-      if (this.#current.signal.reason === "restart") wait = 250;
+      if (this.#current.signal.reason === RESTART) wait = 250;
       await new Promise((go) => setTimeout(go, wait * (0.75 + Math.random() / 2)));
     }
   }
 
   restart() {
-    this.#current?.abort("restart");
+    this.#current?.abort(RESTART);
   }
 
-  async #read(controller, onOpen) {
-    const headers = { Accept: "text/event-stream" };
+  async #read(controller, onBegin) {
+    // Not text/event-stream: that is for an EventSource, which can't be told a status.
+    const headers = { Accept: "*/*" };
     if (this.#lastId) headers["Last-Event-ID"] = this.#lastId;
     const reply = await request("/events/stream", { headers, signal: controller.signal });
     if (!reply.ok) {
       // An id that nobody knows any more would be refused for ever.
       if (reply.status === 400) this.#lastId = null;
-      throw new Error(reply.status === 401 ? "a key is needed" : `status ${reply.status}`);
+      throw new Error(reply.status === 401 ? "a key is needed" : await reason(reply));
     }
-    onOpen();
-    badge("stream", "good", "live");
+    onBegin();
+    streamIs("good", "live");
     const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
     const frames = new Frames();
     for (;;) {
-      const watchdog = setTimeout(() => controller.abort("silence"), SILENCE_MS);
+      const watchdog = setTimeout(() => controller.abort(SILENCE), SILENCE_MS);
       const { done, value } = await reader.read().finally(() => clearTimeout(watchdog));
       if (done) return;
       for (const frame of frames.push(value)) this.#take(frame);
@@ -208,6 +226,7 @@ class Tail {
 
   #take(frame) {
     if (frame.id) this.#lastId = frame.id;
+    if (frame.event === "end") this.#ended = readReason(frame.data);
     if (frame.event === "message" && frame.data) this.#total += 1;
     else if (frame.event !== "reset") return;
     this.wanted.push(frame);
@@ -224,9 +243,22 @@ class Tail {
   }
 }
 
-const tail = new Tail();
 const own = new Set(); // the ids of the events that this page has posted
 let paused = false;
+let stream = ["warn", "connecting…"]; // as it is, also while the badge says that the tail is paused
+
+function streamIs(kind, text) {
+  stream = [kind, text.slice(0, 60)];
+  showStream();
+}
+
+function showStream() {
+  // A pause is not to hide that nothing comes.
+  const [kind, text] = paused && stream[0] === "good" ? ["warn", "paused"] : stream;
+  badge("stream", kind, text);
+}
+
+const tail = new Tail();
 
 function row(event) {
   const time = element("td", "time", clock.format(new Date(event.timestamp)));
@@ -294,7 +326,7 @@ byId("pause").addEventListener("click", () => {
   paused = !paused;
   byId("pause").setAttribute("aria-pressed", String(paused));
   byId("pause").textContent = "Pause";
-  badge("stream", paused ? "warn" : "good", paused ? "paused" : "live");
+  showStream();
   drawEvents();
 });
 

@@ -146,6 +146,39 @@ def a_stream_that_breaks_off_is_taken_up_where_it_was(browser: Browser, url: str
         assert asked[0]["last-event-id"], asked
 
 
+def a_stream_that_is_away_says_why_and_a_pause_does_not_hide_it(browser: Browser, url: str) -> None:
+    dashboard = Dashboard(browser, url)
+    with dashboard as page:
+        live(page)
+        problem = json.dumps({"detail": "the store can't be read"})
+        page.route("**/events/stream", lambda route: route.fulfill(status=503, content_type="application/problem+json", body=problem))
+        page.get_by_role("button", name="Pause").click()
+        expect(page.locator("#stream")).to_have_text("paused")
+        page.evaluate("tail.restart()")
+        expect(page.locator("#stream")).to_have_text("no stream: the store can't be read", timeout=10_000)
+        page.get_by_role("button", name="Resume").click()
+        expect(page.locator("#stream")).to_have_text("no stream: the store can't be read")
+        page.unroute("**/events/stream")
+        expect(page.locator("#stream")).to_have_text("live", timeout=30_000)
+        # The browser's own words about the 503.
+        dashboard.errors.clear()
+
+
+def a_key_panel_that_was_closed_stays_closed(browser: Browser, url: str) -> None:
+    dashboard = Dashboard(browser, url)
+    refused = {"status": 403, "content_type": "application/problem+json", "body": "{}"}
+    dashboard.page.route("**/lag", lambda route: route.fulfill(**refused))
+    with dashboard as page:
+        expect(page.get_by_text("This API asks for a key.")).to_be_visible(timeout=10_000)
+        page.get_by_role("button", name="API key").click()
+        expect(page.locator("#key-panel")).to_be_hidden()
+        for _ in range(2):
+            with page.expect_response("**/lag"):
+                pass
+        expect(page.locator("#key-panel")).to_be_hidden()
+        dashboard.errors.clear()
+
+
 def a_key_goes_with_every_request_and_is_kept_for_the_tab(browser: Browser, url: str) -> None:
     dashboard = Dashboard(browser, url)
     with dashboard as page:
@@ -248,6 +281,8 @@ CHECKS = [
     a_refusal_is_shown_with_its_reason,
     a_paused_tail_waits_and_a_filter_hides,
     a_stream_that_breaks_off_is_taken_up_where_it_was,
+    a_stream_that_is_away_says_why_and_a_pause_does_not_hide_it,
+    a_key_panel_that_was_closed_stays_closed,
     a_key_goes_with_every_request_and_is_kept_for_the_tab,
     lag_and_workers_are_shown_where_the_api_says_them,
     an_api_without_lag_is_said_to_be_one,
