@@ -167,8 +167,8 @@ async fn each_bad_parameter_is_refused_by_name_with_its_value_and_what_is_allowe
         ("to=1969-12-31T23:59:59Z", "to", "1969-12-31", "1970 or later"),
         ("from=2026-02-17T10:00:01Z&to=2026-02-17T10:00:00Z", "from", "10:00:01", "not be later than to"),
         ("cursor=forged", "cursor", "\"forged\"", "Link header or a nextCursor"),
-        ("userID=a", "userID", "\"a\"", "userId, eventType, from, to, order, limit and cursor"),
-        ("wait=1s", "wait", "\"1s\"", "userId, eventType, from, to, order, limit and cursor"),
+        ("userID=a", "userID", "\"a\"", "but userId, eventType, from, to, order, limit"),
+        ("wait=1s", "wait", "\"1s\"", "but userId, eventType, from, to, order, limit"),
     ];
     for (query, name, value, allowed) in cases {
         for path in ["/events/processed", "/api/activities"] {
@@ -180,6 +180,11 @@ async fn each_bad_parameter_is_refused_by_name_with_its_value_and_what_is_allowe
                 assert!(detail.contains(part), "{part} is missing for {query}: {detail}");
             }
         }
+    }
+    // Of CSV only, which the one route does not have, and the other only for who asks for it.
+    for (path, why) in [("/api/activities", "no such parameter"), ("/events/processed", "Accept: text/csv")] {
+        let problem = api.client.get(&format!("{path}?raw=true")).await.unwrap().problem(400).unwrap();
+        assert!(problem["detail"].as_str().unwrap().contains(why), "{problem}");
     }
 }
 
@@ -536,7 +541,7 @@ async fn begun_by(version: &str, api: &Service, path: &str, header: &str) -> Tcp
 async fn pages_that_nobody_takes_have_a_limit_together() {
     const PAGE: &str = "/events/processed?limit=1000";
     // A page ends at 4 MiB: two fit.
-    let world = World::shared().with("HTTP_BODY_MEMORY", "10MiB");
+    let world = World::shared().with("HTTP_BODY_BUDGET", "10MiB");
     let (api, _worker) = with_events_of(20_000, &world, 500).await;
     let first = begun_with(&api, PAGE, "accept: */*").await;
     let _second = begun_with(&api, PAGE, "accept: */*").await;
@@ -546,7 +551,7 @@ async fn pages_that_nobody_takes_have_a_limit_together() {
     let problem = third.problem(503).unwrap();
     assert_eq!(problem["type"], "/docs/problems#no-room");
     assert!(
-        problem["outcome"].is_null() && problem["detail"].as_str().unwrap().contains("HTTP_BODY_MEMORY"),
+        problem["outcome"].is_null() && problem["detail"].as_str().unwrap().contains("HTTP_BODY_BUDGET"),
         "{problem}"
     );
     assert_eq!(third.header("retry-after"), "1");
