@@ -35,7 +35,7 @@ pub(super) async fn generate<B: Buf, E>(
     headers: &HeaderMap,
     body: impl Stream<Item = Result<B, E>> + Send + 'static,
 ) -> Result<warp::reply::Response, Problem> {
-    // All that costs nothing is looked at before the body is read.
+    // Cheap checks come before the body is read.
     Kind::of(headers, &[Kind::Json])?;
     let (validate_only, key, wait) = (validate_only(query)?, IdempotencyKey::of(headers)?, preferred_wait(headers));
     let limits = Limits { size: app.config.max_body, time: app.config.read_timeout };
@@ -51,7 +51,7 @@ pub(super) async fn generate<B: Buf, E>(
             let found = Found { duplicate: true, processed: wait.map(|_| true) };
             return Ok(created(&event.event_id, reply_of(&event.event_id, &found, &first), wait));
         }
-        // Its id says nothing of the order.
+        // Its id says nothing about the order, unlike a UUIDv7.
         event.timestamp = Timestamp::now_after(None);
         record = Some(event.to_record());
     }
@@ -73,8 +73,8 @@ pub(super) async fn generate<B: Buf, E>(
     Ok(created(&event.event_id, reply_of(&event.event_id, &found, &stored), wait))
 }
 
-/// `Prefer: wait=…` (RFC 7240, section 4.3): until the event is processed, up to so many seconds. The first one counts; one
-/// that means nothing is as good as none.
+/// `Prefer: wait=…` (RFC 7240, section 4.3): until the event is processed, up to so many seconds. Only the first one
+/// counts; if it is not a number of seconds, the reply does not wait.
 fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
     let lines = headers.get_all("prefer").iter().filter_map(|line| line.to_str().ok());
     let preferences = lines.flat_map(|line| header::split(line, ','));

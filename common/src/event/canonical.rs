@@ -101,7 +101,7 @@ impl Printer<'_> {
         let unescaped = text.contains('\\').then(|| serde_json::from_str::<String>(text).ok()).flatten();
         match unescaped {
             Some(unescaped) => super::push_string(&mut self.out, &unescaped),
-            // Without escapes; or with half a surrogate pair, which no other string is printed as.
+            // It has no escapes; or it has half a surrogate pair, and then no valid string is printed like it.
             None => self.out.extend_from_slice(text.as_bytes()),
         }
     }
@@ -110,7 +110,7 @@ impl Printer<'_> {
     fn literal(&mut self) {
         let rest = &self.json.as_bytes()[self.at..];
         let ends = |byte: &u8| byte.is_ascii_whitespace() || matches!(byte, b',' | b']' | b'}');
-        // At least one byte, so that what is no JSON comes to an end as well.
+        // At least one byte, so that the loops also end when the text is not JSON.
         let literal = &rest[..rest.iter().position(ends).unwrap_or(rest.len()).max(1).min(rest.len())];
         self.at += literal.len();
         self.out.extend_from_slice(literal);

@@ -15,7 +15,7 @@ pub const MAX_CLOCK_SKEW: TimeDelta = TimeDelta::hours(24);
 const LATEST: i64 = 253_402_300_799_999;
 
 /// Milliseconds since 1970-01-01T00:00:00Z, never negative and never after the year 9999. That of a record may have
-/// microseconds as well: they decide the order of events within one millisecond, and are shown to nobody.
+/// microseconds as well: they decide the order of events within one millisecond, and no reply shows them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp {
     millis: i64,

@@ -29,7 +29,6 @@ fn event(number: usize) -> String {
 /// It has not had more memory than it may, and still takes events.
 async fn is_within_bounds(api: &mut Service, after: &str) {
     let peak = api.process.peak_memory();
-    println!("{after}: {peak} MiB");
     assert!(peak < MOST, "{peak} MiB after {after}");
     api.process.still_runs().unwrap();
     let post = async || api.client.publish(r#"{"userId":"other","eventType":"LOGOUT"}"#).await?.with_status(201);

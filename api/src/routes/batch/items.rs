@@ -108,7 +108,7 @@ struct Lines {
     longest: usize,
     /// Of the line that has come in part.
     share: Share,
-    /// This process is ending: what comes slowly is not waited for.
+    /// Cancelled when this process is ending: then nothing is waited for.
     draining: Shutdown,
 }
 

@@ -43,7 +43,7 @@ const GROUP: usize = 100;
 const RESULTS: usize = 64;
 /// Bytes of items that are parsed before the thread may do something else.
 const PORTION: usize = 64 * 1024;
-/// How often the brokers are looked at while there is no room for an item.
+/// How often to look for room while there is none for an item.
 const ROOM_PERIOD: Duration = Duration::from_millis(5);
 
 /// What became of one item.
@@ -75,7 +75,7 @@ struct Context {
     validate_only: bool,
     /// Of the items so far that have a key.
     keyed: Mutex<Keyed>,
-    /// An item has waited for room for as long as a request may: no other is to wait.
+    /// An item has waited for room for the whole of `HTTP_REQUEST_TIMEOUT`: the items behind it don't wait.
     out_of_patience: AtomicBool,
     /// Of an array, which is kept whole.
     _share: Option<Share>,
@@ -85,7 +85,7 @@ struct Context {
 struct Keyed {
     /// How many items of each id there were.
     equal: HashMap<EventId, u64>,
-    /// The time of the last one: a user's events keep their order within a millisecond, too.
+    /// The time of the last one. Times ascend, so that a user's events keep their order within a millisecond, too.
     last: Option<Timestamp>,
 }
 
@@ -110,7 +110,7 @@ pub(super) async fn batch<B: Buf, E>(
     headers: &HeaderMap,
     body: impl Stream<Item = Result<B, E>> + Send + 'static,
 ) -> Result<warp::reply::Response, Problem> {
-    // All that costs nothing is looked at before the body is read.
+    // Cheap checks come before the body is read.
     let kind = Kind::of(headers, &[Kind::Json, Kind::Ndjson])?;
     let streamed = Format::of_batch(headers)? == Format::Ndjson;
     let (key, validate_only) = (IdempotencyKey::of(headers)?, validate_only(query)?);
@@ -147,7 +147,7 @@ pub(super) async fn batch<B: Buf, E>(
     if streamed { stream_results(results).await } else { summary(results).await }
 }
 
-/// A part of the program has failed: what became of the items can't be known.
+/// A task has panicked, so it is unknown what became of the items.
 fn lost(error: &JoinError) -> Problem {
     Problem::Publish { error: PublishError::Unknown(error.to_string()), retry_after: 1 }
 }
@@ -221,7 +221,7 @@ async fn check_all<'a>(context: &Context, items: &'a [Numbered], mut turn: Turn)
     let (mut checked, mut parsed) = (Vec::with_capacity(items.len()), PORTION);
     for (index, item) in items {
         parsed += item.as_ref().map_or(0, Bytes::len);
-        // Whoever else has something to do on this thread comes first, in between.
+        // Lets other tasks of this thread run in between.
         if parsed > PORTION {
             yield_now().await;
             parsed = 0;
@@ -233,7 +233,7 @@ async fn check_all<'a>(context: &Context, items: &'a [Numbered], mut turn: Turn)
 
 /// Whether the store knows each of the events.
 async fn known(context: &Context, checked: &[Checked<'_>]) -> Vec<bool> {
-    if context.key.is_none() {
+    if context.key.is_none() || context.validate_only {
         return Vec::new();
     }
     let events = checked.iter().filter_map(|(_, event)| event.as_ref().ok());
@@ -270,8 +270,8 @@ async fn publish_all(context: &Context, checked: Vec<Checked<'_>>, known: Vec<bo
     begun
 }
 
-/// Waits until the brokers have taken enough of what waits for them: a batch comes more slowly then, instead of being
-/// refused item by item. Once `give_up` has passed, the rest of the batch is not to wait any more.
+/// Waits until the brokers have taken enough of what waits for them, so that a batch is read more slowly instead of being
+/// refused item by item. Once `give_up` has passed, the rest of the batch does not wait any more.
 async fn wait_for_room(context: &Context, bytes: usize, give_up: Instant) {
     while !context.app.publisher.has_room(bytes) && !context.out_of_patience.load(Ordering::Relaxed) {
         if Instant::now() >= give_up {
