@@ -130,7 +130,9 @@ impl World {
     #[must_use]
     pub fn api_command(&self) -> Command {
         let mut command = self.command("user-activity-api");
-        command.env("API_ADMIN_PORT", "0");
+        if !self.settings.contains_key("API_ADMIN_PORT") {
+            command.env("API_ADMIN_PORT", "0");
+        }
         command
     }
 

@@ -521,17 +521,17 @@ async fn brokers_that_are_away_are_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn arguments_that_make_no_sense_are_refused() {
     let world = World::without_topics("127.0.0.1:9");
-    for (words, code) in [
-        (&["list", "--from", "yesterday"][..], 64),
-        (&["list", "--limit", "0"], 64),
-        (&["show", "0"], 64),
-        (&["redrive", "--rate", "0"], 64),
-        (&["redrive", "--rate", "1001"], 64),
-        (&["list", "--from", "2026-02-17T10:00:00Z", "--to", "2026-02-17T10:00:00Z"], 1),
+    for words in [
+        &["list", "--from", "yesterday"][..],
+        &["list", "--limit", "0"],
+        &["show", "0"],
+        &["redrive", "--rate", "0"],
+        &["redrive", "--rate", "1001"],
+        &["list", "--from", "2026-02-17T10:00:00Z", "--to", "2026-02-17T10:00:00Z"],
     ] {
         let words: Vec<&str> = ["dead-letters"].iter().chain(words).copied().collect();
         let output = world.binary(&words).output().await.unwrap();
-        assert_eq!(output.status.code(), Some(code), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(64), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }
 

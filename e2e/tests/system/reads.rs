@@ -540,8 +540,8 @@ async fn begun_by(version: &str, api: &Service, path: &str, header: &str) -> Tcp
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_that_nobody_takes_have_a_limit_together() {
     const PAGE: &str = "/events/processed?limit=1000";
-    // A page ends at 4 MiB: two fit.
-    let world = World::shared().with("HTTP_BODY_BUDGET", "10MiB");
+    // A page ends at 1 MiB: two fit beside the quarter that is kept for single events.
+    let world = World::shared().with("HTTP_MAX_BATCH_BODY", "1MiB").with("HTTP_BODY_MEMORY", "3MiB");
     let (api, _worker) = with_events_of(20_000, &world, 500).await;
     let first = begun_with(&api, PAGE, "accept: */*").await;
     let _second = begun_with(&api, PAGE, "accept: */*").await;
@@ -551,7 +551,7 @@ async fn pages_that_nobody_takes_have_a_limit_together() {
     let problem = third.problem(503).unwrap();
     assert_eq!(problem["type"], "/docs/problems#no-room");
     assert!(
-        problem["outcome"].is_null() && problem["detail"].as_str().unwrap().contains("HTTP_BODY_BUDGET"),
+        problem["outcome"].is_null() && problem["detail"].as_str().unwrap().contains("HTTP_BODY_MEMORY"),
         "{problem}"
     );
     assert_eq!(third.header("retry-after"), "1");
