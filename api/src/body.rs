@@ -10,8 +10,11 @@ use std::time::Duration;
 use async_compression::tokio::bufread::{BrotliDecoder, GzipDecoder, ZstdDecoder};
 use async_compression::zstd::DParameter;
 use bytes::{Buf, Bytes, BytesMut};
-use futures::{Stream, StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+use http_body_util::{BodyDataStream, BodyExt};
+use hyper::body::Body;
 use tokio::io::{AsyncBufRead, AsyncRead, ReadBuf};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::io::{ReaderStream, StreamReader};
 use warp::http::HeaderMap;
 use warp::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ORIGIN};
@@ -221,8 +224,49 @@ fn unpack(
     })
 }
 
-/// Reads the whole body, with its share of the memory, to be kept for as long as the body is.
-pub(crate) async fn whole(mut pieces: Pieces, limits: Limits, memory: &Arc<Memory>) -> Result<(Bytes, Share), Problem> {
+/// Reads the whole body of a request, with its share of the memory, to be kept for as long as the body is.
+///
+/// # Errors
+/// When it is too large or too slow, breaks off, finds no room, or is not what its coding says.
+pub(crate) async fn read<B>(
+    headers: &HeaderMap,
+    mut body: B,
+    limits: Limits,
+    memory: &Arc<Memory>,
+) -> Result<(Bytes, Share), Problem>
+where
+    B: Body<Data = Bytes, Error: Send> + Send + Unpin + 'static,
+{
+    check_length(headers, limits.size)?;
+    let deadline = Instant::now() + limits.time;
+    // Most bodies are not packed and come in one piece, which is looked for before anything is built for the others.
+    let mut first = None;
+    if !headers.contains_key(CONTENT_ENCODING) && !body.is_end_stream() {
+        let frame = timeout_at(deadline, body.frame()).await.map_err(|_| Problem::BodyTooSlow(limits.time))?;
+        let frame = frame.transpose().map_err(|_| Problem::BodyBroken)?;
+        let piece = frame.and_then(|frame| frame.into_data().ok()).unwrap_or_default();
+        if body.is_end_stream() {
+            let mut share = memory.share();
+            share.hold(piece.len()).map_err(Problem::NoRoom)?;
+            return if piece.len() > limits.size {
+                Err(Problem::BodyTooLarge(limits.size))
+            } else {
+                Ok((piece, share))
+            };
+        }
+        first = Some(Ok(piece));
+    }
+    let body = stream::iter(first).chain(BodyDataStream::new(body));
+    Box::pin(whole(pieces(headers, body, limits, memory)?, limits, deadline, memory)).await
+}
+
+/// Puts the pieces together, if all are there by `deadline`.
+pub(crate) async fn whole(
+    mut pieces: Pieces,
+    limits: Limits,
+    deadline: Instant,
+    memory: &Arc<Memory>,
+) -> Result<(Bytes, Share), Problem> {
     let mut share = memory.share();
     let whole = async {
         // Most bodies come in one piece, which then need not be copied. Further ones are, since a piece of a few bytes
@@ -238,6 +282,6 @@ pub(crate) async fn whole(mut pieces: Pieces, limits: Limits, memory: &Arc<Memor
         }
         Ok(all.freeze())
     };
-    let whole = tokio::time::timeout(limits.time, whole).await;
+    let whole = timeout_at(deadline, whole).await;
     whole.unwrap_or(Err(Problem::BodyTooSlow(limits.time))).map(|body| (body, share))
 }

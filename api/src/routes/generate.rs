@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use common::event::{EventId, Timestamp, UserEvent, push_string};
-use futures::Stream;
+use hyper::body::Body;
 use serde::Serialize;
 use warp::Reply;
 use warp::http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
@@ -28,18 +28,21 @@ struct Valid {
     message: &'static str,
 }
 
-pub(super) async fn generate<B: Buf, E>(
+pub(super) async fn generate<B>(
     app: &App,
     query: &str,
     caller: &Caller,
     headers: &HeaderMap,
-    body: impl Stream<Item = Result<B, E>> + Send + 'static,
-) -> Result<warp::reply::Response, Problem> {
+    body: B,
+) -> Result<warp::reply::Response, Problem>
+where
+    B: Body<Data = Bytes, Error: Send> + Send + Unpin + 'static,
+{
     // Cheap checks come before the body is read.
     Kind::of(headers, &[Kind::Json])?;
     let (validate_only, key, wait) = (validate_only(query)?, IdempotencyKey::of(headers)?, preferred_wait(headers));
     let limits = Limits { size: app.config.max_body, time: app.config.read_timeout };
-    let (body, _share) = body::whole(body::pieces(headers, body, limits, &app.memory)?, limits, &app.memory).await?;
+    let (body, _share) = body::read(headers, body, limits, &app.memory).await?;
     let mut event = UserEvent::from_request(&body, &app.types).map_err(Problem::InvalidPayload)?;
     if validate_only {
         return Ok(warp::reply::json(&Valid { success: true, valid: true, message: NOTHING_PUBLISHED }).into_response());
@@ -47,7 +50,8 @@ pub(super) async fn generate<B: Buf, E>(
     let mut record = None;
     if let Some(key) = key {
         event.event_id = key.event_id(caller, &event.user_id);
-        if let Some(first) = earlier(app, &event).await? {
+        // What few requests come to is boxed: the future of all others is moved several times.
+        if let Some(first) = Box::pin(earlier(app, &event)).await? {
             let found = Found { duplicate: true, processed: wait.map(|_| true) };
             return Ok(created(&event.event_id, reply_of(&event.event_id, &found, &first), wait));
         }
@@ -62,7 +66,7 @@ pub(super) async fn generate<B: Buf, E>(
     published.map_err(|error| Problem::Publish { error, retry_after: app.publisher.retry_after() })?;
     let Some(patience) = wait else { return Ok(created(&event.event_id, reply, None)) };
     // Whatever keeps the store from saying so: the event is published.
-    let stored = app.processed(event.event_id.as_str(), patience).await.ok().flatten();
+    let stored = Box::pin(app.processed(event.event_id.as_str(), patience)).await.ok().flatten();
     let Some((stored, _)) = stored else {
         let found = Found { processed: Some(false), ..Found::default() };
         return Ok(created(&event.event_id, reply_of(&event.event_id, &found, &reply[json]), None));

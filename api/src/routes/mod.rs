@@ -15,7 +15,6 @@ mod stream;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http_body_util::BodyDataStream;
 use hyper::HeaderMap;
 use hyper::body::Body;
 use hyper::http::request::Parts;
@@ -30,12 +29,10 @@ use crate::route::{Action, Route};
 /// The reply to a request that was let in.
 pub async fn answer<B>(app: &Arc<App>, route: Route, caller: &Caller, head: &Parts, body: B) -> Response
 where
-    B: Body<Data = Bytes, Error: Send> + Send + 'static,
+    B: Body<Data = Bytes, Error: Send> + Send + Unpin + 'static,
 {
     let answered = match route.action() {
-        Action::Generate => {
-            generate::generate(app, query(head), caller, &head.headers, BodyDataStream::new(body)).await
-        }
+        Action::Generate => generate::generate(app, query(head), caller, &head.headers, body).await,
         // Only the first is hot: the future of the others is larger than its own.
         _ => Box::pin(other(app, route, caller, head, body)).await,
     };
@@ -44,9 +41,9 @@ where
 
 async fn other<B>(app: &Arc<App>, route: Route, caller: &Caller, head: &Parts, body: B) -> Result<Response, Problem>
 where
-    B: Body<Data = Bytes, Error: Send> + Send + 'static,
+    B: Body<Data = Bytes, Error: Send> + Send + Unpin + 'static,
 {
-    let (query, headers, body) = (query(head), &head.headers, BodyDataStream::new(body));
+    let (query, headers) = (query(head), &head.headers);
     match route.action() {
         Action::Generate => generate::generate(app, query, caller, headers, body).await,
         Action::Batch => batch::batch(app, query, caller, headers, body).await,

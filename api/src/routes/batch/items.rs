@@ -286,7 +286,7 @@ mod tests {
         ) {
             let body = format!("{blank}[{blank}{}{blank}]{blank}", bodies.join(&format!("{blank},{blank}")));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-            let whole = runtime.block_on(body::whole(pieces(body.as_bytes(), &cuts, false), LIMITS, &Memory::new(0, 0, 0)));
+            let whole = runtime.block_on(body::whole(pieces(body.as_bytes(), &cuts, false), LIMITS, tokio::time::Instant::now() + LIMITS.time, &Memory::new(0, 0, 0)));
             let (whole, _share) = whole.unwrap();
             match array(&whole, most) {
                 Ok(items) => {

@@ -12,11 +12,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use common::event::{EventId, Timestamp, UserEvent, Violation};
 use common::kafka::{PublishError, Published};
+use futures::StreamExt;
 use futures::stream::{self, BoxStream, poll_fn};
-use futures::{Stream, StreamExt};
+use http_body_util::BodyDataStream;
+use hyper::body::Body;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, spawn_blocking, yield_now};
@@ -103,23 +105,25 @@ impl Context {
     }
 }
 
-pub(super) async fn batch<B: Buf, E>(
+pub(super) async fn batch<B>(
     app: &Arc<App>,
     query: &str,
     caller: &Caller,
     headers: &HeaderMap,
-    body: impl Stream<Item = Result<B, E>> + Send + 'static,
-) -> Result<warp::reply::Response, Problem> {
+    body: B,
+) -> Result<warp::reply::Response, Problem>
+where
+    B: Body<Data = Bytes, Error: Send> + Send + Unpin + 'static,
+{
     // Cheap checks come before the body is read.
     let kind = Kind::of(headers, &[Kind::Json, Kind::Ndjson])?;
     let streamed = Format::of_batch(headers)? == Format::Ndjson;
     let (key, validate_only) = (IdempotencyKey::of(headers)?, validate_only(query)?);
     let limits = Limits { size: app.config.max_batch_body, time: app.config.read_timeout };
-    let pieces = body::pieces(headers, body, limits, &app.memory)?;
     let most = app.config.max_batch_items;
     let (items, share) = match kind {
         Kind::Json => {
-            let (body, share) = body::whole(pieces, limits, &app.memory).await?;
+            let (body, share) = body::read(headers, body, limits, &app.memory).await?;
             let items = match body.len() > PORTION {
                 true => spawn_blocking(move || array(&body, most)).await.map_err(|error| lost(&error))?,
                 false => array(&body, most),
@@ -127,6 +131,7 @@ pub(super) async fn batch<B: Buf, E>(
             (items?, Some(share))
         }
         Kind::Ndjson => {
+            let pieces = body::pieces(headers, BodyDataStream::new(body), limits, &app.memory)?;
             let draining = app.checks.draining.clone();
             (lines(pieces, limits, app.config.max_body, most, app.memory.share(), draining), None)
         }
