@@ -6,6 +6,8 @@
 use std::convert::Infallible;
 use std::sync::{Arc, LazyLock};
 
+use api::keys::Caller;
+use api::route::Route;
 use api::{App, Cli, Config};
 use bytes::Bytes;
 use common::shutdown::Shutdown;
@@ -15,8 +17,6 @@ use futures::stream;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::Request;
 use hyper::body::Frame;
-use hyper::service::Service;
-use hyper_util::service::TowerToHyperService;
 use libfuzzer_sys::fuzz_target;
 use tokio::runtime::Runtime;
 
@@ -38,9 +38,9 @@ async fn reply(kind: &str, body: &[u8], piece: usize) -> (u16, Bytes) {
     let pieces: Vec<Bytes> = body.chunks(piece).map(Bytes::copy_from_slice).collect();
     let pieces = stream::iter(pieces.into_iter().map(|piece| Ok::<_, Infallible>(Frame::data(piece))));
     let request = Request::post("/events/batch?validateOnly=true").header("content-type", kind);
-    let request = request.body(StreamBody::new(pieces)).expect("a request");
-    let service = TowerToHyperService::new(warp::service(api::routes::all(&APP)));
-    let Ok(response) = service.call(request).await;
+    let (head, body) = request.body(StreamBody::new(pieces)).expect("a request").into_parts();
+    let route = Route::of(&head.method, head.uri.path());
+    let response = api::routes::answer(&APP, route, &Caller::default(), &head, body).await;
     let status = response.status().as_u16();
     (status, response.into_body().collect().await.expect("a whole reply").to_bytes())
 }
