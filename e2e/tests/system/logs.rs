@@ -23,7 +23,7 @@ async fn every_reply_says_what_its_request_is_called_and_so_do_log_lines_of_fail
         assert_eq!(get(&api, path, "trace:abc/1").await.header("x-request-id"), "trace:abc/1", "{path}");
     }
     let made = get(&api, "/livez", "not a sane {id}").await.header("x-request-id").to_owned();
-    assert_eq!(uuid::Uuid::parse_str(&made).unwrap().get_version_num(), 7);
+    assert_eq!(uuid::Uuid::parse_str(&made).unwrap().get_version_num(), 4);
     assert_ne!(get(&api, "/livez", "not a sane {id}").await.header("x-request-id"), made);
 
     redis.kill().await;
@@ -97,6 +97,28 @@ async fn new_key(world: &World, scopes: &str) -> (String, Vec<u8>) {
     assert!(made.status.success(), "{made:?}");
     let said = String::from_utf8(made.stderr).unwrap();
     (said.split_whitespace().last().unwrap().to_owned(), made.stdout)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_tries_keys_out_is_in_the_log_once_in_a_while() {
+    let world = World::shared().with("LOG_LEVEL", "warn");
+    let (_key, line) = new_key(&world, "read").await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), line).unwrap();
+    let api = world.with("API_KEYS_FILE", file.path().to_str().unwrap()).start_api().await;
+    for _ in 0..20 {
+        let request =
+            api.client.request(Method::GET, "/events/processed").header("x-api-key", "a-key-that-is-tried-out");
+        Reply::of(request).await.unwrap().problem(401).unwrap();
+    }
+    eventually("it is written", async || {
+        let output = api.process.output();
+        let lines: Vec<&str> = output.lines().filter(|line| line.contains("a request was refused")).collect();
+        ensure!(lines.len() == 1 && lines[0].contains("peer=127.0.0.1"), "{lines:?}");
+        ensure!(!output.contains("tried-out"), "keys are not written: {output}");
+        Ok(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
