@@ -1,9 +1,10 @@
 //! The API: HTTP in, Kafka out, and the read side of the store. In the order a request passes it:
 //!
-//! 1. [`server`], `descriptors`, `unfinished`: connections, their limits and their end; [`rate_limit`]: how often a client
-//!    may come;
-//! 2. [`keys`], `cors`: who may call, and the pages that may; `request_id`: what a request is called;
-//! 3. [`routes`]: one file a resource;
+//! 1. [`server`], `descriptors`, `unfinished`: connections, their limits and their end;
+//! 2. [`route`]: what a request is for; `request`: whether it is let in, and what every reply has; [`rate_limit`], [`keys`],
+//!    `cors`: how often a client may come, who may call, and the pages that may; `request_id`: what a request is called;
+//!    `compress`: which replies are packed; `throttle`: lines that clients can cause at will;
+//! 3. [`routes`]: what answers, one file a resource;
 //! 4. `body`: a request's body, within its limits; `unread`: what nobody read of it; [`memory`]: what large ones may hold
 //!    together; `header`: lists and quoted strings in headers; [`budget`]: what may wait for the brokers;
 //! 5. `idempotency`: what makes a repeated request the same event;
@@ -30,6 +31,7 @@ pub mod openapi;
 pub mod problem;
 mod query;
 pub mod rate_limit;
+mod request;
 mod request_id;
 pub mod route;
 pub mod routes;
