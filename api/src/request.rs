@@ -90,12 +90,12 @@ impl Requests {
         request: Request<Guarded>,
     ) -> Response<impl Body<Data = Bytes, Error = BoxError> + Send + use<>> {
         let (app, route) = (&self.app, Route::of(request.method(), request.uri().path()));
-        let id = request_id::of(request.headers());
         let counted = app.metrics.begin(route, &request);
         let span = app.traces.as_ref().and_then(|traces| RequestSpan::begin(traces, route, &request));
         let (head, body) = request.into_parts();
-        let answered = request_id::scope(id.clone(), self.answer(Asked { route, entry, peer, head: &head }, body));
-        let mut response = traces::within(span.as_ref(), answered).await;
+        let id = request_id::of(&head.headers);
+        let answered = request_id::scope(id, self.answer(Asked { route, entry, peer, head: &head }, body));
+        let (mut response, id) = traces::within(span.as_ref(), answered).await;
         let headers = response.headers_mut();
         headers.insert(request_id::HEADER, id);
         if !route.is_cacheable() && !headers.contains_key(CACHE_CONTROL) {

@@ -1,6 +1,7 @@
 //! `X-Request-Id`: what a request is called in the reply, in our log and in those of the services around.
 
 use std::future::Future;
+use std::pin::pin;
 
 use uuid::Uuid;
 use warp::http::{HeaderMap, HeaderName, HeaderValue};
@@ -35,9 +36,12 @@ fn new() -> HeaderValue {
     HeaderValue::from_str(id).unwrap_or(HeaderValue::from_static("-"))
 }
 
-/// Works on a request, whose id [`current`] then says.
-pub(crate) async fn scope<F: Future>(id: HeaderValue, work: F) -> F::Output {
-    CURRENT.scope(id, work).await
+/// Works on a request, whose id [`current`] says meanwhile. Gives the id back.
+pub(crate) async fn scope<F: Future>(id: HeaderValue, work: F) -> (F::Output, HeaderValue) {
+    let mut scope = pin!(CURRENT.scope(id, work));
+    let output = scope.as_mut().await;
+    // It is taken once.
+    (output, scope.take_value().unwrap_or(HeaderValue::from_static("")))
 }
 
 /// The same work under the id of the request that is being worked on now, which it may outlive.
@@ -84,6 +88,6 @@ mod tests {
             tokio::task::yield_now().await;
             current()
         });
-        assert_eq!(seen.await, "mine");
+        assert_eq!(seen.await, ("mine".to_owned(), HeaderValue::from_static("mine")));
     }
 }
