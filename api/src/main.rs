@@ -22,7 +22,9 @@ fn main() -> ExitCode {
         Err(errors) => return config::Unusable::from(errors).report().into(),
     };
     if let Some(Command::Healthcheck(args)) = &cli.command {
-        return probe::run(config.admin_port.number, args).into();
+        // A free admin port is known to the process that took it only.
+        let port = if config.admin_port.number == 0 { config.port } else { config.admin_port.number };
+        return probe::run(port, args).into();
     }
     config.log.start();
     let result = start(config);

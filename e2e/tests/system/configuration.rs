@@ -133,11 +133,14 @@ async fn the_healthcheck_subcommand_tells_a_living_service_from_none() {
     let (world, admin_port) = (World::shared(), free_port());
     let worker = world.start_worker().await;
     let _api = world.clone().with("API_ADMIN_PORT", admin_port.to_string()).start_api().await;
+    let other = world.start_api().await;
     let healthcheck = async |world: World, is_api: bool| {
         let command = if is_api { world.api_command() } else { world.worker_command() };
         run(command, &["healthcheck"]).await
     };
-    for (is_api, setting, port) in [(true, "API_ADMIN_PORT", admin_port), (false, "ADMIN_PORT", worker.port)] {
+    for (is_api, setting, port) in
+        [(true, "API_ADMIN_PORT", admin_port), (true, "PORT", other.port), (false, "ADMIN_PORT", worker.port)]
+    {
         eventually("the living one is healthy", async || {
             let (status, said) = healthcheck(world.clone().with(setting, port.to_string()), is_api).await;
             ensure!(status.code() == Some(0), "{status}: {said}");
