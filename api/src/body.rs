@@ -35,6 +35,14 @@ const GZIP_WINDOW: usize = 32 * 1024;
 const BROTLI_WINDOW: usize = 16 * 1024 * 1024;
 /// What a decoder may keep beside the body that it unpacks, at most.
 pub(crate) const WIDEST_WINDOW: usize = BROTLI_WINDOW;
+/// Bytes that a decoder gives at a time.
+const UNPACKED_PIECE: usize = 16 * 1024;
+/// What a decoder takes beside its window, about.
+const DECODER: usize = 80 * 1024;
+/// What a connection takes while its body is incomplete, about: it reads ahead.
+const UNREAD: usize = 16 * 1024;
+/// Both, for a body that is allowed.
+pub(crate) const BESIDE_A_BODY: usize = DECODER + UNREAD;
 
 /// A body as it comes, unpacked.
 pub(crate) type Pieces = Pin<Box<dyn Stream<Item = Result<Bytes, Problem>> + Send>>;
@@ -91,9 +99,9 @@ impl Kind {
             let names: Vec<&str> = accepted.iter().map(|kind| kind.name()).collect();
             Problem::UnsupportedMediaType(format!("the Content-Type is {text:?}; send {}", names.join(" or ")))
         })?;
-        let charset = parts.map(header::named).find(|(name, _)| name.eq_ignore_ascii_case("charset"));
-        match charset {
-            Some((_, charset)) if !is_utf8(&charset) => Err(Problem::UnsupportedMediaType(format!(
+        let mut charsets = parts.map(header::named).filter(|(name, _)| name.eq_ignore_ascii_case("charset"));
+        match charsets.find(|(_, charset)| !is_utf8(charset)) {
+            Some((_, charset)) => Err(Problem::UnsupportedMediaType(format!(
                 "the charset of the Content-Type is {charset:?}; send JSON in utf-8, which needs no charset"
             ))),
             _ => Ok(kind),
@@ -131,13 +139,19 @@ pub(crate) fn pieces<B: Buf, E>(
 ) -> Result<Pieces, Problem> {
     check_length(headers, limits.size)?;
     let packed = body.map(|piece| piece.map(|mut piece| piece.copy_to_bytes(piece.remaining())).map_err(|_| ()));
-    let coding = headers.get(CONTENT_ENCODING).map(|coding| coding.to_str().unwrap_or("?").trim().to_ascii_lowercase());
+    // Several lines are one list (RFC 9110, section 5.3).
+    let lines = headers.get_all(CONTENT_ENCODING).iter().map(|coding| coding.to_str().unwrap_or("?").trim());
+    let coding = lines.map(str::to_ascii_lowercase).reduce(|all, next| format!("{all}, {next}"));
+    let decoder = || {
+        let mut share = memory.share();
+        share.hold(DECODER).map(|()| share).map_err(Problem::NoRoom)
+    };
     Ok(match coding.as_deref() {
         None | Some("identity" | "") => within(limits.size, packed.map_err(|()| Problem::BodyBroken)),
         // Several members or frames one after the other are one body (RFC 1952, section 2.2; RFC 8878, section 3.1).
         Some("gzip" | "x-gzip") => within(
             limits.size,
-            unpack(packed, ("gzip", GZIP_WINDOW), memory.share(), |packed| {
+            unpack(packed, ("gzip", GZIP_WINDOW), decoder()?, |packed| {
                 let mut decoder = GzipDecoder::new(packed);
                 decoder.multiple_members(true);
                 Box::pin(decoder)
@@ -145,7 +159,7 @@ pub(crate) fn pieces<B: Buf, E>(
         ),
         Some("zstd") => within(
             limits.size,
-            unpack(packed, ("zstd", 1 << ZSTD_WINDOW_LOG), memory.share(), |packed| {
+            unpack(packed, ("zstd", 1 << ZSTD_WINDOW_LOG), decoder()?, |packed| {
                 let mut decoder = ZstdDecoder::with_params(packed, &[DParameter::window_log_max(ZSTD_WINDOW_LOG)]);
                 decoder.multiple_members(true);
                 Box::pin(decoder)
@@ -153,9 +167,7 @@ pub(crate) fn pieces<B: Buf, E>(
         ),
         Some("br") => within(
             limits.size,
-            unpack(packed, ("br", BROTLI_WINDOW), memory.share(), |packed| {
-                Box::pin(OneBrotli(BrotliDecoder::new(packed)))
-            }),
+            unpack(packed, ("br", BROTLI_WINDOW), decoder()?, |packed| Box::pin(OneBrotli(BrotliDecoder::new(packed)))),
         ),
         Some(other) => {
             return Err(Problem::UnsupportedCoding(format!(
@@ -208,17 +220,17 @@ fn unpack(
             counted.fetch_add(piece.len(), Ordering::Relaxed);
             Ok(piece)
         }
-        // No decoder gives this kind of its own.
+        // No decoder gives these kinds of its own.
         Err(()) => Err(io::ErrorKind::ConnectionAborted.into()),
     }));
-    let unpacked = ReaderStream::with_capacity(unpacker(StreamReader::new(packed)), 64 * 1024);
+    let unpacked = ReaderStream::with_capacity(unpacker(StreamReader::new(packed)), UNPACKED_PIECE);
     unpacked.map(move |piece| {
         let piece = piece.map_err(|error| match error.kind() {
             io::ErrorKind::ConnectionAborted => Problem::BodyBroken,
             _ => Problem::BadCoding(coding),
         })?;
         got += piece.len();
-        share.hold(got.min(window)).map_err(Problem::NoRoom)?;
+        share.hold(DECODER + got.min(window)).map_err(Problem::NoRoom)?;
         let bomb = got > RATIO_COUNTS_FROM && got / MAX_RATIO > sent.load(Ordering::Relaxed);
         if bomb { Err(Problem::RatioTooLarge(MAX_RATIO)) } else { Ok(piece) }
     })
@@ -276,10 +288,11 @@ pub(crate) async fn whole(
         let Some(second) = pieces.next().await.transpose()? else { return Ok(first) };
         let (mut all, mut next) = (BytesMut::from(first), Some(second));
         while let Some(piece) = next {
-            share.hold(all.len() + piece.len()).map_err(Problem::NoRoom)?;
+            share.hold(all.len() + piece.len() + UNREAD).map_err(Problem::NoRoom)?;
             all.extend_from_slice(&piece);
             next = pieces.next().await.transpose()?;
         }
+        share.hold(all.len()).map_err(Problem::NoRoom)?;
         Ok(all.freeze())
     };
     let whole = timeout_at(deadline, whole).await;

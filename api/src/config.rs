@@ -13,11 +13,11 @@ use common::config::{
 use common::kafka::KafkaRustPublisher;
 use common::probe::HealthcheckArgs;
 use common::telemetry::LogSettings;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::rate_limit::RateLimitSettings;
 
-use crate::body::WIDEST_WINDOW;
+use crate::body::{BESIDE_A_BODY, WIDEST_WINDOW};
 use crate::cors::Cors;
 use crate::hash_key::HashKeyArgs;
 use crate::keys::KeyFile;
@@ -271,7 +271,7 @@ impl Config {
 
 /// A body that is compressed also takes what its decoder keeps of it.
 fn memory_for(body: usize) -> usize {
-    body + body.min(WIDEST_WINDOW)
+    body + body.min(WIDEST_WINDOW) + BESIDE_A_BODY
 }
 
 impl HttpArgs {
@@ -295,13 +295,27 @@ fn count(raw: &str) -> Result<NonZeroU32, String> {
 
 fn networks(raw: &str) -> Result<Vec<IpNet>, String> {
     let network = |text: &str| text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-    let all: Result<Vec<IpNet>, _> = raw.split(',').map(|text| network(text.trim())).collect();
+    let all: Result<Vec<IpNet>, _> = raw.split(',').map(|text| network(text.trim()).map(canonical)).collect();
     all.map_err(|_| "must be addresses or networks such as 10.0.0.0/8, separated by commas".into())
+}
+
+/// Peers are looked at as IPv4 addresses, however a socket for both families has them.
+fn canonical(network: IpNet) -> IpNet {
+    let IpNet::V6(v6) = network else { return network };
+    let mapped = v6.addr().to_ipv4_mapped().zip(v6.prefix_len().checked_sub(96));
+    mapped.and_then(|(v4, prefix)| Ipv4Net::new(v4, prefix).ok()).map_or(network, IpNet::V4)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn networks_of_ipv4_are_that_in_either_form() {
+        let v4 = networks("10.0.0.0/8, 127.0.0.1").unwrap();
+        assert_eq!(networks("::ffff:10.0.0.0/104, ::ffff:127.0.0.1").unwrap(), v4);
+        assert_eq!(networks("2001:db8::/32").unwrap(), ["2001:db8::/32".parse::<IpNet>().unwrap()]);
+    }
 
     fn with(args: &[&str]) -> Result<Config, ConfigErrors> {
         let args = std::iter::once("user-activity-api").chain(args.iter().copied());
@@ -324,8 +338,8 @@ mod tests {
     #[test]
     fn the_largest_body_fits_into_the_memory_for_all() {
         assert_eq!(with(&[]).unwrap().body_memory, BODY_MEMORY);
-        assert_eq!(with(&["--http-max-batch-body", "100MiB"]).unwrap().body_memory, 116 << 20);
-        assert!(with(&["--http-body-memory", "16MiB"]).is_ok());
+        assert_eq!(with(&["--http-max-batch-body", "100MiB"]).unwrap().body_memory, (116 << 20) + BESIDE_A_BODY);
+        assert!(with(&["--http-body-memory", "17MiB"]).is_ok());
         let error = with(&["--http-body-memory", "1MiB"]).unwrap_err().to_string();
         assert!(error.contains("HTTP_BODY_MEMORY=1048576") && error.contains("HTTP_MAX_BATCH_BODY=8388608"), "{error}");
         let single = ["--http-body-memory", "1MiB", "--http-max-batch-body", "1MiB", "--http-max-body", "2MiB"];

@@ -4,8 +4,8 @@
 //! of connections bounds those, and a client that sends large ones must not keep others from posting a single event. For the
 //! same reason a part of the memory is kept for bodies of single events, however large these are.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
@@ -48,7 +48,12 @@ impl Memory {
     pub(crate) fn body(self: &Arc<Self>, bytes: Vec<u8>) -> Result<Bytes, Full> {
         let mut share = self.share();
         share.hold(bytes.len())?;
-        Ok(Bytes::from_owner(Held { bytes, _share: share }))
+        Ok(Self::answer(bytes, share))
+    }
+
+    /// As [`Memory::body`], of a reply that can't be refused any more: it takes over the `share` of its request.
+    pub(crate) fn answer(bytes: Vec<u8>, share: Share) -> Bytes {
+        if share.bytes == 0 { bytes.into() } else { Bytes::from_owner(Held { bytes, _share: share }) }
     }
 
     /// Bytes that large bodies hold.
@@ -97,6 +102,55 @@ impl Share {
     }
 }
 
+/// What the parts of one request hold, which are dropped one by one.
+#[derive(Clone)]
+pub(crate) struct Parts(Arc<Mutex<Share>>, Arc<AtomicUsize>);
+
+impl Parts {
+    /// None yet.
+    pub(crate) fn new(memory: &Arc<Memory>) -> Self {
+        Self(Arc::new(Mutex::new(memory.share())), Arc::default())
+    }
+
+    /// A part, which holds its bytes until it is dropped.
+    ///
+    /// # Errors
+    /// When there is no room for it.
+    pub(crate) fn part(&self, bytes: Bytes) -> Result<Bytes, Full> {
+        let mut share = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.1.load(Ordering::Relaxed) + bytes.len();
+        share.hold(all)?;
+        self.1.store(all, Ordering::Relaxed);
+        Ok(Bytes::from_owner(Part { bytes, parts: self.clone() }))
+    }
+
+    /// Whether none is left.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.1.load(Ordering::Relaxed) == 0
+    }
+}
+
+struct Part {
+    bytes: Bytes,
+    parts: Parts,
+}
+
+impl AsRef<[u8]> for Part {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        let mut share = self.parts.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = self.parts.1.load(Ordering::Relaxed).saturating_sub(self.bytes.len());
+        self.parts.1.store(left, Ordering::Relaxed);
+        // There is always room for less.
+        share.hold(left).unwrap_or_default();
+    }
+}
+
 impl Drop for Share {
     fn drop(&mut self) {
         self.memory.held.fetch_sub(self.bytes, Ordering::Relaxed);
@@ -140,6 +194,20 @@ mod tests {
         assert_eq!((reply.len(), memory.held()), (10_000, 60_000));
         drop(reply);
         assert_eq!(memory.held(), 0);
+    }
+
+    #[test]
+    fn parts_give_back_what_they_hold_one_by_one() {
+        let memory = Memory::new(100_000, 100_000, 100_000);
+        let parts = Parts::new(&memory);
+        let part = |bytes: usize| parts.part(vec![b'x'; bytes].into());
+        let (first, second) = (part(40_000).unwrap(), part(50_000).unwrap());
+        assert!(part(20_000).is_err() && !parts.is_empty());
+        drop(first);
+        assert_eq!(memory.held(), 50_000);
+        let third = part(20_000).unwrap();
+        drop((second, third));
+        assert!(memory.held() == 0 && parts.is_empty());
     }
 
     #[test]

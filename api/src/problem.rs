@@ -256,7 +256,10 @@ impl Problem {
 
     fn outcome(&self) -> Option<Outcome> {
         match self {
-            Self::Publish { error: PublishError::NotAccepted(_), .. } | Self::NoRoom(_) => Some(Outcome::NotAccepted),
+            Self::Publish { error: PublishError::NotAccepted(_), .. }
+            | Self::NoRoom(_)
+            | Self::Draining
+            | Self::TooManyConnections(_) => Some(Outcome::NotAccepted),
             Self::Publish { error: PublishError::Unknown(_), .. } => Some(Outcome::Unknown),
             _ => None,
         }

@@ -81,7 +81,7 @@ pub async fn serve(app: Arc<App>, listener: TcpListener, shutdown: Shutdown) -> 
     if drained.is_ok() { 0 } else { app.open_connections() }
 }
 
-/// Serves `API_ADMIN_PORT`, also while the process drains, until dropped.
+/// Serves `API_ADMIN_PORT`, also while the process drains, until dropped. Who says nothing for a moment loses its place.
 pub async fn serve_admin(app: Arc<App>, listener: TcpListener) {
     let requests = Requests::new(app, None);
     let places = Arc::new(Semaphore::new(RESERVE));
@@ -89,7 +89,7 @@ pub async fn serve_admin(app: Arc<App>, listener: TcpListener) {
         // The semaphore is never closed.
         let Ok(permit) = Arc::clone(&places).acquire_owned().await else { return };
         let (stream, peer) = accept(&listener).await;
-        let connection = connection(&requests, stream, peer, Entry::Admin, requests.app.config.idle_timeout);
+        let connection = connection(&requests, stream, peer, Entry::Admin, RESERVE_TIME);
         tokio::spawn(async move {
             // The error is that of whoever watches.
             drop(connection.await);

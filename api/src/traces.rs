@@ -60,6 +60,11 @@ pub(crate) fn within<F: Future>(span: Option<&RequestSpan>, work: F) -> Either<F
     }
 }
 
+/// The same work in the span of the request that is being worked on now, which it may outlive.
+pub(crate) fn kept<F: Future>(work: F) -> WithContext<F> {
+    work.with_current_context()
+}
+
 /// Methods by the names that the conventions know: a client must not be able to make names of spans.
 fn known(method: &str) -> Option<&'static str> {
     ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"].into_iter().find(|known| *known == method)

@@ -6,8 +6,6 @@ use common::event::EventId;
 use common::store::{Origin, StoreError};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
-use warp::Reply;
-use warp::http::Response;
 use warp::http::header::{CONTENT_TYPE, HeaderValue};
 
 use crate::problem::Problem;
@@ -34,7 +32,7 @@ pub(super) async fn show(app: &App, id: &str, query: &str) -> Result<warp::reply
         None => app.store.event(id.as_str()).await.map_err(Problem::Store),
     };
     match found? {
-        Some((json, origin)) => Ok(described(app, &json, &origin)),
+        Some((json, origin)) => described(app, &json, &origin),
         None => Err(what_became_of(app, &id).await.map_err(Problem::Store)?),
     }
 }
@@ -55,7 +53,7 @@ fn wait(text: &str) -> Result<Duration, String> {
     common::config::duration(text).ok().filter(|wait| *wait <= MOST_PATIENCE).ok_or_else(allowed)
 }
 
-fn described(app: &App, json: &[u8], origin: &Origin) -> warp::reply::Response {
+fn described(app: &App, json: &[u8], origin: &Origin) -> Result<warp::reply::Response, Problem> {
     let Origin { processed_at, partition, offset, worker } = origin;
     let (partition, offset) = (*partition, *offset);
     let topic = app.config.kafka.topics.events.as_str();
@@ -67,7 +65,7 @@ fn described(app: &App, json: &[u8], origin: &Origin) -> warp::reply::Response {
     // Strings and numbers always serialise.
     serde_json::to_writer(&mut reply, &processing).unwrap_or_default();
     reply.push(b'}');
-    let mut response = Response::new(reply).into_response();
+    let mut response = super::processed::whole(app, reply)?;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
+    Ok(response)
 }

@@ -14,6 +14,7 @@ use warp::http::{HeaderMap, Response, StatusCode};
 use crate::body::{Kind, Limits};
 use crate::idempotency::{IdempotencyKey, earlier, same};
 use crate::keys::Caller;
+use crate::memory::{Memory, Share};
 use crate::problem::Problem;
 use crate::query::validate_only;
 use crate::{App, MOST_PATIENCE, body, header, timed};
@@ -42,7 +43,7 @@ where
     Kind::of(headers, &[Kind::Json])?;
     let (validate_only, key, wait) = (validate_only(query)?, IdempotencyKey::of(headers)?, preferred_wait(headers));
     let limits = Limits { size: app.config.max_body, time: app.config.read_timeout };
-    let (body, _share) = body::read(headers, body, limits, &app.memory).await?;
+    let (body, share) = body::read(headers, body, limits, &app.memory).await?;
     let mut event = UserEvent::from_request(&body, &app.types).map_err(Problem::InvalidPayload)?;
     if validate_only {
         return Ok(warp::reply::json(&Valid { success: true, valid: true, message: NOTHING_PUBLISHED }).into_response());
@@ -53,7 +54,7 @@ where
         // What few requests come to is boxed: the future of all others is moved several times.
         if let Some(first) = Box::pin(earlier(app, &event)).await? {
             let found = Found { duplicate: true, processed: wait.map(|_| true) };
-            return Ok(created(&event.event_id, reply_of(&event.event_id, &found, &first), wait));
+            return Ok(created(&event.event_id, reply_of(&event.event_id, &found, &first), wait, share));
         }
         // Its id says nothing about the order, unlike a UUIDv7.
         event.timestamp = Timestamp::now_after(None);
@@ -64,17 +65,17 @@ where
     let published = app.publish(&event, record.as_deref().unwrap_or(&reply[json.clone()]));
     let published = timed(app.config.request_timeout, published).await;
     published.map_err(|error| Problem::Publish { error, retry_after: app.publisher.retry_after() })?;
-    let Some(patience) = wait else { return Ok(created(&event.event_id, reply, None)) };
+    let Some(patience) = wait else { return Ok(created(&event.event_id, reply, None, share)) };
     // Whatever keeps the store from saying so: the event is published.
     let stored = Box::pin(app.processed(event.event_id.as_str(), patience)).await.ok().flatten();
     let Some((stored, _)) = stored else {
         let found = Found { processed: Some(false), ..Found::default() };
-        return Ok(created(&event.event_id, reply_of(&event.event_id, &found, &reply[json]), None));
+        return Ok(created(&event.event_id, reply_of(&event.event_id, &found, &reply[json]), None, share));
     };
     // Another request with this key may have come first.
     same(&stored, &event)?;
     let found = Found { duplicate: stored[..] != reply[json], processed: Some(true) };
-    Ok(created(&event.event_id, reply_of(&event.event_id, &found, &stored), wait))
+    Ok(created(&event.event_id, reply_of(&event.event_id, &found, &stored), wait, share))
 }
 
 /// `Prefer: wait=…` (RFC 7240, section 4.3): until the event is processed, up to so many seconds. Only the first one
@@ -134,8 +135,8 @@ fn reply_with(
 }
 
 /// `applied` is for how long the client wanted to wait, if the event was processed in that time.
-fn created(id: &EventId, reply: Vec<u8>, applied: Option<Duration>) -> warp::reply::Response {
-    let mut response = Response::new(reply).into_response();
+fn created(id: &EventId, reply: Vec<u8>, applied: Option<Duration>, share: Share) -> warp::reply::Response {
+    let mut response = Response::new(Memory::answer(reply, share)).into_response();
     *response.status_mut() = StatusCode::CREATED;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -32,6 +32,10 @@ use crate::tail::{self, Events, Frame, PORTION, Tail, events_of, frame};
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Bytes that a reader is sent at a time, about, and that it is read while it catches up, or one event. Of what it takes slowly little is on its way when the process ends.
 const PIECE: usize = 64 * 1024;
+/// The same for a reader of what is processed now. There may be thousands of them, and each holds a few.
+const LIVE_PIECE: usize = 8 * 1024;
+/// Frames of so many bytes are sent as they are, and not copied together.
+const SMALL: usize = 4 * 1024;
 /// Entries of a bucket that a reader which catches up holds at a time; each announces some dozens of records.
 const ENTRIES: usize = 25;
 /// How long a client is waited for that is to be told why its stream ends.
@@ -199,38 +203,52 @@ impl Reader {
         self.send(format!(": heartbeat\nid: {}\n\n", self.position.encode()).into()).await
     }
 
-    /// Sends a frame, and those that have come with it.
+    /// Sends a frame, and those that have come with it. Small ones are copied together; a larger one goes as it is, in the
+    /// bytes that all readers share: there may be thousands of readers, and each may take none of what it is sent.
     async fn pass_on(&mut self, first: Result<Arc<Frame>, RecvError>) -> Result<(), End> {
         const MOST: usize = 64;
-        let mut text = Vec::new();
-        self.add(&mut text, &*first.map_err(|_| End::Slow)?);
-        for _ in 0..MOST {
-            if text.iter().map(Bytes::len).sum::<usize>() >= PIECE {
+        let (mut small, mut seen, mut next) = (Vec::new(), 0, first.map_err(|_| End::Slow)?);
+        loop {
+            match self.text(&next) {
+                Some(text) if text.len() >= SMALL => {
+                    if !small.is_empty() {
+                        self.send(small.into()).await?;
+                    }
+                    return self.send(text).await;
+                }
+                Some(text) => small.extend_from_slice(&text),
+                None => {}
+            }
+            seen += 1;
+            // Others have something to do on this thread, too, and the heartbeat is due at times.
+            if small.len() >= LIVE_PIECE || seen >= MOST {
                 break;
             }
-            match self.frames.try_recv() {
-                Ok(frame) => self.add(&mut text, &frame),
+            next = match self.frames.try_recv() {
+                Ok(frame) => frame,
                 Err(broadcast::error::TryRecvError::Empty) => break,
                 Err(_) => return Err(End::Slow),
-            }
+            };
         }
-        if text.is_empty() { Ok(()) } else { self.send(text.concat().into()).await }
+        if small.is_empty() { Ok(()) } else { self.send(small.into()).await }
     }
 
-    fn add(&mut self, text: &mut Vec<Bytes>, frame: &Frame) {
+    /// What a frame is for this reader.
+    fn text(&mut self, frame: &Frame) -> Option<Bytes> {
         match frame {
             Frame::Event { entry, number, position, event } => {
                 if *number < self.position.passed(entry) {
-                    return;
+                    return None;
                 }
                 self.position.join(position);
-                if event.is_asked_for(&self.query) {
-                    let own = self.position != *position;
-                    text.push(if own { tail::frame(&self.position, event.json()) } else { event.text(position) });
+                if !event.is_asked_for(&self.query) {
+                    return None;
                 }
+                let own = self.position != *position;
+                Some(if own { tail::frame(&self.position, event.json()) } else { event.text(position) })
             }
-            Frame::Gap(position) => text.push(self.reset(position)),
-            Frame::Filler => {}
+            Frame::Gap(position) => Some(self.reset(position)),
+            Frame::Filler => None,
         }
     }
 

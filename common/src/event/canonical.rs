@@ -74,11 +74,10 @@ impl Printer<'_> {
         if members.is_sorted_by(|(one, _), (next, _)| self.out[one.clone()] <= self.out[next.clone()]) {
             return;
         }
-        let printed = std::mem::take(&mut self.out);
-        members.sort_by(|(one, _), (other, _)| printed[one.clone()].cmp(&printed[other.clone()]));
-        self.out = Vec::with_capacity(self.json.len());
-        self.out.extend_from_slice(&printed[..start]);
-        members.iter().for_each(|(_, whole)| self.out.extend_from_slice(&printed[whole.clone()]));
+        members.sort_by(|(one, _), (other, _)| self.out[one.clone()].cmp(&self.out[other.clone()]));
+        // Only what is sorted is copied: there may be many objects in a text.
+        let sorted: Vec<u8> = members.iter().flat_map(|(_, whole)| &self.out[whole.clone()]).copied().collect();
+        self.out[start..].copy_from_slice(&sorted);
     }
 
     fn string(&mut self) {
@@ -138,6 +137,12 @@ mod tests {
         let one = r#"{"b":[1,{"d":null,"c":"é\n"}],"a":{}, "":"\ud83d\ude00"}"#;
         let other = "{\n\t\"\" : \"😀\",\"\\u0061\":{ } ,\r\n\"b\":[ 1 ,{\"c\":\"\\u00e9\\u000a\",\"d\":null}]}";
         assert_eq!(text(one), text(other));
+    }
+
+    #[test]
+    fn many_objects_in_one_text_are_sorted_each_by_itself() {
+        let of = |object: &str| format!("[{}]", vec![object; 200_000].join(","));
+        assert!(text(&of(r#"{"b":1,"a":1}"#)) == of(r#"{"a":1,"b":1}"#));
     }
 
     #[test]

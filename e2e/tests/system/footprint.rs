@@ -9,7 +9,7 @@ use futures::future::join_all;
 use reqwest::Method;
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 const MIB: usize = 1024 * 1024;
 /// What an API may have in memory, in MiB.
@@ -78,6 +78,33 @@ async fn large_events_are_read_within_256_mib_however_they_are_asked_for() {
     tokio::time::sleep(MOMENT).await;
     is_within_bounds(&mut api, "15 readers of the stream that read nothing").await;
     drop(silent);
+
+    let single: Vec<Value> = api.client.get("/events/processed?limit=1").await.unwrap().parse().unwrap();
+    let one = format!("GET /events/{} HTTP/1.1\r\nHost: x\r\n\r\n", single[0]["eventId"].as_str().unwrap());
+    let silent = join_all((0..500).map(|_| unread(api.port, one.repeat(14)))).await;
+    tokio::time::sleep(MOMENT).await;
+    is_within_bounds(&mut api, "500 clients that read none of 14 large events").await;
+    drop(silent);
+
+    let live = "GET /events/stream HTTP/1.1\r\nHost: x\r\n\r\n".to_owned();
+    let silent = join_all((0..300).map(|_| unread(api.port, live.clone()))).await;
+    for _ in 0..4 {
+        let batch = format!("[{}]", (0..30).map(event).collect::<Vec<_>>().join(","));
+        let request = api.client.request(Method::POST, "/events/batch").header("content-type", "application/json");
+        assert_eq!(request.body(batch).send().await.unwrap().status(), 200);
+    }
+    tokio::time::sleep(MOMENT).await;
+    is_within_bounds(&mut api, "300 readers of the stream that read nothing of what comes").await;
+    drop(silent);
+}
+
+/// A client that sends this and reads nothing.
+async fn unread(port: u16, requests: String) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stream = socket.connect(([127, 0, 0, 1], port).into()).await.unwrap();
+    stream.write_all(requests.as_bytes()).await.unwrap();
+    stream
 }
 
 /// A reader of the stream from far back that reads nothing.
@@ -137,6 +164,26 @@ async fn requests_that_never_end_are_held_within_256_mib() {
         is_within_bounds(&mut api, what).await;
         drop(open);
     }
+
+    let mut api = world.start_api().await;
+    let small = packed(&array.as_bytes()[..20_000]);
+    let head_of_small = head("/events/batch", &format!("{ndjson}Content-Encoding: gzip\r\n"), 100_000);
+    let open = join_all((0..2_500).map(|_| unfinished(api.port, head_of_small.clone(), &small))).await;
+    is_within_bounds(&mut api, "2,500 half-sent small bodies, packed").await;
+    drop(open);
+
+    let mut api = world.start_api().await;
+    let nothing = packed("{\"userId\":\"\",\"eventType\":\"\",\"payload\":[]}\n".repeat(9_999).as_bytes());
+    let batch = head("/events/batch", &format!("{ndjson}Content-Encoding: gzip\r\n"), nothing.len());
+    let send = async || {
+        let mut stream = unread(api.port, batch.clone()).await;
+        stream.write_all(&nothing).await.unwrap();
+        stream
+    };
+    let open = join_all((0..100).map(|_| send())).await;
+    tokio::time::sleep(10 * MOMENT).await;
+    is_within_bounds(&mut api, "100 batches of which each item is wrong").await;
+    drop(open);
 
     let mut api = world.start_api().await;
     let half = format!("GET /livez HTTP/1.1\r\nHost: x\r\nX-Long: {}", "x".repeat(45_000));

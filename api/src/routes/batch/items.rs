@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use common::event::Violation;
@@ -13,7 +14,7 @@ use serde::de::{Error, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::body::{Limits, Pieces};
-use crate::memory::Share;
+use crate::memory::{Memory, Parts, Share};
 use crate::problem::Problem;
 
 /// An item, or why there is none and none after it.
@@ -77,11 +78,21 @@ pub(super) fn lines(
     limits: Limits,
     longest: usize,
     most: usize,
-    share: Share,
+    memory: &Arc<Memory>,
     draining: Shutdown,
 ) -> BoxStream<'static, Item> {
     let (rest, ready) = Default::default();
-    let lines = Lines { pieces, rest, ready, overlong: false, ended: false, longest, share, draining };
+    let lines = Lines {
+        pieces,
+        rest,
+        ready,
+        overlong: false,
+        ended: false,
+        longest,
+        share: memory.share(),
+        parts: Parts::new(memory),
+        draining,
+    };
     let numbered = stream::unfold((lines, 0_usize), move |(mut lines, count)| async move {
         let item = match tokio::time::timeout(limits.time, lines.next()).await {
             Ok(None) => return None,
@@ -108,6 +119,8 @@ struct Lines {
     longest: usize,
     /// Of the line that has come in part.
     share: Share,
+    /// Of those that are whole.
+    parts: Parts,
     /// Cancelled when this process is ending: then nothing is waited for.
     draining: Shutdown,
 }
@@ -116,7 +129,7 @@ impl Lines {
     async fn next(&mut self) -> Option<Item> {
         loop {
             if let Some(line) = self.ready.pop_front() {
-                return Some(Ok(line));
+                return Some(self.counted(line).await);
             }
             if self.ended {
                 return None;
@@ -138,6 +151,17 @@ impl Lines {
                     self.ended = true;
                     self.finish_line();
                 }
+            }
+        }
+    }
+
+    /// The line, which counts until it is published or refused. While those before it hold all the room, it waits.
+    async fn counted(&mut self, line: Bytes) -> Item {
+        loop {
+            match self.parts.part(line.clone()) {
+                Ok(line) => return Ok(line),
+                Err(full) if self.parts.is_empty() => return Err(Problem::NoRoom(full)),
+                Err(_) => tokio::time::sleep(super::ROOM_PERIOD).await,
             }
         }
     }
@@ -184,7 +208,6 @@ mod tests {
 
     use super::*;
     use crate::body;
-    use crate::memory::Memory;
 
     const LIMITS: Limits = Limits { size: 1 << 20, time: Duration::from_secs(10) };
     /// Of a line, in bytes.
@@ -256,7 +279,7 @@ mod tests {
         let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
         let pieces = stream::poll_fn(move |context| receiver.poll_recv(context)).boxed();
         let draining = Shutdown::new();
-        let mut items = lines(pieces, LIMITS, LONGEST, 20, Memory::new(0, 0, 0).share(), draining.clone());
+        let mut items = lines(pieces, LIMITS, LONGEST, 20, &Memory::new(0, 0, 0), draining.clone());
         let send = |text: &'static [u8]| sender.send(Ok(Bytes::from_static(text))).unwrap();
         send(b"{}\n");
         assert_eq!(items.next().await.unwrap().unwrap(), "{}");
@@ -275,7 +298,7 @@ mod tests {
         fn lines_are_the_same_however_a_body_is_cut(
             body in nearly_lines(), cuts: Vec<prop::sample::Index>, broken: bool, most in 1_usize..20,
         ) {
-            let found = read(lines(pieces(&body, &cuts, broken), LIMITS, LONGEST, most, Memory::new(0, 0, 0).share(), Shutdown::new()));
+            let found = read(lines(pieces(&body, &cuts, broken), LIMITS, LONGEST, most, &Memory::new(0, 0, 0), Shutdown::new()));
             prop_assert_eq!(found, expected(&body, broken, most));
         }
 
@@ -286,7 +309,7 @@ mod tests {
         ) {
             let body = format!("{blank}[{blank}{}{blank}]{blank}", bodies.join(&format!("{blank},{blank}")));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-            let whole = runtime.block_on(body::whole(pieces(body.as_bytes(), &cuts, false), LIMITS, tokio::time::Instant::now() + LIMITS.time, &Memory::new(0, 0, 0)));
+            let whole = runtime.block_on(body::whole(pieces(body.as_bytes(), &cuts, false), LIMITS, tokio::time::Instant::now() + LIMITS.time, &Memory::new(1 << 20, 1 << 20, 0)));
             let (whole, _share) = whole.unwrap();
             match array(&whole, most) {
                 Ok(items) => {
@@ -302,7 +325,7 @@ mod tests {
 
         #[test]
         fn no_bytes_make_the_reader_panic(body: Vec<u8>, cuts: Vec<prop::sample::Index>, broken: bool) {
-            let items = read(lines(pieces(&body, &cuts, broken), LIMITS, LONGEST, 20, Memory::new(0, 0, 0).share(), Shutdown::new()));
+            let items = read(lines(pieces(&body, &cuts, broken), LIMITS, LONGEST, 20, &Memory::new(0, 0, 0), Shutdown::new()));
             prop_assert!(items.iter().all(|item| item.as_ref().is_ok_and(|json| json.len() <= LONGEST) || item.is_err()));
             drop(array(&body.into(), 20));
         }

@@ -32,10 +32,10 @@ use crate::body::{self, Kind, Limits};
 use crate::format::Format;
 use crate::idempotency::{IdempotencyKey, nth};
 use crate::keys::Caller;
-use crate::memory::Share;
+use crate::memory::{Full, Memory, Share};
 use crate::problem::Problem;
 use crate::query::validate_only;
-use crate::{App, request_id, too_late};
+use crate::{App, request_id, too_late, traces};
 
 /// Items that wait for the brokers at a time.
 const WINDOW: usize = 1000;
@@ -79,8 +79,10 @@ struct Context {
     keyed: Mutex<Keyed>,
     /// An item has waited for room for the whole of `HTTP_REQUEST_TIMEOUT`: the items behind it don't wait.
     out_of_patience: AtomicBool,
+    /// The results so far hold all the memory that they may: no further item is looked at.
+    full: Arc<AtomicBool>,
     /// Of an array, which is kept whole.
-    _share: Option<Share>,
+    array: Option<Share>,
 }
 
 #[derive(Default)]
@@ -121,35 +123,47 @@ where
     let (key, validate_only) = (IdempotencyKey::of(headers)?, validate_only(query)?);
     let limits = Limits { size: app.config.max_batch_body, time: app.config.read_timeout };
     let most = app.config.max_batch_items;
-    let (items, share) = match kind {
+    let context = || {
+        let (keyed, out_of_patience, full) = Default::default();
+        let (caller, app) = (caller.clone(), Arc::clone(app));
+        Context { app, caller, key, validate_only, keyed, out_of_patience, full, array: None }
+    };
+    match kind {
         Kind::Json => {
-            let (body, share) = body::read(headers, body, limits, &app.memory).await?;
-            let items = match body.len() > PORTION {
-                true => spawn_blocking(move || array(&body, most)).await.map_err(|error| lost(&error))?,
-                false => array(&body, most),
+            let (headers, mut context) = (headers.clone(), context());
+            // A task of its own reads it: a client that has sent all of it may go before anybody here has seen the end.
+            let work = async move {
+                let (body, share) = body::read(&headers, body, limits, &context.app.memory).await?;
+                context.array = Some(share);
+                answer(context, parsed(body, most).await?, streamed).await
             };
-            (items?, Some(share))
+            tokio::spawn(request_id::kept(traces::kept(work))).await.map_err(|error| lost(&error))?
         }
         Kind::Ndjson => {
             let pieces = body::pieces(headers, BodyDataStream::new(body), limits, &app.memory)?;
             let draining = app.checks.draining.clone();
-            (lines(pieces, limits, app.config.max_body, most, app.memory.share(), draining), None)
+            let items = lines(pieces, limits, app.config.max_body, most, &app.memory, draining);
+            answer(context(), items, streamed).await
         }
-    };
-    let (keyed, out_of_patience) = Default::default();
-    let results = results(
-        Context {
-            key,
-            validate_only,
-            caller: caller.clone(),
-            app: Arc::clone(app),
-            keyed,
-            out_of_patience,
-            _share: share,
-        },
-        items,
-    );
-    if streamed { stream_results(results).await } else { summary(results).await }
+    }
+}
+
+/// The items of an array; a long one is read where it holds nobody up.
+async fn parsed(body: Bytes, most: usize) -> Result<BoxStream<'static, Item>, Problem> {
+    match body.len() > PORTION {
+        true => spawn_blocking(move || array(&body, most)).await.map_err(|error| lost(&error))?,
+        false => array(&body, most),
+    }
+}
+
+async fn answer(
+    context: Context,
+    items: BoxStream<'static, Item>,
+    streamed: bool,
+) -> Result<warp::reply::Response, Problem> {
+    let (share, full) = (context.app.memory.share(), Arc::clone(&context.full));
+    let results = results(context, items);
+    if streamed { stream_results(results).await } else { summary(results, share, full).await }
 }
 
 /// A task has panicked, so it is unknown what became of the items.
@@ -165,18 +179,34 @@ fn results(context: Context, items: BoxStream<'static, Item>) -> BoxStream<'stat
     let context = Arc::new(context);
     let (app, validate_only) = (Arc::clone(&context.app), context.validate_only);
     let (mut checks, mut publications) = (Turns::default(), Turns::default());
+    let items = until_full(items, Arc::clone(&context.full), app.config.body_memory);
     let groups = items.enumerate().ready_chunks(GROUP);
     let groups = groups.map(move |items| handle(Arc::clone(&context), items, checks.next(), publications.next()));
     let results = groups.buffered(WINDOW / GROUP).flat_map(stream::iter).boxed();
     if validate_only { results } else { app.publish_all(results, was_published) }
 }
 
+/// The items, until there is no room for their results: then that is the last one.
+fn until_full(items: BoxStream<'static, Item>, full: Arc<AtomicBool>, limit: usize) -> BoxStream<'static, Item> {
+    let next = move |items: Option<BoxStream<'static, Item>>| {
+        let full = full.load(Ordering::Relaxed);
+        async move {
+            let mut items = items?;
+            if full {
+                return Some((Err(Problem::NoRoom(Full { limit })), None));
+            }
+            items.next().await.map(|item| (item, Some(items)))
+        }
+    };
+    stream::unfold(Some(items), next).boxed()
+}
+
 /// Whether an item became a record; `None` for one that was never to be.
 fn was_published(result: &ItemResult) -> Option<bool> {
     match result.status {
         201 => (!result.duplicate).then_some(true),
-        // Only those that were handed over have one.
-        _ => result.outcome.map(|_| false),
+        // Only those that were handed over have one, and the last one, which says why the rest was not.
+        _ => result.outcome.filter(|_| !result.broke_off).map(|_| false),
     }
 }
 
@@ -292,7 +322,11 @@ async fn wait_for_room(context: &Context, bytes: usize, give_up: Instant) {
 /// The result of one that is not to be published.
 fn check<'a>(context: &Context, index: usize, item: &'a Item) -> Result<UserEvent<'a>, ItemResult> {
     let app = &context.app;
-    let json = item.as_ref().map_err(|problem| ItemResult { broke_off: true, ..refused(index, problem) })?;
+    let broke_off = |problem: &Problem| {
+        let outcome = problem.outcome_word();
+        ItemResult { broke_off: true, outcome, ..refused(index, problem) }
+    };
+    let json = item.as_ref().map_err(broke_off)?;
     if json.is_empty() || json.len() > app.config.max_body {
         return Err(refused(index, &Problem::BodyTooLarge(app.config.max_body)));
     }
@@ -352,17 +386,23 @@ fn push_json(json: &mut Vec<u8>, result: &ItemResult) {
 }
 
 /// All results in one reply. Items that were read are published whether or not the client still waits.
-async fn summary(results: BoxStream<'static, ItemResult>) -> Result<warp::reply::Response, Problem> {
-    let whole = tokio::spawn(request_id::kept(whole(results))).await.map_err(|error| lost(&error))?;
-    let Whole { accepted, rejected, results, broke_off } = whole;
+async fn summary(
+    results: BoxStream<'static, ItemResult>,
+    share: Share,
+    full: Arc<AtomicBool>,
+) -> Result<warp::reply::Response, Problem> {
+    let whole = tokio::spawn(request_id::kept(whole(results, share, full))).await.map_err(|error| lost(&error))?;
+    let Whole { accepted, rejected, mut results, broke_off, share } = whole;
     if accepted + rejected == 0 {
         return Err(Problem::EmptyBatch);
     }
-    let mut json = format!(r#"{{"accepted":{accepted},"rejected":{rejected},"results":["#).into_bytes();
-    json.reserve_exact(results.len() + 2);
-    json.extend_from_slice(&results);
-    json.extend_from_slice(b"]}");
-    let mut response = warp::http::Response::new(json).into_response();
+    let begin = format!(r#"{{"accepted":{accepted},"rejected":{rejected},"results":["#);
+    // In place of the last of the blanks that are kept for it.
+    let start = BEGIN - begin.len();
+    results[start..BEGIN].copy_from_slice(begin.as_bytes());
+    results.extend_from_slice(b"]}");
+    let body = Memory::answer(results, share).slice(start..);
+    let mut response = warp::http::Response::new(body).into_response();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if broke_off {
@@ -372,23 +412,33 @@ async fn summary(results: BoxStream<'static, ItemResult>) -> Result<warp::reply:
     Ok(response)
 }
 
+/// Blanks for what a reply begins with: its counts are known in the end.
+const BEGIN: usize = 96;
+
 /// What a reply tells of all items.
-#[derive(Default)]
 struct Whole {
     accepted: usize,
     rejected: usize,
-    /// The results as JSON, with commas.
+    /// The results as JSON, with commas, behind [`BEGIN`] blanks.
     results: Vec<u8>,
     broke_off: bool,
+    share: Share,
 }
 
-async fn whole(mut results: BoxStream<'static, ItemResult>) -> Whole {
-    let mut whole = Whole::default();
-    while let Some(result) = results.next().await {
-        if !whole.results.is_empty() {
+async fn whole(mut results: BoxStream<'static, ItemResult>, share: Share, full: Arc<AtomicBool>) -> Whole {
+    let mut whole = Whole { accepted: 0, rejected: 0, results: vec![b' '; BEGIN], broke_off: false, share };
+    while let Some(mut result) = results.next().await {
+        if whole.results.len() > BEGIN {
             whole.results.push(b',');
         }
+        if full.load(Ordering::Relaxed) && !result.broke_off {
+            // Of what was on its way, only what became of it.
+            (result.errors, result.violations) = Default::default();
+        }
         push_json(&mut whole.results, &result);
+        if whole.share.hold(whole.results.len()).is_err() {
+            full.store(true, Ordering::Relaxed);
+        }
         *(if result.status < 300 { &mut whole.accepted } else { &mut whole.rejected }) += 1;
         whole.broke_off |= result.broke_off;
     }
