@@ -5,7 +5,7 @@
 //! same reason a part of the memory is kept for bodies of single events, however large these are.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
@@ -48,12 +48,7 @@ impl Memory {
     pub(crate) fn body(self: &Arc<Self>, bytes: Vec<u8>) -> Result<Bytes, Full> {
         let mut share = self.share();
         share.hold(bytes.len())?;
-        Ok(Self::answer(bytes, share))
-    }
-
-    /// As [`Memory::body`], of a reply that can't be refused any more: it takes over the `share` of its request.
-    pub(crate) fn answer(bytes: Vec<u8>, share: Share) -> Bytes {
-        if share.bytes == 0 { bytes.into() } else { Bytes::from_owner(Held { bytes, _share: share }) }
+        Ok(share.keep(bytes))
     }
 
     /// Bytes that large bodies hold.
@@ -81,6 +76,12 @@ pub(crate) struct Share {
 }
 
 impl Share {
+    /// Bytes that keep it for as long as any of them is left: as a reply that can't be refused any more keeps the share of
+    /// its request.
+    pub(crate) fn keep(self, bytes: Vec<u8>) -> Bytes {
+        if self.bytes == 0 { bytes.into() } else { Bytes::from_owner(Held { bytes, _share: self }) }
+    }
+
     /// The body has so many bytes now.
     ///
     /// # Errors
@@ -104,12 +105,27 @@ impl Share {
 
 /// What the parts of one request hold, which are dropped one by one.
 #[derive(Clone)]
-pub(crate) struct Parts(Arc<Mutex<Share>>, Arc<AtomicUsize>);
+pub(crate) struct Parts(Arc<Mutex<Sum>>);
+
+/// The bytes of all parts, and their share.
+struct Sum {
+    bytes: usize,
+    share: Share,
+}
+
+impl Sum {
+    /// All parts have so many bytes now.
+    fn set(&mut self, bytes: usize) -> Result<(), Full> {
+        self.share.hold(bytes)?;
+        self.bytes = bytes;
+        Ok(())
+    }
+}
 
 impl Parts {
     /// None yet.
     pub(crate) fn new(memory: &Arc<Memory>) -> Self {
-        Self(Arc::new(Mutex::new(memory.share())), Arc::default())
+        Self(Arc::new(Mutex::new(Sum { bytes: 0, share: memory.share() })))
     }
 
     /// A part, which holds its bytes until it is dropped.
@@ -117,16 +133,20 @@ impl Parts {
     /// # Errors
     /// When there is no room for it.
     pub(crate) fn part(&self, bytes: Bytes) -> Result<Bytes, Full> {
-        let mut share = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let all = self.1.load(Ordering::Relaxed) + bytes.len();
-        share.hold(all)?;
-        self.1.store(all, Ordering::Relaxed);
+        let mut sum = self.sum();
+        let all = sum.bytes + bytes.len();
+        sum.set(all)?;
         Ok(Bytes::from_owner(Part { bytes, parts: self.clone() }))
     }
 
     /// Whether none is left.
     pub(crate) fn is_empty(&self) -> bool {
-        self.1.load(Ordering::Relaxed) == 0
+        self.sum().bytes == 0
+    }
+
+    fn sum(&self) -> MutexGuard<'_, Sum> {
+        // Nothing panics while it is half changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -143,11 +163,10 @@ impl AsRef<[u8]> for Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        let mut share = self.parts.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = self.parts.1.load(Ordering::Relaxed).saturating_sub(self.bytes.len());
-        self.parts.1.store(left, Ordering::Relaxed);
+        let mut sum = self.parts.sum();
+        let left = sum.bytes.saturating_sub(self.bytes.len());
         // There is always room for less.
-        share.hold(left).unwrap_or_default();
+        sum.set(left).unwrap_or_default();
     }
 }
 

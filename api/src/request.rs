@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Either;
@@ -26,8 +25,6 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A request's line and headers in all, in bytes.
 pub(crate) const MAX_HEADERS: usize = 32 * 1024;
-/// Whoever tries keys out is logged no more often than this.
-const SAY_PERIOD: Duration = Duration::from_secs(60);
 
 /// What a connection may be used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,12 +43,6 @@ pub(crate) struct Requests {
     pub(crate) rate_limit: Option<RateLimit>,
     /// Of the line about requests without a key that is good for them.
     said_refused: Throttle,
-}
-
-impl Requests {
-    pub(crate) fn new(app: Arc<App>, rate_limit: Option<RateLimit>) -> Arc<Self> {
-        Arc::new(Self { app, rate_limit, said_refused: Throttle::new(SAY_PERIOD) })
-    }
 }
 
 /// A request that is let in: who sent it, and how its client stands with the rate limit.
@@ -82,6 +73,10 @@ struct Asked<'a> {
 }
 
 impl Requests {
+    pub(crate) fn new(app: Arc<App>, rate_limit: Option<RateLimit>) -> Arc<Self> {
+        Arc::new(Self { app, rate_limit, said_refused: Throttle::default() })
+    }
+
     /// Answers a request, and counts.
     pub(crate) async fn reply(
         &self,

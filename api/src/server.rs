@@ -37,8 +37,6 @@ const FORGET_PERIOD: Duration = Duration::from_secs(60);
 /// process is and all others to come back.
 const RESERVE: usize = 64;
 const RESERVE_TIME: Duration = Duration::from_secs(1);
-/// What clients can cause at will is logged no more often than this.
-const SAY_PERIOD: Duration = Duration::from_secs(60);
 /// After a failed accept that is not the client's doing: file descriptors are used up, mostly, and others must end first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -107,7 +105,7 @@ struct Doors {
 
 impl Doors {
     fn new(app: &Arc<App>) -> Self {
-        Self { app: Arc::clone(app), reserve: Arc::new(Semaphore::new(RESERVE)), said_full: Throttle::new(SAY_PERIOD) }
+        Self { app: Arc::clone(app), reserve: Arc::new(Semaphore::new(RESERVE)), said_full: Throttle::default() }
     }
 
     /// The next connection, with its place. With no place left, none is accepted.

@@ -3,11 +3,11 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Lets one line through in a period.
-pub(crate) struct Throttle {
-    period: Duration,
-    state: Mutex<State>,
-}
+const PERIOD: Duration = Duration::from_secs(60);
+
+/// Lets one line through in a minute.
+#[derive(Default)]
+pub(crate) struct Throttle(Mutex<State>);
 
 #[derive(Default)]
 struct State {
@@ -16,14 +16,10 @@ struct State {
 }
 
 impl Throttle {
-    pub(crate) fn new(period: Duration) -> Self {
-        Self { period, state: Mutex::default() }
-    }
-
     /// How many lines were kept back since the last one that passed, if this one passes.
     pub(crate) fn pass(&self) -> Option<u64> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.passed.is_some_and(|passed| passed.elapsed() < self.period) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.passed.is_some_and(|passed| passed.elapsed() < PERIOD) {
             state.kept_back += 1;
             return None;
         }
@@ -37,10 +33,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_line_passes_in_a_period_and_says_how_many_did_not() {
-        let throttle = Throttle::new(Duration::from_hours(1));
+    fn one_line_passes_in_a_minute_and_says_how_many_did_not() {
+        let throttle = Throttle::default();
         assert_eq!([throttle.pass(), throttle.pass(), throttle.pass()], [Some(0), None, None]);
-        throttle.state.lock().unwrap().passed = None;
+        throttle.0.lock().unwrap().passed = None;
         assert_eq!([throttle.pass(), throttle.pass()], [Some(2), None]);
     }
 }

@@ -14,7 +14,7 @@ use warp::http::{HeaderMap, Response, StatusCode};
 use crate::body::{Kind, Limits};
 use crate::idempotency::{IdempotencyKey, earlier, same};
 use crate::keys::Caller;
-use crate::memory::{Memory, Share};
+use crate::memory::Share;
 use crate::problem::Problem;
 use crate::query::validate_only;
 use crate::{App, MOST_PATIENCE, body, header, timed};
@@ -136,7 +136,7 @@ fn reply_with(
 
 /// `applied` is for how long the client wanted to wait, if the event was processed in that time.
 fn created(id: &EventId, reply: Vec<u8>, applied: Option<Duration>, share: Share) -> warp::reply::Response {
-    let mut response = Response::new(Memory::answer(reply, share)).into_response();
+    let mut response = Response::new(share.keep(reply)).into_response();
     *response.status_mut() = StatusCode::CREATED;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -18,7 +18,7 @@ use futures::stream::poll_fn;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{SemaphorePermit, broadcast, mpsc};
 use warp::Reply;
-use warp::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use warp::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use warp::http::{HeaderMap, StatusCode};
 
 use crate::App;
@@ -85,7 +85,6 @@ async fn begin(app: &Arc<App>, query: &str, headers: &HeaderMap) -> Result<warp:
 fn as_stream(mut response: warp::reply::Response) -> warp::reply::Response {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     // Some proxies hold responses back unless they are told.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     response

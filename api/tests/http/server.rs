@@ -9,6 +9,7 @@ use common::event::UserEvent;
 use common::kafka::{Delivered, Published, Publisher};
 use common::shutdown::Shutdown;
 use common::testing::FakePublisher;
+use futures::future::join_all;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -363,6 +364,9 @@ async fn the_admin_port_has_what_watches_over_the_process_and_nothing_else() {
     assert_eq!(reply(&get("/readyz")).await.status(), 503, "nothing is known of Kafka here");
     reply(&post(EVENT)).await.refusal(404);
     reply(&get("/events/processed")).await.refusal(404);
+    // However many say nothing, they don't keep their places.
+    let _silent = join_all((0..100).map(|_| Connection::to(address))).await;
+    assert_eq!(reply(&get("/livez")).await.status(), 200);
     serving.abort();
 }
 

@@ -9,6 +9,7 @@ use e2e::{
 };
 use reqwest::Method;
 use serde_json::Value;
+use tempfile::NamedTempFile;
 
 async fn get(api: &Service, path: &str, id: &str) -> Reply {
     Reply::of(api.client.request(Method::GET, path).header("x-request-id", id)).await.unwrap()
@@ -89,23 +90,24 @@ async fn the_log_level_of_a_worker_changes_while_it_runs() {
     assert_eq!(worker.process.output().matches("INFO").count(), before);
 }
 
-/// A new key with this scope, and the line of it for the file.
-async fn new_key(world: &World, scopes: &str) -> (String, Vec<u8>) {
+/// An API that lets in who has the key, with these scopes; the file of keys is its until it is dropped.
+async fn start_api_with_key(world: World, scopes: &str) -> (Service, String, NamedTempFile) {
     let mut command = world.api_command();
     command.args(["hash-key", "--generate", "--scopes", scopes]).stdin(Stdio::null());
     let made = command.output().await.unwrap();
     assert!(made.status.success(), "{made:?}");
     let said = String::from_utf8(made.stderr).unwrap();
-    (said.split_whitespace().last().unwrap().to_owned(), made.stdout)
+    let key = said.split_whitespace().last().unwrap().to_owned();
+    let file = NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), made.stdout).unwrap();
+    let api = world.with("API_KEYS_FILE", file.path().to_str().unwrap()).start_api().await;
+    (api, key, file)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_tries_keys_out_is_in_the_log_once_in_a_while() {
     let world = World::shared().with("LOG_LEVEL", "warn");
-    let (_key, line) = new_key(&world, "read").await;
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), line).unwrap();
-    let api = world.with("API_KEYS_FILE", file.path().to_str().unwrap()).start_api().await;
+    let (api, _key, _file) = start_api_with_key(world, "read").await;
     for _ in 0..20 {
         let request =
             api.client.request(Method::GET, "/events/processed").header("x-api-key", "a-key-that-is-tried-out");
@@ -124,10 +126,7 @@ async fn who_tries_keys_out_is_in_the_log_once_in_a_while() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_level_of_an_api_changes_while_it_runs_for_who_has_the_scope() {
     let world = World::shared().with("LOG_LEVEL", "error");
-    let (key, line) = new_key(&world, "admin,read").await;
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), line).unwrap();
-    let api = world.with("API_KEYS_FILE", file.path().to_str().unwrap()).start_api().await;
+    let (api, key, _file) = start_api_with_key(world, "admin,read").await;
     let put = async |level: &'static str, key: &str| {
         let request = api.client.request(Method::PUT, "/log-level").header("x-api-key", key).body(level);
         Reply::of(request).await.unwrap()

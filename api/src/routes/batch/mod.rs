@@ -32,7 +32,7 @@ use crate::body::{self, Kind, Limits};
 use crate::format::Format;
 use crate::idempotency::{IdempotencyKey, nth};
 use crate::keys::Caller;
-use crate::memory::{Full, Memory, Share};
+use crate::memory::{Full, Share};
 use crate::problem::Problem;
 use crate::query::validate_only;
 use crate::{App, request_id, too_late, traces};
@@ -123,29 +123,29 @@ where
     let (key, validate_only) = (IdempotencyKey::of(headers)?, validate_only(query)?);
     let limits = Limits { size: app.config.max_batch_body, time: app.config.read_timeout };
     let most = app.config.max_batch_items;
-    let context = || {
-        let (keyed, out_of_patience, full) = Default::default();
-        let (caller, app) = (caller.clone(), Arc::clone(app));
-        Context { app, caller, key, validate_only, keyed, out_of_patience, full, array: None }
-    };
-    match kind {
-        Kind::Json => {
-            let (headers, mut context) = (headers.clone(), context());
-            // A task of its own reads it: a client that has sent all of it may go before anybody here has seen the end.
-            let work = async move {
-                let (body, share) = body::read(&headers, body, limits, &context.app.memory).await?;
+    let (keyed, out_of_patience, full) = Default::default();
+    let (caller, app, headers) = (caller.clone(), Arc::clone(app), headers.clone());
+    let mut context = Context { app, caller, key, validate_only, keyed, out_of_patience, full, array: None };
+    // A task of its own reads it: what was read is published whether or not the client still waits, which may go before
+    // anybody here has seen the end of what it has sent.
+    let work = async move {
+        let app = Arc::clone(&context.app);
+        let items = match kind {
+            Kind::Json => {
+                let (body, share) = body::read(&headers, body, limits, &app.memory).await?;
                 context.array = Some(share);
-                answer(context, parsed(body, most).await?, streamed).await
-            };
-            tokio::spawn(request_id::kept(traces::kept(work))).await.map_err(|error| lost(&error))?
-        }
-        Kind::Ndjson => {
-            let pieces = body::pieces(headers, BodyDataStream::new(body), limits, &app.memory)?;
-            let draining = app.checks.draining.clone();
-            let items = lines(pieces, limits, app.config.max_body, most, &app.memory, draining);
-            answer(context(), items, streamed).await
-        }
-    }
+                parsed(body, most).await?
+            }
+            Kind::Ndjson => {
+                let pieces = body::pieces(&headers, BodyDataStream::new(body), limits, &app.memory)?;
+                lines(pieces, limits, app.config.max_body, most, &app.memory, app.checks.draining.clone())
+            }
+        };
+        let (share, full) = (app.memory.share(), Arc::clone(&context.full));
+        let results = results(context, items);
+        if streamed { stream_results(results).await } else { summary(results, share, &full).await }
+    };
+    tokio::spawn(request_id::kept(traces::kept(work))).await.map_err(|error| lost(&error))?
 }
 
 /// The items of an array; a long one is read where it holds nobody up.
@@ -154,16 +154,6 @@ async fn parsed(body: Bytes, most: usize) -> Result<BoxStream<'static, Item>, Pr
         true => spawn_blocking(move || array(&body, most)).await.map_err(|error| lost(&error))?,
         false => array(&body, most),
     }
-}
-
-async fn answer(
-    context: Context,
-    items: BoxStream<'static, Item>,
-    streamed: bool,
-) -> Result<warp::reply::Response, Problem> {
-    let (share, full) = (context.app.memory.share(), Arc::clone(&context.full));
-    let results = results(context, items);
-    if streamed { stream_results(results).await } else { summary(results, share, full).await }
 }
 
 /// A task has panicked, so it is unknown what became of the items.
@@ -385,14 +375,13 @@ fn push_json(json: &mut Vec<u8>, result: &ItemResult) {
     serde_json::to_writer(json, result).unwrap_or_default();
 }
 
-/// All results in one reply. Items that were read are published whether or not the client still waits.
+/// All results in one reply.
 async fn summary(
     results: BoxStream<'static, ItemResult>,
     share: Share,
-    full: Arc<AtomicBool>,
+    full: &AtomicBool,
 ) -> Result<warp::reply::Response, Problem> {
-    let whole = tokio::spawn(request_id::kept(whole(results, share, full))).await.map_err(|error| lost(&error))?;
-    let Whole { accepted, rejected, mut results, broke_off, share } = whole;
+    let Whole { accepted, rejected, mut results, broke_off, share } = whole(results, share, full).await;
     if accepted + rejected == 0 {
         return Err(Problem::EmptyBatch);
     }
@@ -401,7 +390,7 @@ async fn summary(
     let start = BEGIN - begin.len();
     results[start..BEGIN].copy_from_slice(begin.as_bytes());
     results.extend_from_slice(b"]}");
-    let body = Memory::answer(results, share).slice(start..);
+    let body = share.keep(results).slice(start..);
     let mut response = warp::http::Response::new(body).into_response();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -425,7 +414,7 @@ struct Whole {
     share: Share,
 }
 
-async fn whole(mut results: BoxStream<'static, ItemResult>, share: Share, full: Arc<AtomicBool>) -> Whole {
+async fn whole(mut results: BoxStream<'static, ItemResult>, share: Share, full: &AtomicBool) -> Whole {
     let mut whole = Whole { accepted: 0, rejected: 0, results: vec![b' '; BEGIN], broke_off: false, share };
     while let Some(mut result) = results.next().await {
         if whole.results.len() > BEGIN {
