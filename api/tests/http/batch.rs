@@ -107,6 +107,28 @@ async fn limits_name_themselves() {
 }
 
 #[tokio::test]
+async fn a_batch_ends_where_its_results_have_no_room() {
+    let limits = ["--http-max-body", "32KiB", "--http-max-batch-body", "32KiB", "--http-body-memory", "1MiB"];
+    let mut lines = vec!["{}"; 9999];
+    lines[0] = EVENT;
+    lines.push(EVENT);
+    for request in [ndjson(&lines), batch(format!("[{}]", lines.join(",")))] {
+        let (reply, published) = sent(request, &limits).await;
+        let summary = body(&reply);
+        let (statuses, results) = (statuses(&summary), summary["results"].as_array().unwrap());
+        let (last, before) = statuses.split_last().unwrap();
+        assert_eq!((before[0], *last, published), (201, 503, 1), "what is behind is not published");
+        assert!((1000..9999).contains(&before.len()) && before[1..].iter().all(|status| *status == 400));
+        let end = &results[before.len()];
+        assert!(end["errors"][0].as_str().unwrap().contains("HTTP_BODY_MEMORY"), "{end}");
+        assert_eq!(end["outcome"], "not accepted");
+        let said_why = |at: usize| results[at].get("errors").is_some();
+        assert!(said_why(1) && !said_why(before.len() - 1), "the results of what was on its way are short");
+        assert_eq!(reply.headers()["connection"], "close");
+    }
+}
+
+#[tokio::test]
 async fn results_come_as_ndjson_for_who_asks() {
     let (reply, _) = sent(ndjson(&[EVENT, "7"]).header("accept", "application/x-ndjson"), &[]).await;
     assert_eq!(
