@@ -186,6 +186,21 @@ async fn a_slow_body_is_told_so_and_a_broken_one_is_not_published() {
 }
 
 #[tokio::test]
+async fn a_client_that_takes_nothing_of_its_replies_keeps_no_place() {
+    let server = Server::start(app(FakePublisher::default(), &["--http-max-connections", "1"])).await;
+    let mut silent = server.connect().await;
+    silent.send(&get("/assets/swagger-ui-bundle.js").repeat(20)).await;
+    timeout(PATIENCE, async {
+        while server.reply(&post(EVENT)).await.status() != 201 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap();
+    drop(silent);
+}
+
+#[tokio::test]
 async fn a_connection_that_sends_nothing_is_closed_in_time() {
     let listener = listener();
     let address = listener.local_addr().unwrap();
