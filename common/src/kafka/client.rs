@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::statistics::Statistics;
+use rdkafka::statistics::{Broker, Statistics};
 
 use crate::config::{KafkaSecurity, KafkaSettings, Protocol};
 
@@ -154,17 +154,22 @@ impl rdkafka::consumer::ConsumerContext for LogContext {}
 ///
 /// A broker that its controller has fenced, as after a pause of the machine, answers that there are no brokers. librdkafka
 /// since 2.10 then forgets them all, those of `bootstrap.servers` as well, and may never try them again
-/// (confluentinc/librdkafka issue 5301). What is left are entries of its own, such as the coordinator's.
+/// (confluentinc/librdkafka issue 5301). What is left are entries of its own, such as the coordinator's, and sometimes one of a
+/// broker that it has forgotten but can't drop, because something still refers to it. It never connects to that one again.
 #[derive(Debug, Clone, Default)]
 pub struct NoBrokers(Arc<AtomicUsize>);
 
 impl NoBrokers {
     /// One look proves nothing: a client that starts over has no broker for a moment.
     const LOOKS: usize = 2;
+    /// A client without any connection tries one of its brokers at least once a second.
+    const SILENCE: Duration = Duration::from_secs(30);
 
     /// Takes in what the client says of itself from time to time.
     pub fn note(&self, statistics: &Statistics) {
-        let any = statistics.brokers.values().any(|broker| matches!(broker.source.as_str(), "configured" | "learned"));
+        let brokers = || statistics.brokers.values();
+        let connected = brokers().any(|broker| broker.source != "internal" && broker.state == "UP");
+        let any = brokers().any(|broker| is_of_a_cluster(broker) && (connected || !is_given_up(broker)));
         let looks = if any { 0 } else { self.0.load(Ordering::Relaxed) + 1 };
         self.0.store(looks, Ordering::Relaxed);
     }
@@ -174,6 +179,17 @@ impl NoBrokers {
     pub fn for_good(&self) -> bool {
         self.0.load(Ordering::Relaxed) >= Self::LOOKS
     }
+}
+
+/// Whether an entry is of a broker, and not one of the client's own.
+fn is_of_a_cluster(broker: &Broker) -> bool {
+    matches!(broker.source.as_str(), "configured" | "learned")
+}
+
+/// Whether the client has not tried to connect to it for long.
+fn is_given_up(broker: &Broker) -> bool {
+    let silent = u64::try_from(broker.stateage).map(Duration::from_micros).is_ok_and(|age| age > NoBrokers::SILENCE);
+    silent && matches!(broker.state.as_str(), "INIT" | "DOWN" | "TRY_CONNECT")
 }
 
 /// Why a client's latest connection failed, if encryption or login was the cause. librdkafka says so in its log only: the
@@ -368,6 +384,34 @@ mod tests {
         }
         no_brokers.note(&statistics(&["learned"]));
         assert!(!no_brokers.for_good());
+    }
+
+    #[test]
+    fn a_client_that_tries_none_of_its_brokers_any_more_is_lost() {
+        let lost = |brokers: &[(&str, &str, i64)]| {
+            let named = brokers.iter().map(|(source, state, seconds)| {
+                let stateage = seconds * 1_000_000;
+                let (source, state) = ((*source).to_owned(), (*state).to_owned());
+                (source.clone(), Broker { source, state, stateage, ..Default::default() })
+            });
+            let statistics = Statistics { brokers: named.collect(), ..Default::default() };
+            let no_brokers = NoBrokers::default();
+            no_brokers.note(&statistics);
+            no_brokers.note(&statistics);
+            no_brokers.for_good()
+        };
+        let given_up = ("learned", "TRY_CONNECT", 31);
+        for (brokers, is_lost) in [
+            (vec![given_up, ("logical", "TRY_CONNECT", 1), ("internal", "UP", 90)], true),
+            (vec![("configured", "INIT", 31)], true),
+            (vec![("learned", "TRY_CONNECT", 29)], false),
+            (vec![given_up, ("configured", "CONNECT", 60)], false),
+            (vec![given_up, ("configured", "UP", 3600)], false),
+            // It may belong to a group and have nothing to read.
+            (vec![given_up, ("logical", "UP", 3600)], false),
+        ] {
+            assert_eq!(lost(&brokers), is_lost, "{brokers:?}");
+        }
     }
 
     #[test]
