@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
+use ring::digest::{Digest, SHA256, SHA256_OUTPUT_LEN, digest};
 use subtle::ConstantTimeEq;
 use warp::http::HeaderMap;
 use warp::http::header::AUTHORIZATION;
@@ -157,6 +157,15 @@ pub(crate) fn line(id: &str, key: &str, scopes: &str) -> Result<String, String> 
     Ok(line)
 }
 
+/// The hash of the key that a client has shown, for a reply that goes on for long.
+pub(crate) struct Shown(Option<Digest>);
+
+impl Shown {
+    pub(crate) fn in_headers(headers: &HeaderMap) -> Self {
+        Self(given(headers).map(|key| digest(&SHA256, key)))
+    }
+}
+
 /// The keys in force.
 pub struct Keys {
     file: KeyFile,
@@ -176,13 +185,17 @@ impl Keys {
     /// # Errors
     /// [`Problem::Unauthorized`] without a key that is known, [`Problem::Forbidden`] when it may not do this.
     pub fn admit(&self, needed: Scope, headers: &HeaderMap) -> Result<Caller, Problem> {
-        let given = given(headers).ok_or(Problem::Unauthorized { unknown: false })?;
-        let key = self.find(given).ok_or(Problem::Unauthorized { unknown: true })?;
+        self.admit_shown(needed, &Shown::in_headers(headers))
+    }
+
+    /// The same by a key that was shown before: it may not be in force any more.
+    pub(crate) fn admit_shown(&self, needed: Scope, shown: &Shown) -> Result<Caller, Problem> {
+        let hash = shown.0.as_ref().ok_or(Problem::Unauthorized { unknown: false })?;
+        let key = self.find(hash).ok_or(Problem::Unauthorized { unknown: true })?;
         if key.scopes.contains(&needed) { Ok(key.caller) } else { Err(Problem::Forbidden(needed)) }
     }
 
-    fn find(&self, given: &[u8]) -> Option<Key> {
-        let hash = digest(&SHA256, given);
+    fn find(&self, hash: &Digest) -> Option<Key> {
         let keys = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner));
         // All of them, whether or not one was found.
         keys.iter()
@@ -329,9 +342,10 @@ mod tests {
         std::fs::write(file.path(), text()).unwrap();
         let keys = Arc::new(Keys::new(KeyFile::read(file.path()).unwrap()));
         let following = tokio::spawn(Arc::clone(&keys).follow(SOON));
+        let is_known = |key: &str| keys.find(&digest(&SHA256, key.as_bytes())).is_some();
         let until = async |known: bool| {
             let changed = async {
-                while keys.find(b"a-key-that-is-new").is_some() != known {
+                while is_known("a-key-that-is-new") != known {
                     tokio::time::sleep(SOON).await;
                 }
             };
@@ -339,10 +353,10 @@ mod tests {
         };
         std::fs::write(file.path(), line("new", "a-key-that-is-new", "read").unwrap()).unwrap();
         until(true).await;
-        assert!(keys.find(WRITER.as_bytes()).is_none(), "a key that left the file is void");
+        assert!(!is_known(WRITER), "a key that left the file is void");
         std::fs::write(file.path(), "nonsense").unwrap();
         tokio::time::sleep(20 * SOON).await;
-        assert!(keys.find(b"a-key-that-is-new").is_some());
+        assert!(is_known("a-key-that-is-new"));
         std::fs::write(file.path(), text()).unwrap();
         until(false).await;
         following.abort();

@@ -65,7 +65,7 @@ use warp::http::HeaderValue;
 
 use crate::budget::Budget;
 pub use crate::config::{Cli, Command, Config, KafkaClient};
-use crate::keys::Keys;
+use crate::keys::{Keys, Scope, Shown};
 use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::problem::Problem;
@@ -154,6 +154,11 @@ impl App {
     /// Whether a post can succeed.
     fn is_ready(&self) -> bool {
         self.checks.producer.get().ok && !self.checks.draining.is_cancelled()
+    }
+
+    /// Whether a client may go on reading: a key that was taken away opens nothing any more.
+    fn may_read(&self, shown: &Shown) -> bool {
+        self.keys.as_ref().is_none_or(|keys| keys.admit_shown(Scope::Read, shown).is_ok())
     }
 
     /// The workers, as last heard.

@@ -79,3 +79,42 @@ fn last_segment(head: &Parts) -> &str {
     let path = head.uri.path();
     path.strip_suffix('/').unwrap_or(path).rsplit('/').next().unwrap_or_default()
 }
+
+#[cfg(test)]
+mod testing {
+    use std::time::Duration;
+
+    use common::config::parse;
+    use common::shutdown::Shutdown;
+    use common::store::Store;
+    use common::testing::FakePublisher;
+    use hyper::header::HeaderName;
+    use tempfile::NamedTempFile;
+
+    use super::*;
+    use crate::{Config, keys};
+
+    /// How often the file of keys is looked at.
+    pub(super) const SOON: Duration = Duration::from_millis(10);
+    pub(super) const KEY: &str = "a-key-of-a-reader";
+
+    /// An application that lets the bearer of this key read, until the file says something else. Its store is away.
+    pub(super) fn app(file: &NamedTempFile, key: &str) -> Arc<App> {
+        put_in_force(file, key);
+        let args = ["api", "--redis-url", "redis://127.0.0.1:9", "--api-keys-file", file.path().to_str().unwrap()];
+        let config = Config::check(&parse(args, |_| None).unwrap()).unwrap();
+        let store = Store::new(&config.redis).unwrap();
+        let app = App::new(Arc::new(FakePublisher::default()), store, config, Shutdown::new());
+        tokio::spawn(Arc::clone(app.keys.as_ref().unwrap()).follow(SOON));
+        Arc::new(app)
+    }
+
+    /// Makes this the only key, under the same id.
+    pub(super) fn put_in_force(file: &NamedTempFile, key: &str) {
+        std::fs::write(file.path(), keys::line("desk", key, "read").unwrap()).unwrap();
+    }
+
+    pub(super) fn headers_with(key: &str) -> HeaderMap {
+        HeaderMap::from_iter([(HeaderName::from_static("x-api-key"), key.parse().unwrap())])
+    }
+}

@@ -15,6 +15,7 @@ use warp::http::{HeaderMap, Method, Response};
 
 use crate::App;
 use crate::format::{Format, Writer};
+use crate::keys::Shown;
 use crate::problem::Problem;
 use crate::query::{DEFAULT_LIMIT, Parameters, page_query, wrong};
 use crate::request_id::current;
@@ -45,6 +46,8 @@ enum ExportError {
     Stalled,
     #[error("others waited, and the client took less than {} KiB/s", PACE / 1024)]
     TooSlow,
+    #[error("the key that opened it is not in force any more")]
+    Shut,
     #[error("the list broke off")]
     BrokeOff,
 }
@@ -125,7 +128,7 @@ pub(super) async fn list(
 ) -> Result<warp::reply::Response, Problem> {
     let (request, format) = Request::parse_with_form(app, query, headers)?;
     let mut response = match (request.limit, &request.cursor) {
-        (None, None) => everything(app, method, &request.query, format).await?,
+        (None, None) => everything(app, method, &request.query, headers, format).await?,
         _ => page(app, &request, format).await?,
     };
     let headers = response.headers_mut();
@@ -157,6 +160,7 @@ async fn everything(
     app: &Arc<App>,
     method: &Method,
     query: &Query,
+    headers: &HeaderMap,
     format: Format,
 ) -> Result<warp::reply::Response, Problem> {
     let short = app.store.page(query, None, SHORT).await.map_err(Problem::Store)?;
@@ -171,7 +175,8 @@ async fn everything(
     let mut list = ReadAhead::from(Walk::new(&app.store, query, None, true));
     let first = list.step().await.map_err(Problem::Store)?;
     let (pieces, written) = mpsc::channel(1);
-    let mut reader = Reader { pieces, behind: Duration::ZERO, app: Arc::clone(app) };
+    let (app, key) = (Arc::clone(app), Shown::in_headers(headers));
+    let mut reader = Reader { pieces, key, behind: Duration::ZERO, app };
     let request_id = current();
     tokio::spawn(async move {
         if let Err(error) = stream(first, list, Writer::new(format), &mut reader).await {
@@ -225,6 +230,7 @@ async fn stream(
 /// Who takes a full list.
 struct Reader {
     pieces: mpsc::Sender<Piece>,
+    key: Shown,
     /// How much longer it has made us wait than one that keeps the pace would have, lately.
     behind: Duration,
     app: Arc<App>,
@@ -235,6 +241,9 @@ impl Reader {
     async fn take(&mut self, bytes: usize, piece: Piece) -> Result<(), ExportError> {
         let begun = Instant::now();
         let slot = loop {
+            if !self.app.may_read(&self.key) {
+                return Err(ExportError::Shut);
+            }
             match tokio::time::timeout(LOOK, self.pieces.reserve()).await {
                 Ok(slot) => break slot.map_err(|_| ExportError::Gone)?,
                 Err(_) if begun.elapsed() >= READER_PATIENCE => return Err(ExportError::Stalled),
@@ -260,6 +269,7 @@ mod tests {
     use futures::TryStreamExt;
 
     use super::*;
+    use crate::routes::testing::{self, KEY};
 
     #[test]
     fn links_are_relative_to_the_request_and_say_all_that_it_said() {
@@ -268,6 +278,31 @@ mod tests {
         assert_eq!(request.links(&page, 5).unwrap(), "<?limit=5&raw=true>; rel=\"first\"");
         let request = Request { raw: None, ..request };
         assert_eq!(request.links(&page, 5).unwrap(), "<?limit=5>; rel=\"first\"");
+    }
+
+    #[tokio::test]
+    async fn a_list_ends_when_its_key_is_taken_away_and_not_before() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let app = testing::app(&file, KEY);
+        let (pieces, mut written) = mpsc::channel(1);
+        let key = Shown::in_headers(&testing::headers_with(KEY));
+        let mut reader = Reader { pieces, key, behind: Duration::ZERO, app };
+        for _ in 0..5 {
+            reader.take(1, Piece::Some(vec![b'x'])).await.unwrap();
+            written.recv().await.unwrap();
+        }
+        testing::put_in_force(&file, "another-key-of-a-reader");
+        let ended = tokio::time::timeout(Duration::from_secs(60), async {
+            loop {
+                if let Err(error) = reader.take(1, Piece::Some(vec![b'x'])).await {
+                    return error;
+                }
+                written.recv().await.unwrap();
+                tokio::time::sleep(testing::SOON).await;
+            }
+        });
+        let ended = ended.await.expect("an end");
+        assert!(matches!(ended, ExportError::Shut), "{ended}");
     }
 
     #[tokio::test]

@@ -18,12 +18,12 @@ use futures::stream::poll_fn;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{SemaphorePermit, broadcast, mpsc};
 use warp::Reply;
-use warp::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use warp::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use warp::http::{HeaderMap, StatusCode};
 
 use crate::App;
 use crate::format::wants_event_stream;
-use crate::keys::Scope;
+use crate::keys::Shown;
 use crate::problem::Problem;
 use crate::query::Parameters;
 use crate::tail::{self, Events, Frame, PORTION, Tail, events_of, frame};
@@ -72,7 +72,7 @@ async fn begin(app: &Arc<App>, query: &str, headers: &HeaderMap) -> Result<warp:
     let turn = Arc::clone(&app.streams).try_acquire_owned().map_err(|_| Problem::TooManyStreams)?;
     let (now, frames) = app.tail.subscribe().await.map_err(Problem::Store)?;
     let (out, mut body) = mpsc::channel(1);
-    let (app, key) = (Arc::clone(app), key_in(headers));
+    let (app, key) = (Arc::clone(app), Shown::in_headers(headers));
     let reader = Reader { app, query, key, position: now, frames, out, period: HEARTBEAT };
     tokio::spawn(reader.read(start));
     let next = poll_fn(move |context| {
@@ -129,17 +129,11 @@ impl Start {
     }
 }
 
-/// The headers that may show a key, to be looked at again.
-fn key_in(headers: &HeaderMap) -> HeaderMap {
-    let shown = [AUTHORIZATION, HeaderName::from_static("x-api-key")];
-    shown.into_iter().filter_map(|name| Some((name.clone(), headers.get(name)?.clone()))).collect()
-}
-
 /// One client.
 struct Reader {
     app: Arc<App>,
     query: Query,
-    key: HeaderMap,
+    key: Shown,
     position: TailPosition,
     frames: broadcast::Receiver<Arc<Frame>>,
     out: mpsc::Sender<Result<Bytes, Infallible>>,
@@ -193,10 +187,9 @@ impl Reader {
         }
     }
 
-    /// Says that the stream lives, if it may: a key that was taken away opens nothing any more.
+    /// Says that the stream lives, if it may.
     async fn beat(&self) -> Result<(), End> {
-        let keys = self.app.keys.as_ref();
-        if keys.is_some_and(|keys| keys.admit(Scope::Read, &self.key).is_err()) {
+        if !self.app.may_read(&self.key) {
             return Err(End::Shut);
         }
         self.send(format!(": heartbeat\nid: {}\n\n", self.position.encode()).into()).await
@@ -368,33 +361,14 @@ fn first_within(most: usize, sizes: &[usize]) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use common::config::parse;
-    use common::shutdown::Shutdown;
-    use common::store::Store;
-    use common::testing::FakePublisher;
-
     use super::*;
-    use crate::{Config, keys};
+    use crate::routes::testing::{self, KEY, SOON};
 
     #[test]
     fn what_is_read_at_a_time_is_bounded_by_bytes_and_never_nothing() {
         for (sizes, count) in [(&[10, 10, 10][..], 3), (&[10, 80, 11], 2), (&[101, 1], 1), (&[0, 0, 100, 0, 1], 4)] {
             assert_eq!(first_within(100, sizes), count, "{sizes:?}");
         }
-    }
-
-    const SOON: Duration = Duration::from_millis(10);
-    const KEY: &str = "a-key-of-a-reader";
-
-    /// An application whose keys are these lines, as they change.
-    fn app(file: &tempfile::NamedTempFile, lines: &str) -> Arc<App> {
-        std::fs::write(file.path(), lines).unwrap();
-        let args = ["api", "--redis-url", "redis://127.0.0.1:9", "--api-keys-file", file.path().to_str().unwrap()];
-        let config = Config::check(&parse(args, |_| None).unwrap()).unwrap();
-        let store = Store::new(&config.redis).unwrap();
-        let app = App::new(Arc::new(FakePublisher::default()), store, config, Shutdown::new());
-        tokio::spawn(Arc::clone(app.keys.as_ref().unwrap()).follow(SOON));
-        Arc::new(app)
     }
 
     /// The headers of a client that says which reply it wants, and where it was.
@@ -410,7 +384,7 @@ mod tests {
     #[tokio::test]
     async fn an_event_source_is_never_answered_with_a_status_at_which_it_gives_up() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let app = app(&file, &keys::line("desk", KEY, "read").unwrap());
+        let app = testing::app(&file, KEY);
         // The store is away.
         let away = open(&app, "", &sent("*/*", "")).await.unwrap_err();
         assert_eq!(away.status(), StatusCode::SERVICE_UNAVAILABLE);
@@ -442,10 +416,18 @@ mod tests {
             assert!(matches!(Start::of(&sent("*/*", id)), Err(Problem::InvalidHeader { .. })), "{id}");
         }
         let file = tempfile::NamedTempFile::new().unwrap();
-        let app = app(&file, &keys::line("desk", KEY, "read").unwrap());
+        let app = testing::app(&file, KEY);
         let ((_tail, frames), (out, mut body)) = (broadcast::channel(1), mpsc::channel(1));
         let (position, period) = (TailPosition::default(), HEARTBEAT);
-        let reader = Reader { app, query: Query::default(), key: HeaderMap::new(), position, frames, out, period };
+        let reader = Reader {
+            app,
+            query: Query::default(),
+            key: Shown::in_headers(&HeaderMap::new()),
+            position,
+            frames,
+            out,
+            period,
+        };
         tokio::spawn(reader.read(Start::Lost));
         let id = position.encode();
         for begins in [format!("retry: 1000\nid: {id}\n\n"), format!("event: reset\nid: {id}\ndata: {{\"reason\":")] {
@@ -457,12 +439,9 @@ mod tests {
     #[tokio::test]
     async fn a_stream_ends_when_its_key_is_taken_away_and_not_before() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let line = |key, scopes| keys::line("desk", key, scopes).unwrap();
-        let app = app(&file, &line(KEY, "read"));
-        let mut headers = HeaderMap::new();
-        headers.insert("x-api-key", HeaderValue::from_static(KEY));
-        let (key, (_tail, frames), (out, mut body)) = (key_in(&headers), broadcast::channel(1), mpsc::channel(1));
-        let position = TailPosition::default();
+        let (app, key) = (testing::app(&file, KEY), Shown::in_headers(&testing::headers_with(KEY)));
+        let (position, (_tail, frames), (out, mut body)) =
+            (TailPosition::default(), broadcast::channel(1), mpsc::channel(1));
         let reader = Reader { app, query: Query::default(), key, position, frames, out, period: SOON };
         tokio::spawn(reader.read(Start::Now));
         let mut next = async || {
@@ -474,7 +453,7 @@ mod tests {
             assert!(next().await.unwrap().starts_with(": heartbeat"));
         }
         // The same id, but not the same key.
-        std::fs::write(file.path(), line("another-key-of-a-reader", "read")).unwrap();
+        testing::put_in_force(&file, "another-key-of-a-reader");
         let last = tokio::time::timeout(Duration::from_secs(60), async {
             loop {
                 let piece = next().await.unwrap();
