@@ -187,11 +187,13 @@ impl Reader {
         }
     }
 
+    fn check_key(&self) -> Result<(), End> {
+        if self.app.may_read(&self.key) { Ok(()) } else { Err(End::Shut) }
+    }
+
     /// Says that the stream lives, if it may.
     async fn beat(&self) -> Result<(), End> {
-        if !self.app.may_read(&self.key) {
-            return Err(End::Shut);
-        }
+        self.check_key()?;
         self.send(format!(": heartbeat\nid: {}\n\n", self.position.encode()).into()).await
     }
 
@@ -312,6 +314,7 @@ impl Reader {
                     // Before more is read: a client that takes nothing holds no more than this.
                     events.clear();
                     self.send_some(std::mem::take(&mut text)).await?;
+                    self.check_key()?;
                     read = self.fitting(ahead).await?;
                     events = events_of(&self.app.store, &ahead[..read]).await.map_err(End::Store)?;
                     ahead = &ahead[read..];
@@ -361,6 +364,8 @@ fn first_within(most: usize, sizes: &[usize]) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use common::store::{Announced, EntryId};
+
     use super::*;
     use crate::routes::testing::{self, KEY, SOON};
 
@@ -465,5 +470,22 @@ mod tests {
         let last = last.await.expect("an end");
         assert!(last.starts_with("event: end\n") && last.contains("not in force any more"), "{last}");
         assert_eq!(next().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_catches_up_reads_no_more_once_its_key_is_taken_away() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (app, position) = (testing::app(&file, KEY), TailPosition::default());
+        let records = vec![Announced { partition: 0, offset: 0, event_id: "an-event".into() }];
+        let entry = Entry { bucket: 0, id: EntryId::new(1, 0), topic: "events".into(), records, ends: Vec::new() };
+        for (key, is_in_force) in [(KEY, true), ("another-key-of-a-reader", false)] {
+            let key = Shown::in_headers(&testing::headers_with(key));
+            let (app, (_tail, frames), (out, _body)) = (Arc::clone(&app), broadcast::channel(1), mpsc::channel(1));
+            let mut reader = Reader { app, query: Query::default(), key, position, frames, out, period: HEARTBEAT };
+            let end = reader.send_entries(std::slice::from_ref(&entry), &mut Seen::default()).await.unwrap_err();
+            // The store is away.
+            let asked = matches!(end, End::Store(_));
+            assert!(asked == is_in_force && (asked || matches!(end, End::Shut)), "{end:?}");
+        }
     }
 }

@@ -16,6 +16,12 @@ pub struct EntryId {
 }
 
 impl EntryId {
+    /// The place of the entry with this number (from 0 on) among those of a millisecond since 1970.
+    #[must_use]
+    pub fn new(millis: u64, number: u64) -> Self {
+        Self { millis, number }
+    }
+
     /// When it was added, by Redis' clock, in milliseconds since 1970.
     #[must_use]
     pub fn millis(self) -> i64 {
@@ -24,7 +30,7 @@ impl EntryId {
 
     fn parse(text: &str) -> Option<Self> {
         let (millis, number) = text.split_once('-')?;
-        Some(Self { millis: millis.parse().ok()?, number: number.parse().ok()? })
+        Some(Self::new(millis.parse().ok()?, number.parse().ok()?))
     }
 }
 
