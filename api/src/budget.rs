@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::event::UserEvent;
-use common::kafka::{Delivered, PublishError, Published, Publisher};
+use common::kafka::{Answer, Publisher};
 
 use crate::metrics::Publishing;
 
@@ -44,7 +44,7 @@ struct Waiter {
 }
 
 impl Waiter {
-    fn end(mut self, result: &Result<Delivered, PublishError>) {
+    fn end(mut self, result: &Answer) {
         self.answered = true;
         self.counted.answered(result, self.since.elapsed());
     }
@@ -65,14 +65,14 @@ impl Budget {
     }
 
     /// Hands over one event, unless the publisher has no room for it.
-    pub fn publish(&self, event: &UserEvent<'_>, json: &[u8]) -> Published {
+    pub(crate) fn publish(&self, event: &UserEvent<'_>, json: &[u8]) -> impl Future<Output = Answer> + Send + use<> {
         let waiter = Waiter { counted: Arc::clone(&self.counted), since: Instant::now(), answered: false };
         let published = self.publisher.publish(event, json);
-        Box::pin(async move {
+        async move {
             let result = published.await;
             waiter.end(&result);
             result
-        })
+        }
     }
 
     /// See [`Publisher::has_room`].
@@ -126,7 +126,7 @@ impl Budget {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use common::kafka::Load;
+    use common::kafka::{Load, Published};
     use futures::future::pending;
 
     use super::*;

@@ -52,7 +52,7 @@ use bytes::Bytes;
 use common::event::{EventTypes, Timestamp};
 use common::health::Check;
 use common::kafka::{
-    KafkaBackend, KafkaPublisher, KafkaRustPublisher, PublishError, Published, Publisher, TopicError, create_topics,
+    Answer, KafkaBackend, KafkaPublisher, KafkaRustPublisher, PublishError, Publisher, TopicError, create_topics,
     producer_config,
 };
 use common::shutdown::Shutdown;
@@ -188,7 +188,7 @@ impl App {
 }
 
 /// Waits for an acknowledgement for as long as a request may take.
-async fn timed(limit: Duration, published: Published) -> Result<(), PublishError> {
+async fn timed(limit: Duration, published: impl Future<Output = Answer>) -> Result<(), PublishError> {
     tokio::time::timeout(limit, published).await.unwrap_or_else(|_| Err(too_late())).map(drop)
 }
 

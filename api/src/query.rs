@@ -36,7 +36,11 @@ impl<'a> Parameters<'a> {
             let encoding = |_| wrong(raw_name, raw_value, "must be percent-encoded UTF-8");
             let (name, value) = (decode(raw_name).map_err(encoding)?, decode(raw_value).map_err(encoding)?);
             if !known.contains(&&*name) {
-                return Err(wrong(&name, &value, format!("there is no such parameter here, but {}", listing(known))));
+                return Err(wrong(
+                    &name,
+                    &value,
+                    format!("there is no such parameter here; this path takes {}", listing(known)),
+                ));
             }
             if !repeatable.contains(&&*name) && parameters.iter().any(|(other, _)| *other == name) {
                 return Err(wrong(&name, &value, "must be given at most once"));
@@ -95,7 +99,11 @@ impl<'a> Parameters<'a> {
     /// # Errors
     /// When it is not from 1 to 1000.
     pub(crate) fn limit(&self) -> Result<Option<usize>, Problem> {
-        self.one("limit", common::config::range(1..=MAX_LIMIT))
+        self.one("limit", |text| {
+            // A sign, or the blank that a + is, is none.
+            let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+            common::config::range(1..=MAX_LIMIT)(if is_number { text } else { "" })
+        })
     }
 
     /// A parameter that is `true` or `false`, if it is there.
@@ -165,7 +173,7 @@ fn decode(text: &str) -> Result<Cow<'_, str>, ()> {
 
 fn listing(names: &[&str]) -> String {
     match names.split_last() {
-        None => "none at all".into(),
+        None => "none".into(),
         Some((last, [])) => (*last).into(),
         Some((last, others)) => format!("{} and {last}", others.join(", ")),
     }
@@ -223,9 +231,11 @@ mod tests {
             ("limit=0", r#"limit is "0": must be a whole number from 1 to 1000"#),
             ("limit=1001", r#"limit is "1001""#),
             ("limit=", r#"limit is """#),
+            ("limit=+1", r#"limit is " 1": must be a whole number from 1 to 1000"#),
+            ("limit=%2B1", r#"limit is "+1""#),
             ("limit=1&limit=1", r#"limit is "1": must be given at most once"#),
             ("cursor=forged", r#"cursor is "forged": is not a cursor"#),
-            ("userID=u", r#"userID is "u": there is no such parameter here, but userId, eventType"#),
+            ("userID=u", r#"userID is "u": there is no such parameter here; this path takes userId, eventType"#),
             ("userId=+", r#"userId is " ": userId is required"#),
             ("eventType=login", r#"eventType is "login": eventType must be one of: LOGIN"#),
             ("from=yesterday", r#"from is "yesterday": must be an RFC 3339"#),

@@ -5,7 +5,7 @@
 //! have none.
 
 use common::event::UserEvent;
-use common::kafka::{Delivered, PublishError, Published};
+use common::kafka::{Answer, Delivered, PublishError};
 use common::traces::{Traces, remote};
 use futures::StreamExt;
 use futures::future::Either;
@@ -29,15 +29,17 @@ impl RequestSpan {
     pub(crate) fn begin<B>(traces: &Traces, route: Route, request: &Request<B>) -> Option<Self> {
         let (path, route) = (request.uri().path(), route.pattern().filter(|_| route.is_traced())?);
         let method = known(request.method().as_str());
-        let attributes = [
-            KeyValue::new("http.request.method", method.unwrap_or("_OTHER")),
-            KeyValue::new("http.route", route),
-            KeyValue::new("url.path", path[..path.floor_char_boundary(LONGEST_PATH)].to_owned()),
-            KeyValue::new("url.scheme", "http"),
-        ];
-        let span = SpanBuilder::from_name(format!("{} {route}", method.unwrap_or("HTTP")));
-        let span = span.with_kind(SpanKind::Server).with_attributes(attributes);
-        Some(Self(traces.begin(span, &caller(request.headers()))))
+        let span = SpanBuilder::default().with_kind(SpanKind::Server);
+        let described = || {
+            let attributes = vec![
+                KeyValue::new("http.request.method", method.unwrap_or("_OTHER")),
+                KeyValue::new("http.route", route),
+                KeyValue::new("url.path", path[..path.floor_char_boundary(LONGEST_PATH)].to_owned()),
+                KeyValue::new("url.scheme", "http"),
+            ];
+            (format!("{} {route}", method.unwrap_or("HTTP")), attributes)
+        };
+        Some(Self(traces.begin(span, &caller(request.headers()), described)))
     }
 
     /// The head of the reply is there.
@@ -83,16 +85,16 @@ fn caller(headers: &HeaderMap) -> Context {
 
 impl App {
     /// Hands over one event, in a span of its own where its request has one.
-    pub(crate) fn publish(&self, event: &UserEvent<'_>, json: &[u8]) -> Published {
+    pub(crate) fn publish(&self, event: &UserEvent<'_>, json: &[u8]) -> impl Future<Output = Answer> + Send + use<> {
         let id = || vec![KeyValue::new("messaging.message.id", event.event_id.as_str().to_owned())];
         let Some(sending) = Sending::begin(self, id) else {
-            return self.publisher.publish(event, json);
+            return Either::Left(self.publisher.publish(event, json));
         };
         let published = {
             let _current = sending.context.clone().attach();
             self.publisher.publish(event, json)
         };
-        Box::pin(async move {
+        Either::Right(async move {
             let result = published.await;
             sending.answered(&result);
             result
@@ -126,20 +128,22 @@ impl Sending {
         let traces = app.traces.as_ref()?;
         let request = Some(Context::current()).filter(Context::has_active_span)?;
         let topic = &app.config.kafka.topics.events;
-        let mut attributes = attributes();
-        attributes.extend([
-            KeyValue::new("messaging.system", "kafka"),
-            KeyValue::new("messaging.operation.name", "send"),
-            KeyValue::new("messaging.operation.type", "send"),
-            KeyValue::new("messaging.destination.name", topic.clone()),
-        ]);
-        let span = SpanBuilder::from_name(format!("send {topic}")).with_kind(SpanKind::Producer);
-        let context = traces.begin(span.with_attributes(attributes), &request);
+        let described = || {
+            let mut attributes = attributes();
+            attributes.extend([
+                KeyValue::new("messaging.system", "kafka"),
+                KeyValue::new("messaging.operation.name", "send"),
+                KeyValue::new("messaging.operation.type", "send"),
+                KeyValue::new("messaging.destination.name", topic.clone()),
+            ]);
+            (format!("send {topic}"), attributes)
+        };
+        let context = traces.begin(SpanBuilder::default().with_kind(SpanKind::Producer), &request, described);
         // Until there is an answer; perhaps nobody waits for it.
         Some(Self { context, failure: Some("unknown") })
     }
 
-    fn answered(mut self, result: &Result<Delivered, PublishError>) {
+    fn answered(mut self, result: &Answer) {
         self.failure = match result {
             Ok(Delivered { partition, offset }) => {
                 let span = self.context.span();
@@ -194,6 +198,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use common::event::EventTypes;
+    use common::kafka::Published;
     use common::shutdown::Shutdown;
     use common::store::Store;
     use common::testing::{FakePublisher, KeptSpans};

@@ -47,18 +47,20 @@ impl BatchTraces {
         if publishers.iter().any(SpanContext::is_sampled) {
             publishers.retain(SpanContext::is_sampled);
         }
-        let attributes = [
-            KeyValue::new("messaging.system", "kafka"),
-            KeyValue::new("messaging.operation.name", "process"),
-            KeyValue::new("messaging.operation.type", "process"),
-            KeyValue::new("messaging.destination.name", self.topic.clone()),
-            KeyValue::new("messaging.consumer.group.name", self.group.clone()),
-            KeyValue::new("messaging.batch.message_count", i64::try_from(events).unwrap_or(i64::MAX)),
-        ];
-        let span = SpanBuilder::from_name(format!("process {}", self.topic)).with_kind(SpanKind::Consumer);
-        let span =
-            span.with_attributes(attributes).with_links(publishers.into_iter().map(Link::with_context).collect());
-        BatchSpan(self.traces.begin(span, &Context::new()))
+        let span = SpanBuilder::default().with_kind(SpanKind::Consumer);
+        let span = span.with_links(publishers.into_iter().map(Link::with_context).collect());
+        let described = || {
+            let attributes = vec![
+                KeyValue::new("messaging.system", "kafka"),
+                KeyValue::new("messaging.operation.name", "process"),
+                KeyValue::new("messaging.operation.type", "process"),
+                KeyValue::new("messaging.destination.name", self.topic.clone()),
+                KeyValue::new("messaging.consumer.group.name", self.group.clone()),
+                KeyValue::new("messaging.batch.message_count", i64::try_from(events).unwrap_or(i64::MAX)),
+            ];
+            (format!("process {}", self.topic), attributes)
+        };
+        BatchSpan(self.traces.begin(span, &Context::new(), described))
     }
 
     fn take(&mut self, partition: i32, end: NextOffset) -> Vec<SpanContext> {

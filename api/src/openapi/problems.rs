@@ -103,7 +103,9 @@ fn of_reading(path: &str) -> Vec<Problem> {
     let mut problems = match path {
         "/events/processed" => vec![range(), Problem::NotAcceptable, Problem::TooManyExports, no_room(), store()],
         "/api/activities" => vec![range(), no_room(), store()],
-        "/lag" => vec![store()],
+        "/lag" => {
+            vec![wrong_parameter("group", "is \"g\": there is no such parameter here; this path takes none"), store()]
+        }
         "/events/stream" => vec![
             wrong_parameter("eventType", "is \"login\": eventType must be one of: LOGIN, LOGOUT, PRODUCT_VIEW"),
             Problem::InvalidHeader {

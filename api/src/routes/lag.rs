@@ -12,6 +12,7 @@ use warp::reply::Response;
 
 use crate::App;
 use crate::problem::Problem;
+use crate::query::Parameters;
 
 /// A backlog should be gone within this time, in seconds: what replicas are recommended for.
 const DRAIN_TARGET: f64 = 60.0;
@@ -47,8 +48,13 @@ struct Partition<'a> {
 }
 
 /// What the workers say of it.
-pub(super) async fn show(app: &App) -> Result<Response, Problem> {
-    let workers = app.store.live_workers().await.map_err(Problem::Store)?;
+pub(super) async fn show(app: &App, query: &str) -> Result<Response, Problem> {
+    Parameters::parse(query, &[], &[])?;
+    let workers = match app.workers() {
+        Some(heard) => heard,
+        // With the reason, if Redis does not say.
+        None => app.store.live_workers().await.map_err(Problem::Store)?,
+    };
     let topics = &app.config.kafka.topics;
     Ok(warp::reply::json(&lag(&topics.events, topics.partitions, &workers)).into_response())
 }
@@ -138,8 +144,25 @@ fn recommended(
 mod tests {
     use common::event::Timestamp;
     use common::store::Heartbeat;
+    use http_body_util::BodyExt;
+    use serde_json::Value;
+    use tempfile::NamedTempFile;
 
     use super::*;
+    use crate::routes::testing::{KEY, app};
+
+    #[tokio::test]
+    async fn what_was_heard_a_second_ago_is_said_without_asking_the_store_and_nothing_else_is_made_up() {
+        let file = NamedTempFile::new().unwrap();
+        let app = app(&file, KEY);
+        let failed = show(&app, "").await.unwrap_err();
+        assert!(matches!(failed, Problem::Store(_)), "{failed:?}");
+        let failed = show(&app, "group=g").await.unwrap_err();
+        assert!(matches!(failed, Problem::InvalidParameter { .. }), "{failed:?}");
+        *app.workers.lock().unwrap() = Some(vec![worker("a", &[(0, 5), (1, 0), (2, 0)])]);
+        let body = show(&app, "").await.unwrap().into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(serde_json::from_slice::<Value>(&body).unwrap()["totalLag"], 5);
+    }
 
     fn worker(name: &str, lags: &[(i32, i64)]) -> LiveWorker {
         let lag = |(partition, messages): &(i32, i64)| PartitionLag {

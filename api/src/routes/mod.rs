@@ -51,7 +51,7 @@ where
         Action::Stream => stream::open(app, query, headers).await,
         Action::Event => event::show(app, last_segment(head), query).await,
         Action::Activities => activities::page(app, query).await,
-        Action::Lag => lag::show(app).await,
+        Action::Lag => lag::show(app, query).await,
         Action::LogLevel => log_level::log_level(app, headers, body).await,
         Action::Health => Ok(health::health(app)),
         Action::Live => Ok(health::live()),

@@ -15,5 +15,5 @@ pub use self::client::{
 pub use self::kafka_rust::KafkaRustPublisher;
 pub use self::librdkafka::KafkaPublisher;
 pub use self::murmur2::partition_of;
-pub use self::publisher::{Delivered, KafkaBackend, Load, PublishError, Published, Publisher, Unflushed};
+pub use self::publisher::{Answer, Delivered, KafkaBackend, Load, PublishError, Published, Publisher, Unflushed};
 pub use self::topics::{TopicError, create_topics, topic_retention};

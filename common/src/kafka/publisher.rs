@@ -59,8 +59,11 @@ pub struct Load {
     pub acknowledged: usize,
 }
 
-/// The answer to a record that was handed over, when it comes.
-pub type Published = BoxFuture<'static, Result<Delivered, PublishError>>;
+/// What became of a record that was handed over.
+pub type Answer = Result<Delivered, PublishError>;
+
+/// The answer, when it comes.
+pub type Published = BoxFuture<'static, Answer>;
 
 /// Where the API's events go.
 pub trait Publisher: Send + Sync + 'static {

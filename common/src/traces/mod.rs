@@ -14,7 +14,7 @@ mod sampling;
 
 use std::time::Duration;
 
-use opentelemetry::trace::{SpanBuilder, TraceContextExt, TracerProvider};
+use opentelemetry::trace::{Span, SpanBuilder, TraceContextExt, TracerProvider};
 use opentelemetry::{Context, InstrumentationScope, KeyValue};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
@@ -80,10 +80,22 @@ impl Traces {
         Self { tracer: provider.tracer_with_scope(scope), provider }
     }
 
-    /// Begins a span. It is the active one of the context that is given, and ends with that at the latest.
-    #[must_use]
-    pub fn begin(&self, span: SpanBuilder, parent: &Context) -> Context {
-        parent.with_span(span.start_with_context(&self.tracer, parent))
+    /// Begins a span, which is described (its name and attributes) only if it is recorded: making that costs far more than
+    /// the decision, for which it does not count. The span is the active one of the context that is given, and ends with
+    /// that at the latest.
+    pub fn begin(
+        &self,
+        span: SpanBuilder,
+        parent: &Context,
+        described: impl FnOnce() -> (String, Vec<KeyValue>),
+    ) -> Context {
+        let mut span = span.start_with_context(&self.tracer, parent);
+        if span.is_recording() {
+            let (name, attributes) = described();
+            span.update_name(name);
+            span.set_attributes(attributes);
+        }
+        parent.with_span(span)
     }
 
     /// Sends what is left, for at most two seconds.
@@ -114,4 +126,31 @@ pub fn current_trace_id() -> Option<String> {
     Context::map_current(|context| {
         context.has_active_span().then(|| context.span().span_context().trace_id().to_string())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::testing::KeptSpans;
+
+    #[test]
+    fn a_span_that_is_not_recorded_is_not_described_either() {
+        let (traces, spans) = KeptSpans::start();
+        for (flags, recorded) in [("01", true), ("00", false)] {
+            let parent =
+                remote(&format!("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-{flags}"), None).unwrap();
+            let is_described = Cell::new(false);
+            let described = || {
+                is_described.set(true);
+                ("name".to_owned(), vec![KeyValue::new("key", "value")])
+            };
+            let parent = Context::new().with_remote_span_context(parent);
+            drop(traces.begin(SpanBuilder::default(), &parent, described));
+            assert_eq!(is_described.get(), recorded, "{flags}");
+        }
+        let [span] = spans.all().try_into().unwrap();
+        assert_eq!((&*span.name, &*span.attributes), ("name", &[KeyValue::new("key", "value")][..]));
+    }
 }

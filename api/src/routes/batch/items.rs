@@ -40,10 +40,11 @@ pub(super) fn array(body: &Bytes, most: usize) -> Result<BoxStream<'static, Item
 
 const LOOKS_LIKE_NDJSON: &str = "this looks like NDJSON: send application/x-ndjson as its Content-Type";
 
-/// Whether a body that is no array begins with one object after the other.
+/// Whether a body that is no array begins with one object and the beginning of another.
 fn is_ndjson(body: &[u8]) -> bool {
-    let values = serde_json::Deserializer::from_slice(body).into_iter::<&RawValue>();
-    values.take(2).filter(|value| value.as_ref().is_ok_and(|value| value.get().starts_with('{'))).count() == 2
+    let mut values = serde_json::Deserializer::from_slice(body).into_iter::<&RawValue>();
+    let is_object = values.next().is_some_and(|value| value.is_ok_and(|value| value.get().starts_with('{')));
+    is_object && body[values.byte_offset()..].trim_ascii_start().starts_with(b"{")
 }
 
 /// Collects the items of an array, but of those that are too many only the first: millions fit into a small body.
@@ -176,16 +177,20 @@ impl Lines {
     }
 
     fn extend(&mut self, part: &[u8]) {
-        self.overlong |= self.rest.len() + part.len() > self.longest;
+        let return_before_newline = 1;
+        self.overlong |= self.rest.len() + part.len() > self.longest + return_before_newline;
         if !self.overlong {
             self.rest.extend_from_slice(part);
         }
     }
 
     fn finish_line(&mut self) {
-        let line = self.rest.split().freeze();
+        let mut line = self.rest.split().freeze();
+        if line.ends_with(b"\r") {
+            line.truncate(line.len() - 1);
+        }
         // An empty line says that there was one that is too long.
-        match std::mem::take(&mut self.overlong) {
+        match std::mem::take(&mut self.overlong) || line.len() > self.longest {
             true => self.ready.push_back(Bytes::new()),
             false if line.iter().all(u8::is_ascii_whitespace) => {}
             false => self.ready.push_back(line),
@@ -234,16 +239,17 @@ mod tests {
     }
 
     /// What lines are said to be, for a body that is there at once.
-    fn expected(body: &[u8], broken: bool, most: usize) -> Vec<Read> {
+    fn expected<'a>(body: &'a [u8], broken: bool, most: usize) -> Vec<Read> {
         let mut lines: Vec<&[u8]> = body.split(|byte| *byte == b'\n').collect();
         if broken {
             lines.pop();
         }
+        let without_return = |line: &'a [u8]| line.strip_suffix(b"\r").unwrap_or(line);
         let item = |line: &[u8]| match line.len() > LONGEST {
             true => Some(Ok(Vec::new())),
             false => (!line.iter().all(u8::is_ascii_whitespace)).then(|| Ok(line.to_vec())),
         };
-        let mut items: Vec<Read> = lines.into_iter().filter_map(item).collect();
+        let mut items: Vec<Read> = lines.into_iter().map(without_return).filter_map(item).collect();
         if items.len() > most {
             items.truncate(most);
             items.push(Err(413));
@@ -272,6 +278,16 @@ mod tests {
         assert!(matches!(refused(b"[0,0,0,0 and no JSON", 3), Problem::TooManyItems(3)));
         assert!(matches!(refused(b"[0,0,0 and no JSON", 3), Problem::InvalidPayload(_)));
         assert!(matches!(refused(b"[0,0,0] and no JSON", 3), Problem::InvalidPayload(_)));
+    }
+
+    #[test]
+    fn one_object_after_another_is_ndjson_however_the_second_one_goes_on() {
+        for body in ["{}\n{}", "{\"a\":[1]} {\"b\":", "\n{}{"] {
+            assert!(is_ndjson(body.as_bytes()), "{body}");
+        }
+        for body in ["", "{}", "{}\n", "{}\n1", "{", "1\n{}", "{\"a\":{"] {
+            assert!(!is_ndjson(body.as_bytes()), "{body}");
+        }
     }
 
     #[tokio::test]

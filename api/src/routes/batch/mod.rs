@@ -286,7 +286,7 @@ async fn publish_all(context: &Context, checked: Vec<Checked<'_>>, known: Vec<bo
             Ok(event) => {
                 let json = event.to_record();
                 wait_for_room(context, event.user_id.as_str().len() + json.len(), give_up).await;
-                let published = context.app.publisher.publish(&event, &json);
+                let published = Box::pin(context.app.publisher.publish(&event, &json));
                 Begun::Sent { index, event_id: event.event_id.as_str().to_owned(), published }
             }
         };
