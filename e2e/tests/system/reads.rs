@@ -167,8 +167,8 @@ async fn each_bad_parameter_is_refused_by_name_with_its_value_and_what_is_allowe
         ("to=1969-12-31T23:59:59Z", "to", "1969-12-31", "1970 or later"),
         ("from=2026-02-17T10:00:01Z&to=2026-02-17T10:00:00Z", "from", "10:00:01", "not be later than to"),
         ("cursor=forged", "cursor", "\"forged\"", "Link header or a nextCursor"),
-        ("userID=a", "userID", "\"a\"", "but userId, eventType, from, to, order, limit"),
-        ("wait=1s", "wait", "\"1s\"", "but userId, eventType, from, to, order, limit"),
+        ("userID=a", "userID", "\"a\"", "takes userId, eventType, from, to, order, limit"),
+        ("wait=1s", "wait", "\"1s\"", "takes userId, eventType, from, to, order, limit"),
     ];
     for (query, name, value, allowed) in cases {
         for path in ["/events/processed", "/api/activities"] {
