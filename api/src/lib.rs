@@ -101,8 +101,8 @@ pub struct App {
     pub waits: Semaphore,
     /// The time before which events were trimmed early, as last heard.
     trimmed: Mutex<Option<Timestamp>>,
-    /// The workers, as last heard; `None` when Redis did not say.
-    workers: Mutex<Option<Vec<LiveWorker>>>,
+    /// The workers, as last heard, and when; `None` when Redis did not say.
+    workers: Mutex<Option<(Instant, Vec<LiveWorker>)>>,
     metrics: Metrics,
     /// `None`: nothing is traced.
     traces: Option<Traces>,
@@ -163,7 +163,13 @@ impl App {
 
     /// The workers, as last heard.
     fn workers(&self) -> Option<Vec<LiveWorker>> {
-        self.workers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.workers_within(Duration::MAX)
+    }
+
+    /// The same, if that was no longer ago: a Redis that hangs says nothing new until its time-out.
+    fn workers_within(&self, age: Duration) -> Option<Vec<LiveWorker>> {
+        let heard = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.as_ref().filter(|(at, _)| at.elapsed() <= age).map(|(_, workers)| workers.clone())
     }
 
     /// The header of a list from whose beginning events are missing, because the store was full.
@@ -358,7 +364,8 @@ async fn watch_store(app: Arc<App>) {
             *app.trimmed.lock().unwrap_or_else(PoisonError::into_inner) = before;
         }
         let workers = app.store.live_workers().await;
-        *app.workers.lock().unwrap_or_else(PoisonError::into_inner) = workers.as_ref().ok().cloned();
+        let heard = workers.as_ref().ok().map(|workers| (Instant::now(), workers.clone()));
+        *app.workers.lock().unwrap_or_else(PoisonError::into_inner) = heard;
         match workers {
             Ok(workers) if workers.is_empty() => {
                 app.checks.consumer.down("no worker has sent a heartbeat for 15 s; start user-activity-worker");

@@ -100,7 +100,7 @@ impl<'a> Parameters<'a> {
     /// When it is not from 1 to 1000.
     pub(crate) fn limit(&self) -> Result<Option<usize>, Problem> {
         self.one("limit", |text| {
-            // A sign, or the blank that a + is, is none.
+            // Settings may have blanks around them and a sign; here a + stands for a blank.
             let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
             common::config::range(1..=MAX_LIMIT)(if is_number { text } else { "" })
         })

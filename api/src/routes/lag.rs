@@ -4,6 +4,7 @@
 //! took an outage for an empty topic would remove the workers that are needed right after it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use common::store::{LiveWorker, PartitionLag};
 use serde::Serialize;
@@ -14,6 +15,8 @@ use crate::App;
 use crate::problem::Problem;
 use crate::query::Parameters;
 
+/// What was heard of the workers within this time is not asked for again. They report every three seconds.
+const FRESH: Duration = Duration::from_secs(2);
 /// A backlog should be gone within this time, in seconds: what replicas are recommended for.
 const DRAIN_TARGET: f64 = 60.0;
 /// From this age of the oldest event on, in seconds, the workers are taken to do what they can.
@@ -50,9 +53,9 @@ struct Partition<'a> {
 /// What the workers say of it.
 pub(super) async fn show(app: &App, query: &str) -> Result<Response, Problem> {
     Parameters::parse(query, &[], &[])?;
-    let workers = match app.workers() {
+    let workers = match app.workers_within(FRESH) {
         Some(heard) => heard,
-        // With the reason, if Redis does not say.
+        // Which gives the reason if Redis does not say.
         None => app.store.live_workers().await.map_err(Problem::Store)?,
     };
     let topics = &app.config.kafka.topics;
@@ -142,6 +145,8 @@ fn recommended(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use common::event::Timestamp;
     use common::store::Heartbeat;
     use http_body_util::BodyExt;
@@ -152,14 +157,18 @@ mod tests {
     use crate::routes::testing::{KEY, app};
 
     #[tokio::test]
-    async fn what_was_heard_a_second_ago_is_said_without_asking_the_store_and_nothing_else_is_made_up() {
+    async fn what_was_just_heard_is_said_without_asking_the_store_and_nothing_older() {
         let file = NamedTempFile::new().unwrap();
         let app = app(&file, KEY);
         let failed = show(&app, "").await.unwrap_err();
         assert!(matches!(failed, Problem::Store(_)), "{failed:?}");
         let failed = show(&app, "group=g").await.unwrap_err();
         assert!(matches!(failed, Problem::InvalidParameter { .. }), "{failed:?}");
-        *app.workers.lock().unwrap() = Some(vec![worker("a", &[(0, 5), (1, 0), (2, 0)])]);
+        let heard = |at| Some((at, vec![worker("a", &[(0, 5), (1, 0), (2, 0)])]));
+        *app.workers.lock().unwrap() = heard(Instant::now().checked_sub(FRESH * 2).unwrap());
+        assert!(matches!(show(&app, "").await, Err(Problem::Store(_))));
+        // Read within that time, however busy the machine is.
+        *app.workers.lock().unwrap() = heard(Instant::now() + Duration::from_hours(1));
         let body = show(&app, "").await.unwrap().into_body().collect().await.unwrap().to_bytes();
         assert_eq!(serde_json::from_slice::<Value>(&body).unwrap()["totalLag"], 5);
     }

@@ -83,6 +83,7 @@ impl Traces {
     /// Begins a span, which is described (its name and attributes) only if it is recorded: making that costs far more than
     /// the decision, for which it does not count. The span is the active one of the context that is given, and ends with
     /// that at the latest.
+    #[must_use]
     pub fn begin(
         &self,
         span: SpanBuilder,

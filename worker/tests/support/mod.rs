@@ -282,7 +282,8 @@ pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// The next record, with its partition. The client may wake up without one, or with an error that passes.
+/// The next record, with its partition. The client may wake up without one, or with an error that passes. It is given up
+/// so early that others can be tried within [`PATIENCE`].
 fn poll(consumer: &BaseConsumer) -> KafkaResult<(i32, Record)> {
     let (start, mut last) = (Instant::now(), KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut));
     while start.elapsed() < PATIENCE / 5 {
