@@ -172,10 +172,28 @@ impl Journal {
     /// # Errors
     /// When the reply breaks the contract.
     pub async fn post_batch(&self, client: &Client, attempts: Vec<Attempt>) -> Result<()> {
-        let body: String = attempts.iter().map(|attempt| attempt.body() + "\n").collect();
-        let request = client.request(Method::POST, "/events/batch").header("content-type", "application/x-ndjson");
-        let outcomes = Outcome::of_batch(&Reply::of(request.body(body)).await, attempts.len())?;
-        attempts.into_iter().zip(outcomes).for_each(|(attempt, outcome)| self.record(attempt, outcome));
+        let outcomes = send_batch(client, &attempts, None).await?;
+        self.record_all(attempts, outcomes);
+        Ok(())
+    }
+
+    /// The same with an `Idempotency-Key`. A batch that was acknowledged as a whole is posted `again`, to all APIs. One that
+    /// was not is not: what failed would come behind what was sent after it.
+    ///
+    /// # Errors
+    /// When a reply breaks the contract, or a repeated item was acknowledged as another event.
+    pub async fn post_batch_with_key(&self, apis: &[Client], attempts: Vec<Attempt>, again: bool) -> Result<()> {
+        let key = Uuid::now_v7().to_string();
+        let outcomes = send_batch(&apis[0], &attempts, Some(&key)).await?;
+        let is_acknowledged = |outcome: &Outcome| matches!(outcome, Outcome::Acknowledged(_));
+        let again = again && outcomes.iter().all(is_acknowledged);
+        self.record_all(attempts.clone(), outcomes.clone());
+        for client in apis.iter().filter(|_| again) {
+            for (repeated, first) in send_batch(client, &attempts, Some(&key)).await?.iter().zip(&outcomes) {
+                let same = !is_acknowledged(repeated) || repeated == first;
+                ensure!(same, "an item was {first:?}, and with the same key {repeated:?}");
+            }
+        }
         Ok(())
     }
 
@@ -297,9 +315,21 @@ impl Journal {
         disorder(&self.lock(), topic)
     }
 
+    fn record_all(&self, attempts: Vec<Attempt>, outcomes: Vec<Outcome>) {
+        attempts.into_iter().zip(outcomes).for_each(|(attempt, outcome)| self.record(attempt, outcome));
+    }
+
     fn lock(&self) -> MutexGuard<'_, Vec<(Attempt, Outcome)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Posts attempts as one batch of NDJSON. Gives what became of each.
+async fn send_batch(client: &Client, attempts: &[Attempt], key: Option<&str>) -> Result<Vec<Outcome>> {
+    let body: String = attempts.iter().map(|attempt| attempt.body() + "\n").collect();
+    let request = client.request(Method::POST, "/events/batch").header("content-type", "application/x-ndjson");
+    let request = key.into_iter().fold(request, |request, key| request.header("idempotency-key", key));
+    Outcome::of_batch(&Reply::of(request.body(body)).await, attempts.len())
 }
 
 /// The result of a comparison; all empty is innocent.

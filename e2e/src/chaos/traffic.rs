@@ -16,7 +16,7 @@ use crate::{
     oracle::{Attempt, Journal, Outcome},
 };
 
-/// Users of each API that post one event at a time. One more posts batches.
+/// Users of each API that post one event at a time. Two more post batches, one of them with keys.
 const USERS: usize = 6;
 
 /// Events of a batch.
@@ -59,24 +59,21 @@ impl Traffic {
     pub fn start(apis: &[Client], journal: &Journal, gate: &Gate, violations: &Violations) -> Self {
         let stop = CancellationToken::new();
         let mut users = JoinSet::new();
-        for nth in 0..apis.len() * USERS {
+        let user = |kind: &str, nth: usize| {
             let (before, from) = apis.split_at(nth % apis.len());
-            let user = User {
-                name: format!("user-{}", Uuid::now_v7().simple()),
+            User {
+                name: format!("{kind}-{}", Uuid::now_v7().simple()),
                 apis: [from, before].concat(),
                 journal: journal.clone(),
                 violations: violations.clone(),
-            };
-            users.spawn(user.post_until(stop.clone(), gate.clone()));
+            }
+        };
+        for nth in 0..apis.len() * USERS {
+            users.spawn(user("user", nth).post_until(stop.clone(), gate.clone()));
         }
-        for api in apis {
-            let user = User {
-                name: format!("batch-{}", Uuid::now_v7().simple()),
-                apis: vec![api.clone()],
-                journal: journal.clone(),
-                violations: violations.clone(),
-            };
-            users.spawn(user.post_batches_until(stop.clone(), gate.clone()));
+        for nth in 0..apis.len() {
+            users.spawn(user("batch", nth).post_batches_until(false, stop.clone(), gate.clone()));
+            users.spawn(user("keyed-batch", nth).post_batches_until(true, stop.clone(), gate.clone()));
         }
         Self { stop, users }
     }
@@ -110,18 +107,28 @@ impl User {
         }
     }
 
-    /// As many events as the others in the same time, but at once: what could overtake each other.
-    async fn post_batches_until(self, stop: CancellationToken, gate: Gate) {
+    /// As many events as the others in the same time, but at once: what could overtake each other. Several of them have the
+    /// same millisecond.
+    async fn post_batches_until(self, with_key: bool, stop: CancellationToken, gate: Gate) {
         for batch in 0.. {
             if stop.is_cancelled() {
                 return;
             }
             let items = batch * BATCH..(batch + 1) * BATCH;
             let attempts = items.map(|sequence| Attempt::new(&self.name, sequence)).collect();
-            if let Err(error) = gate.pass(self.journal.post_batch(&self.apis[0], attempts)).await {
+            if let Err(error) = gate.pass(self.post_batch(attempts, with_key.then_some(batch))).await {
                 self.violations.add(format!("a reply breaks the contract: {error:#}"));
             }
             tokio::time::sleep(PACE * u32::try_from(BATCH).unwrap_or_default()).await;
+        }
+    }
+
+    async fn post_batch(&self, attempts: Vec<Attempt>, with_key: Option<u64>) -> Result<()> {
+        match with_key {
+            Some(number) => {
+                self.journal.post_batch_with_key(&self.apis, attempts, number.is_multiple_of(ONE_AGAIN_IN)).await
+            }
+            None => self.journal.post_batch(&self.apis[0], attempts).await,
         }
     }
 
