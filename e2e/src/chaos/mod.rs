@@ -7,8 +7,9 @@
 //! - [`schedule`]: from the seed to the faults;
 //! - [`stage`], [`proxy`], [`past`], [`admin`]: what runs, the network between, Redis' past, Kafka's settings;
 //! - [`traffic`], [`outsider`], [`prober`]: who sends: users, somebody past the API, and the measure;
+//! - [`readers`]: who reads the stream meanwhile;
 //! - `faults`: how each one is done and mended;
-//! - `verdict`, [`report`]: whether it holds, and what there is to tell;
+//! - `verdict`, `reads`, [`report`]: whether it holds, what users read, and what there is to tell;
 //! - [`mutations`]: one guard broken at a time, to show that the verdict notices.
 
 pub mod admin;
@@ -18,6 +19,8 @@ pub mod outsider;
 pub mod past;
 pub mod prober;
 pub mod proxy;
+pub mod readers;
+mod reads;
 pub mod report;
 pub mod schedule;
 pub mod stage;
@@ -37,6 +40,7 @@ use futures::FutureExt;
 use self::{
     outsider::Outsider,
     prober::Prober,
+    readers::Readers,
     report::{Done, Report, Violations, recoveries, seconds},
     schedule::Step,
     stage::Stage,
@@ -125,6 +129,7 @@ struct Run {
     journal: Journal,
     gate: Gate,
     prober: Prober,
+    readers: Readers,
     violations: Violations,
     started: Instant,
     /// How often more workers have joined.
@@ -135,12 +140,14 @@ impl Run {
     async fn on(stage: Stage) -> Result<Self> {
         let (clients, journal) = (stage.clients(), Journal::default());
         let prober = Prober::new(&clients, PARTITIONS, &journal).await.context("before the first fault")?;
+        let readers = Readers::open(&clients).await.context("before the first fault")?;
         Ok(Self {
             stage,
             clients,
             journal,
             gate: Gate::default(),
             prober,
+            readers,
             violations: Violations::default(),
             started: Instant::now(),
             extras: 0,
@@ -164,6 +171,9 @@ impl Run {
 
     async fn go(&mut self, step: &Step) -> Done {
         let (at, begun) = (self.started.elapsed(), Instant::now());
+        if step.fault.may_lose() {
+            self.readers.note_loss();
+        }
         let note = self.inflict(step).await;
         let lasted = begun.elapsed();
         let note = self.violations.check(step.fault.name(), note).unwrap_or_default();

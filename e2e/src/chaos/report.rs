@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::{
     outsider::Written,
+    readers::Heard,
     schedule::{Fault, Step},
 };
 
@@ -100,6 +101,8 @@ pub struct Counts {
     pub dead_letters: usize,
     /// What was written past the API.
     pub outsider: Written,
+    /// What the readers of the stream met.
+    pub stream: Heard,
 }
 
 /// Recoveries from one kind of fault, in seconds.
@@ -161,7 +164,7 @@ pub fn seconds(time: Duration) -> f64 {
 
 impl fmt::Display for Report {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Counts { acknowledged, refused, unknown, stored, poison, dead_letters, outsider } = &self.counts;
+        let Counts { acknowledged, refused, unknown, stored, poison, dead_letters, outsider, stream } = &self.counts;
         writeln!(out, "seed {}, {:.0} s, {} faults", self.seed, self.seconds, self.faults.len())?;
         if let Some(mutation) = &self.mutation {
             writeln!(out, "mutation {mutation}")?;
@@ -177,6 +180,8 @@ impl fmt::Display for Report {
             "past the API: {} duplicates with another body, {poison} poison records; {dead_letters} dead letters",
             outsider.duplicates
         )?;
+        let Heard { events, streams, resets, repeats } = stream;
+        writeln!(out, "readers: {events} events on {streams} streams, {resets} resets, {repeats} again after a loss")?;
         writeln!(out, "verify: {}", self.verify)?;
         for violation in self.violations.iter().take(PRINTED) {
             writeln!(out, "VIOLATION {violation}")?;

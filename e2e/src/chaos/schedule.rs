@@ -116,6 +116,12 @@ impl Fault {
         NAMES.into_iter().map(|(_, fault)| fault)
     }
 
+    /// Whether Redis may forget what it was told. One that is killed has its files, but it may have been about to write.
+    #[must_use]
+    pub fn may_lose(self) -> bool {
+        matches!(self, Self::RedisKill | Self::RedisLoss(..))
+    }
+
     /// The fault of this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {

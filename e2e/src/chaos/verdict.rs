@@ -7,11 +7,14 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::{
     Run,
     admin::Admin,
     outsider::{POISON, Written},
+    readers::Heard,
+    reads::{PAGE, shows},
     report::Counts,
     within,
 };
@@ -30,8 +33,9 @@ const STALLED: Duration = Duration::from_mins(1);
 /// For an audit of the whole topic on a busy machine.
 const AUDIT: Duration = Duration::from_secs(300);
 
-/// Rows of a page: the largest there is.
-const PAGE: usize = 1_000;
+/// Fresh events, one behind the other, until a reader that sees them must have seen what was stored before: an API reads a
+/// hundred entries of each of the tail's streams at a time, and these hold some five hundred.
+const FRESH: u64 = 8;
 
 /// A fault may have a record read again, once by each worker that comes to have its partition.
 const MOST_LETTERS_A_FAULT: usize = 2;
@@ -44,15 +48,19 @@ impl Run {
     pub(super) async fn judge(&mut self, written: Written, faults: usize) -> (Counts, Value) {
         let violations = self.violations.clone();
         violations.check("at the end", self.settles().await);
-        let list = self.judged_list().await;
-        let stored = violations.check("the list", list).map_or(0, |list| list.len());
+        violations.check("the list", self.judged_list().await);
+        let (stored, stream) = violations.check("the readers", self.judged_readers().await).unwrap_or_default();
+        for (number, client) in self.clients.iter().enumerate() {
+            violations.check(&format!("what api-{number} shows"), shows(client, &stored).await);
+        }
         violations.check("the users' lists", self.judged_users().await);
         let letters = self.judged_topics(&written, faults).await;
         let (poison, dead_letters) = violations.check("dead letters", letters).unwrap_or_default();
         let verify = violations.check("verify", self.verify().await).unwrap_or_default();
         let passes = self.prober.pass(SETTLED).await;
         violations.check("a last fresh event", passes);
-        let counts = Counts { stored, poison, dead_letters, outsider: written, ..self.outcomes() };
+        let counts =
+            Counts { stored: stored.len(), poison, dead_letters, outsider: written, stream, ..self.outcomes() };
         (counts, verify)
     }
 
@@ -71,7 +79,7 @@ impl Run {
     }
 
     /// The list, once nothing is missing from it any more, or nothing more comes.
-    async fn judged_list(&self) -> Result<Vec<Event>> {
+    async fn judged_list(&self) -> Result<()> {
         let (mut before, mut progress) = (usize::MAX, Instant::now());
         let (list, verdict) = loop {
             let list = all_events(&self.clients[0]).await?;
@@ -93,7 +101,25 @@ impl Run {
                 self.violations.add("the APIs list different events".to_owned());
             }
         }
-        Ok(list)
+        Ok(())
+    }
+
+    /// Every reader of a stream knows all that is stored once it knows fresh events. Gives what is stored, and what they met.
+    async fn judged_readers(&self) -> Result<(Vec<Event>, Heard)> {
+        let (client, user) = (&self.clients[0], format!("fresh-{}", Uuid::now_v7().simple()));
+        let mut told = Ok(());
+        for sequence in 0..FRESH {
+            let id = self.journal.must_post(client, &user, sequence).await?;
+            told = self.readers.know(&id).await;
+            if told.is_err() || self.readers.know_all(&all_events(client).await?) {
+                break;
+            }
+        }
+        self.violations.check("the readers", told);
+        let stored = all_events(client).await?;
+        let (wrong, heard) = self.readers.judge(&stored);
+        wrong.into_iter().for_each(|what| self.violations.add(what));
+        Ok((stored, heard))
     }
 
     /// What each user is listed, from an index of its own, is that user's part of the whole list.
