@@ -284,7 +284,9 @@ fn judge(log: &[Met], stored: &[Event]) -> (Vec<String>, usize) {
         }
     }
     let missed = stored.iter().filter(|row| !known.contains(row.event_id.as_str()));
-    wrong.extend(missed.map(|row| format!("it never saw {row:?}, and was not told")));
+    wrong.extend(missed.map(|Event { event_id, user_id, timestamp, .. }| {
+        format!("it never saw {event_id} of {user_id}, of {timestamp}, and was not told")
+    }));
     (wrong, repeats)
 }
 
