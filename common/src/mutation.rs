@@ -10,6 +10,10 @@ pub enum Mutation {
     ClaimWithoutNx,
     /// Only new events are indexed, and only after the transaction.
     IndexOnlyNew,
+    /// Users' entries are written after the transactions whose positions cover them.
+    UserIndexOutside,
+    /// What was stored is announced on the tail after the transactions that store it.
+    TailOutside,
     /// A partition starts at the group's commit, whatever Redis holds.
     StartFromCommit,
     /// Positions are moved before the data is written.
@@ -46,6 +50,8 @@ pub fn active(mutation: Mutation) -> bool {
         let named = match std::env::var("MUTATION").ok()?.as_str() {
             "claim-without-nx" => Mutation::ClaimWithoutNx,
             "index-only-new" => Mutation::IndexOnlyNew,
+            "user-index-outside-positions" => Mutation::UserIndexOutside,
+            "tail-outside-transaction" => Mutation::TailOutside,
             "start-from-commit" => Mutation::StartFromCommit,
             "positions-ahead" => Mutation::PositionsAhead,
             "no-compare" => Mutation::NoCompare,

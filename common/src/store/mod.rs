@@ -35,6 +35,7 @@ mod trim;
 mod workers;
 mod write;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -56,7 +57,7 @@ use crate::event::Timestamp;
 pub struct Store {
     layout: Layout,
     /// Transactions of the worker, and its positions.
-    write: Lane,
+    write: Arc<Lane>,
     /// Small answers; large ones would block them on a shared connection.
     read: Lane,
     /// Full lists.
@@ -80,7 +81,7 @@ impl Store {
         let waiting = if write.is_cluster() { BUCKETS } else { 1 };
         Ok(Self {
             layout: Layout::new(&settings.key_prefix),
-            write,
+            write: Arc::new(write),
             read: lane()?,
             export: lane()?,
             tail: (0..waiting).map(|_| lane()).collect::<Result<_, _>>()?,

@@ -1,6 +1,8 @@
 //! The atomic write: one transaction per bucket and batch, all of them under way at once.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::try_join_all;
@@ -226,6 +228,9 @@ impl Store {
         if active(Mutation::IndexOnlyNew) {
             self.index_new(batch, &receipt).await?;
         }
+        if active(Mutation::UserIndexOutside) || active(Mutation::TailOutside) {
+            self.write_outside(scope, batch, user_index);
+        }
         receipt.mismatches.sort_unstable();
         receipt.mismatches.dedup();
         Ok(receipt)
@@ -242,6 +247,28 @@ impl Store {
             command
         });
         self.write.scatter::<usize>(commands).await.map(drop)
+    }
+
+    /// What the mutations `user-index-outside-positions` and `tail-outside-transaction` do, while the batch counts as
+    /// written. The gap is longer than a quiet bucket's position may lag: the records would be read again from there, and
+    /// the hole be hidden.
+    fn write_outside(&self, scope: &PositionScope, batch: &Batch, user_index: UserIndex) {
+        let mut commands = redis::pipe();
+        for bucket in 0..BUCKETS {
+            if active(Mutation::TailOutside) {
+                let own: Vec<_> = batch.events.iter().filter(|event| event.bucket == bucket).collect();
+                announce(&mut commands, self, scope, bucket, own.into_iter());
+            } else if user_index == UserIndex::On {
+                add_user_entries(&mut commands, self, batch, bucket);
+            }
+        }
+        let lane = Arc::clone(&self.write);
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            if !commands.is_empty() {
+                lane.pipeline::<()>(&commands).await.unwrap_or_default();
+            }
+        });
     }
 }
 
@@ -282,16 +309,10 @@ impl Transaction {
             });
             commands.ignore();
         }
-        if !events.is_empty() {
-            let tail = commands.cmd("XADD").arg(store.layout.tail(bucket)).arg("MAXLEN").arg("~");
-            let mut records = Vec::with_capacity(events.len() * 24);
-            for event in batch.events.iter().filter(own) {
-                push_record(&mut records, event.partition, event.offset, &event.stored_id);
-            }
-            tail.arg(MAX_ENTRIES).arg("*").arg(scope.topic()).arg(records);
-            commands.ignore();
+        if !active(Mutation::TailOutside) {
+            announce(&mut commands, store, scope, bucket, events.iter().map(|nth| &batch.events[*nth]));
         }
-        if user_index == UserIndex::On {
+        if user_index == UserIndex::On && !active(Mutation::UserIndexOutside) {
             add_user_entries(&mut commands, store, batch, bucket);
         }
         if !batch.moves[bucket].is_empty() {
@@ -317,6 +338,25 @@ impl Transaction {
         let mismatches =
             moves.iter().zip(moved).filter(|(_, held)| *held == 0).map(|(step, _)| step.partition).collect();
         Ok(Receipt { duplicates, mismatches })
+    }
+}
+
+/// Announces a bucket's events on its tail.
+fn announce<'a>(
+    commands: &mut Pipeline,
+    store: &Store,
+    scope: &PositionScope,
+    bucket: usize,
+    events: impl ExactSizeIterator<Item = &'a StoredEvent>,
+) {
+    let mut records = Vec::with_capacity(events.len() * 24);
+    for event in events {
+        push_record(&mut records, event.partition, event.offset, &event.stored_id);
+    }
+    if !records.is_empty() {
+        let tail = commands.cmd("XADD").arg(store.layout.tail(bucket)).arg("MAXLEN").arg("~");
+        tail.arg(MAX_ENTRIES).arg("*").arg(scope.topic()).arg(records);
+        commands.ignore();
     }
 }
 

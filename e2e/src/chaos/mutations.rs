@@ -16,9 +16,11 @@ use super::{
 const SEED: u64 = 4;
 
 /// Each guard with the faults that it is there for.
-const SCENARIOS: [(&str, &[&str]); 10] = [
+const SCENARIOS: [(&str, &[&str]); 12] = [
     ("claim-without-nx", &["worker-kill"]),
     ("index-only-new", &["redis-full", "redis-torn", "worker-redis-cut", "redis-full", "redis-torn"]),
+    ("user-index-outside-positions", &["worker-kill"]),
+    ("tail-outside-transaction", &["worker-kill"]),
     ("start-from-commit", &["redis-rollback-10s-no-worker"]),
     ("positions-ahead", &["redis-torn", "redis-rollback-1s", "redis-torn", "redis-torn"]),
     ("no-compare", &["redis-flushall", "redis-flushall", "redis-flushall"]),
