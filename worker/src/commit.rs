@@ -11,8 +11,9 @@
 //!   late answers of an earlier life from counting.
 
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 
-use common::store::{BUCKETS, Move, Positions};
+use common::store::{BUCKETS, Move};
 
 /// The offset of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,7 +28,7 @@ impl Offset {
 }
 
 /// The offset of the first record that is **not** yet done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NextOffset(pub i64);
 
 /// One life of a partition in this worker.
@@ -66,13 +67,13 @@ pub enum Verdict {
 }
 
 /// What was handed to the store together.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ticket {
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Ticket<const B: usize = BUCKETS> {
     ends: Vec<(Slot, NextOffset)>,
-    touched: [bool; BUCKETS],
+    touched: [bool; B],
 }
 
-impl Ticket {
+impl<const B: usize> Ticket<B> {
     /// The partitions it is about.
     pub fn slots(&self) -> impl Iterator<Item = Slot> + '_ {
         self.ends.iter().map(|(slot, _)| *slot)
@@ -84,8 +85,8 @@ impl Ticket {
     }
 }
 
-#[derive(Debug)]
-struct Live {
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Live<const B: usize> {
     /// The next record to come.
     expected: NextOffset,
     /// Whether no record has come since the placement.
@@ -96,32 +97,42 @@ struct Live {
     stored: NextOffset,
     committed: Option<NextOffset>,
     /// What was last sent as each bucket's position, and what of it Redis has acknowledged.
-    sent: [NextOffset; BUCKETS],
-    acked: [NextOffset; BUCKETS],
+    sent: [NextOffset; B],
+    acked: [NextOffset; B],
 }
 
-#[derive(Debug)]
-struct Partition {
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Partition<const B: usize> {
     epoch: u64,
-    live: Option<Live>,
+    live: Option<Live<B>>,
     /// Where a gap right after a placement was doubted once.
     doubted: Option<NextOffset>,
     /// See [`Vacancy`].
     ceiling: Option<NextOffset>,
 }
 
-/// See the module.
-#[derive(Debug, Default)]
-pub struct Ledger {
+/// See the module. `B` is the number of buckets; the model check has fewer than the store.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Ledger<const B: usize = BUCKETS> {
     epochs: u64,
-    partitions: BTreeMap<i32, Partition>,
+    partitions: BTreeMap<i32, Partition<B>>,
 }
 
-impl Ledger {
+/// Without the epochs: two ledgers that differ in nothing else behave alike, and the model check counts them as one.
+impl<const B: usize> Hash for Ledger<B> {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        for (partition, Partition { epoch: _, live, doubted, ceiling }) in &self.partitions {
+            (partition, live, doubted, ceiling).hash(hasher);
+        }
+    }
+}
+
+impl<const B: usize> Ledger<B> {
     /// A partition has been assigned; it waits for its place.
     pub fn assign(&mut self, partition: i32) {
-        let epoch = self.next_epoch();
-        self.partitions.insert(partition, Partition { epoch, live: None, doubted: None, ceiling: None });
+        self.epochs += 1;
+        let state = Partition { epoch: self.epochs, live: None, doubted: None, ceiling: None };
+        self.partitions.insert(partition, state);
     }
 
     /// A partition has been taken away.
@@ -132,10 +143,11 @@ impl Ledger {
     /// Forgets what is in flight for this life of a partition, which then waits for a new place. Says whether the life
     /// was the current one and under way.
     pub fn displace(&mut self, slot: Slot) -> bool {
-        let epoch = self.next_epoch();
+        let next = self.epochs + 1;
         match self.partitions.get_mut(&slot.partition) {
             Some(partition) if partition.epoch == slot.epoch && partition.live.is_some() => {
-                (partition.epoch, partition.live) = (epoch, None);
+                (partition.epoch, partition.live) = (next, None);
+                self.epochs = next;
                 true
             }
             _ => false,
@@ -152,7 +164,7 @@ impl Ledger {
     #[must_use]
     pub fn unplaced(&self) -> Vec<Vacancy> {
         let waiting = self.partitions.iter().filter(|(_, p)| p.live.is_none());
-        let vacancy = |(partition, p): (&i32, &Partition)| Vacancy {
+        let vacancy = |(partition, p): (&i32, &Partition<B>)| Vacancy {
             slot: Slot { partition: *partition, epoch: p.epoch },
             ceiling: p.ceiling,
         };
@@ -176,8 +188,8 @@ impl Ledger {
                     dispatched: start,
                     stored: start,
                     committed,
-                    sent: [start; BUCKETS],
-                    acked: [start; BUCKETS],
+                    sent: [start; B],
+                    acked: [start; B],
                 });
                 true
             }
@@ -213,14 +225,14 @@ impl Ledger {
     pub fn dispatch(
         &mut self,
         ends: impl IntoIterator<Item = (Slot, NextOffset)>,
-        touched: [bool; BUCKETS],
-    ) -> (Ticket, [Vec<Move>; BUCKETS]) {
-        let mut moves: [Vec<Move>; BUCKETS] = Default::default();
+        touched: [bool; B],
+    ) -> (Ticket<B>, [Vec<Move>; B]) {
+        let mut moves = [const { Vec::new() }; B];
         let mut current = Vec::new();
         for (slot, to) in ends {
             let Some(live) = self.live(slot) else { continue };
             live.dispatched = to;
-            for bucket in (0..BUCKETS).filter(|bucket| touched[*bucket]) {
+            for bucket in (0..B).filter(|bucket| touched[*bucket]) {
                 let from = std::mem::replace(&mut live.sent[bucket], to);
                 if from != to {
                     moves[bucket].push(Move { partition: slot.partition, from: from.0, to: to.0 });
@@ -233,8 +245,8 @@ impl Ledger {
 
     /// Brings the positions of buckets that got no event up to what was dispatched; `None` when none lags. True without
     /// waiting: what a bucket holds of the records before, it was given in earlier transactions of the same order.
-    pub fn settle(&mut self) -> Option<(Ticket, [Vec<Move>; BUCKETS])> {
-        let lagging = |live: &Live| live.sent.iter().any(|sent| *sent != live.dispatched);
+    pub fn settle(&mut self) -> Option<(Ticket<B>, [Vec<Move>; B])> {
+        let lagging = |live: &Live<B>| live.sent.iter().any(|sent| *sent != live.dispatched);
         let ends: Vec<_> = self
             .partitions
             .iter()
@@ -243,15 +255,15 @@ impl Ledger {
                 Some((Slot { partition: *partition, epoch: state.epoch }, live.dispatched))
             })
             .collect();
-        (!ends.is_empty()).then(|| self.dispatch(ends, [true; BUCKETS]))
+        (!ends.is_empty()).then(|| self.dispatch(ends, [true; B]))
     }
 
     /// The store has all of it. Tickets are acknowledged in the order of their dispatch.
-    pub fn acknowledge(&mut self, ticket: &Ticket) {
+    pub fn acknowledge(&mut self, ticket: &Ticket<B>) {
         for (slot, to) in &ticket.ends {
             let Some(live) = self.live(*slot) else { continue };
             live.stored = *to;
-            for bucket in (0..BUCKETS).filter(|bucket| ticket.touched[*bucket]) {
+            for bucket in (0..B).filter(|bucket| ticket.touched[*bucket]) {
                 live.acked[bucket] = *to;
             }
         }
@@ -280,26 +292,21 @@ impl Ledger {
 
     /// What Redis has acknowledged of each position, to compare with what it says later.
     #[must_use]
-    pub fn acknowledged(&self) -> Vec<(Slot, [NextOffset; BUCKETS])> {
-        let live = |(partition, state): (&i32, &Partition)| {
+    pub fn acknowledged(&self) -> Vec<(Slot, [NextOffset; B])> {
+        let live = |(partition, state): (&i32, &Partition<B>)| {
             Some((Slot { partition: *partition, epoch: state.epoch }, state.live.as_ref()?.acked))
         };
         self.partitions.iter().filter_map(live).collect()
     }
 
-    fn live(&mut self, slot: Slot) -> Option<&mut Live> {
+    fn live(&mut self, slot: Slot) -> Option<&mut Live<B>> {
         self.partitions.get_mut(&slot.partition).filter(|p| p.epoch == slot.epoch)?.live.as_mut()
-    }
-
-    fn next_epoch(&mut self) -> u64 {
-        self.epochs += 1;
-        self.epochs
     }
 }
 
 /// Whether the store has lost something: a position is missing or lower than it was acknowledged before the look.
 #[must_use]
-pub fn has_fallen(acknowledged: &[NextOffset; BUCKETS], found: &Positions) -> bool {
+pub fn has_fallen(acknowledged: &[NextOffset], found: &[Option<i64>]) -> bool {
     acknowledged.iter().zip(found).any(|(acked, found)| found.is_none_or(|found| found < acked.0))
 }
 
@@ -315,7 +322,7 @@ mod tests {
 
     /// A ledger with partition 0 placed at `start`.
     fn placed(start: i64) -> (Ledger, Slot) {
-        let mut ledger = Ledger::default();
+        let mut ledger = <Ledger>::default();
         ledger.assign(0);
         let slot = ledger.unplaced()[0].slot;
         assert!(ledger.place(slot, NextOffset(start), Some(NextOffset(start))));
@@ -438,7 +445,7 @@ mod tests {
 
     #[test]
     fn a_missing_commit_is_made_up_for_at_the_placement() {
-        let mut ledger = Ledger::default();
+        let mut ledger = <Ledger>::default();
         ledger.assign(0);
         let slot = ledger.unplaced()[0].slot;
         ledger.place(slot, NextOffset(0), None);

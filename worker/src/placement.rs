@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use common::mutation::{Mutation, active};
-use common::store::{Placement, PositionScope, Positions, Store, StoreError};
+use common::store::{Placement, PositionScope, Store, StoreError};
 use rdkafka::consumer::{Consumer, StreamConsumer};
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
@@ -55,19 +55,33 @@ pub struct Placed {
     pub missing: i64,
 }
 
-/// Where to start, and how many offsets are gone that should have been read.
+/// Where a partition starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Start {
+    /// The next offset to read.
+    pub at: NextOffset,
+    /// Whether that is the beginning of the log, before which nothing is left to store.
+    pub beginning: bool,
+    /// How many offsets are gone that should have been read.
+    pub missing: i64,
+}
+
+/// Where to start, by what the brokers and each bucket say. See [`Vacancy`] for the ceiling.
 #[must_use]
-pub fn decide(log: Log, positions: &Positions) -> (NextOffset, bool, i64) {
+pub fn decide(log: Log, positions: &[Option<i64>], ceiling: Option<NextOffset>) -> Start {
+    let low = NextOffset(log.low);
     if active(Mutation::StartFromCommit) {
-        return (NextOffset(log.committed.unwrap_or(log.low)), true, 0);
+        return Start { at: log.committed.map_or(low, NextOffset), beginning: true, missing: 0 };
     }
     let known = std::iter::once(log.committed).chain(positions.iter().copied());
     let trusted = known.map(|offset| offset.filter(|offset| (0..=log.high).contains(offset)));
-    match trusted.min() {
+    let (lowest, beginning, missing) = match trusted.min() {
         Some(Some(lowest)) if lowest > log.low => (NextOffset(lowest), false, 0),
-        Some(Some(lowest)) => (NextOffset(log.low), true, log.low - lowest),
-        _ => (NextOffset(log.low), true, 0),
-    }
+        Some(Some(lowest)) => (low, true, log.low - lowest),
+        _ => (low, true, 0),
+    };
+    let at = ceiling.map_or(lowest, |ceiling| lowest.min(ceiling).max(low));
+    Start { at, beginning, missing }
 }
 
 /// Finds a place for each of the partitions and writes it into every bucket. Those it can't place now are left away.
@@ -97,11 +111,10 @@ pub async fn place(
         let (Some(log), Some(positions)) = (logs.get(&slot.partition), positions.get(&slot.partition)) else {
             continue;
         };
-        let (start, beginning, missing) = decide(*log, positions);
-        let start = ceiling.map_or(start, |ceiling| start.min(ceiling).max(NextOffset(log.low)));
+        let Start { at, beginning, missing } = decide(*log, positions, ceiling);
         let beginning = beginning.then_some(log.high);
-        placements.push(Placement { partition: slot.partition, start: start.0, beginning });
-        placed.push(Placed { slot, start, committed: log.committed.map(NextOffset), missing });
+        placements.push(Placement { partition: slot.partition, start: at.0, beginning });
+        placed.push(Placed { slot, start: at, committed: log.committed.map(NextOffset), missing });
     }
     let refused = store.place(&scope, &placements).await?;
     placed.retain(|place| !refused.contains(&place.slot.partition));
@@ -140,13 +153,13 @@ fn logs(kafka: &StreamConsumer<Group>, topic: &str, partitions: &[i32]) -> Resul
 
 #[cfg(test)]
 mod tests {
-    use common::store::BUCKETS;
+    use common::store::{BUCKETS, Positions};
 
     use super::*;
 
     fn start(low: i64, high: i64, committed: Option<i64>, positions: &Positions) -> (i64, bool, i64) {
-        let (start, beginning, missing) = decide(Log { low, high, committed }, positions);
-        (start.0, beginning, missing)
+        let Start { at, beginning, missing } = decide(Log { low, high, committed }, positions, None);
+        (at.0, beginning, missing)
     }
 
     fn all(position: i64) -> Positions {
@@ -184,5 +197,14 @@ mod tests {
         assert_eq!(start(80, 100, Some(50), &all(60)), (80, true, 30));
         assert_eq!(start(80, 100, Some(80), &all(80)), (80, true, 0));
         assert_eq!(start(100, 100, Some(50), &all(50)), (100, true, 50));
+    }
+
+    #[test]
+    fn a_ceiling_lowers_the_start_but_not_below_the_log() {
+        let start = |ceiling| {
+            let log = Log { low: 20, high: 100, committed: Some(60) };
+            decide(log, &all(60), Some(NextOffset(ceiling))).at
+        };
+        assert_eq!((start(40), start(80), start(10)), (NextOffset(40), NextOffset(60), NextOffset(20)));
     }
 }

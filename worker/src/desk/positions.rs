@@ -82,7 +82,7 @@ impl Row {
         let all: Option<Vec<i64>> = positions.iter().copied().collect();
         let lowest = all.as_ref().and_then(|all| all.iter().min().copied());
         let highest = all.as_ref().and_then(|all| all.iter().max().copied());
-        let (start, ..) = decide(Log { low, high, committed }, positions);
+        let start = decide(Log { low, high, committed }, positions, None).at;
         Self { partition, log_start: low, log_end: high, committed, lowest, highest, to_read: high - start.0 }
     }
 }
