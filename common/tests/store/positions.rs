@@ -191,3 +191,29 @@ async fn a_redis_without_memory_refuses_and_moves_nothing() {
     assert!(world.moved(&with_event).await.is_empty());
     assert_eq!(world.position(0).await, [Some(1); BUCKETS]);
 }
+
+/// The position gates nothing but itself, so that a transaction behind the loss takes the id (C15).
+#[tokio::test]
+#[should_panic(expected = "the first record of an id wins")]
+async fn expected_to_fail_c15_a_repetition_on_its_way_while_redis_is_emptied_does_not_win() {
+    let server = Server::start(&[]).await;
+    let world = World::on(&server.url());
+    world.place(&[beginning(0, 0)]).await;
+    let record = |payload, offset: i64| Batch {
+        events: vec![stored(&event_json("a", "u", Timestamp::now(), payload), offset)],
+        moves: array::from_fn(|_| vec![step(0, offset, offset + 1)]),
+    };
+    let (first, repeated) = (record(r#"{"nth":1}"#, 0), record(r#"{"nth":2}"#, 1));
+    assert!(world.moved(&first).await.is_empty());
+    world.command::<()>(&["FLUSHALL"]);
+    assert_eq!(world.moved(&repeated).await, [0]);
+
+    // What the worker does then: it reads again from the beginning.
+    world.place(&[beginning(0, 0)]).await;
+    for batch in [&first, &repeated] {
+        assert!(world.moved(batch).await.is_empty());
+    }
+    let (body, _) = world.store.event("a").await.unwrap().unwrap();
+    let body = String::from_utf8_lossy(&body);
+    assert!(body.contains(r#""nth":1"#), "the first record of an id wins: {body}");
+}
