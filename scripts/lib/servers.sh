@@ -41,7 +41,9 @@ start_test_servers() {
   daemon_start redis "$TEST_REDIS_PORT" "$ROOT/scripts/lib/redis-server" "$TEST_REDIS_PORT" "$STATE/redis"
   # One that a busy machine holds up is not to be fenced: it would answer that there are no brokers, which clients of
   # librdkafka may never get over. Ours do, and a test sees to it; those that the tests read and write with do not.
-  echo 'broker.session.timeout.ms=600000' >"$STATE/kafka.properties"
+  # Nor does it look for what is too old to be kept, half a minute after its start and every five minutes: some tests
+  # write records of long ago.
+  printf '%s\n' broker.session.timeout.ms=600000 log.initial.task.delay.ms=86400000 >"$STATE/kafka.properties"
   local -x KAFKA_BROKER_PROPERTIES=$STATE/kafka.properties
   daemon_start kafka "$TEST_KAFKA_PORT" "$TEST_KAFKA_BROKER_SCRIPT" "$TEST_KAFKA_VERSION" \
     "$TEST_KAFKA_PORT" "$STATE/kafka"
