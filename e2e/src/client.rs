@@ -234,6 +234,45 @@ pub struct Event {
     pub payload: String,
 }
 
+/// `GET /events/{eventId}`: the five fields and where they came from, nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Processed {
+    event_id: String,
+    user_id: String,
+    event_type: String,
+    timestamp: String,
+    #[serde(deserialize_with = "verbatim")]
+    payload: String,
+    /// Where it came from.
+    pub processing: Processing,
+}
+
+impl Processed {
+    /// Its row of the list.
+    #[must_use]
+    pub fn row(&self) -> Event {
+        let Self { event_id, user_id, event_type, timestamp, payload, .. } = self.clone();
+        Event { event_id, user_id, event_type, timestamp, payload }
+    }
+}
+
+/// Where an event came from.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Processing {
+    /// RFC 3339, UTC, milliseconds.
+    pub processed_at: String,
+    /// Of the record.
+    pub topic: String,
+    /// Of the record.
+    pub partition: i32,
+    /// Of the record.
+    pub offset: i64,
+    /// The name of the worker that stored it.
+    pub worker: String,
+}
+
 /// Reads any JSON value as the very text it was written as.
 ///
 /// # Errors

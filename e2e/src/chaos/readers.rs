@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use tokio::{sync::Notify, task::JoinSet};
 
-use super::within;
+use super::{reads::PAGE, within};
 use crate::{
     client::{Client, Event},
     sse::{Message, Sse},
@@ -24,9 +24,6 @@ const CAUGHT_UP: Duration = Duration::from_mins(2);
 
 /// What a reader waits before it comes back, until a stream says otherwise.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// Rows of a page of the list.
-const PAGE: usize = 1_000;
 
 /// What readers met, all of them together.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]

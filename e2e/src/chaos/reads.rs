@@ -5,9 +5,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use futures::{StreamExt, stream};
 use reqwest::Method;
-use serde::{Deserialize, de::IgnoredAny};
 
-use crate::client::{Client, Event, Reply, verbatim};
+use crate::client::{Client, Event, Processed, Reply};
 
 /// Rows of a page: the largest there is.
 pub(super) const PAGE: usize = 1_000;
@@ -46,30 +45,9 @@ async fn finds(client: &Client, stored: &[Event]) -> Result<()> {
 async fn is_found(client: &Client, event: &Event) -> Result<()> {
     let reply = client.get(&format!("/events/{}", event.event_id)).await?;
     ensure!(reply.status == 200, "{} of {event:?}: {}", reply.status, reply.text());
-    let found = reply.parse::<Found>()?.event();
+    let found = reply.parse::<Processed>()?.row();
     ensure!(found == *event, "{found:?} instead of {event:?}");
     Ok(())
-}
-
-/// An event by its id: the fields of a row, and how it was processed.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Found {
-    event_id: String,
-    user_id: String,
-    event_type: String,
-    timestamp: String,
-    #[serde(deserialize_with = "verbatim")]
-    payload: String,
-    #[serde(rename = "processing")]
-    _processing: IgnoredAny,
-}
-
-impl Found {
-    fn event(self) -> Event {
-        let Self { event_id, user_id, event_type, timestamp, payload, .. } = self;
-        Event { event_id, user_id, event_type, timestamp, payload }
-    }
 }
 
 /// Whether rows are those that there should be.
@@ -105,13 +83,5 @@ mod tests {
             let error = agrees("it", &rows(found), &expected).unwrap_err().to_string();
             assert!(error.contains(&format!("row {place} is")), "{error}");
         }
-    }
-
-    #[test]
-    fn an_event_by_its_id_is_a_row_and_more() {
-        let text =
-            r#"{"eventId":"a","userId":"","eventType":"","timestamp":"","payload":1.0,"processing":{"offset":1}}"#;
-        assert_eq!(serde_json::from_str::<Found>(text).unwrap().event(), rows(&["a"])[0]);
-        assert!(serde_json::from_str::<Found>(&text.replace("payload", "other")).is_err());
     }
 }

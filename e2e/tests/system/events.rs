@@ -3,7 +3,7 @@
 use anyhow::ensure;
 use chrono::{DateTime, Duration, Utc};
 use e2e::{
-    client::{Event, Reply, verbatim},
+    client::{Event, Processed, Reply},
     eventually,
     kafka::Record,
     sample::{self, rfc3339},
@@ -11,29 +11,6 @@ use e2e::{
 };
 use serde::Deserialize;
 use uuid::Uuid;
-
-/// `GET /events/{eventId}`: the five fields and where they came from, nothing else.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Processed {
-    event_id: String,
-    user_id: String,
-    event_type: String,
-    timestamp: String,
-    #[serde(deserialize_with = "verbatim")]
-    payload: String,
-    processing: Processing,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Processing {
-    processed_at: String,
-    topic: String,
-    partition: i32,
-    offset: i64,
-    worker: String,
-}
 
 /// The reply to a post.
 #[derive(Debug, Deserialize)]
@@ -77,10 +54,7 @@ async fn a_posted_event_comes_back_with_every_field_equal() {
     let path = format!("/events/{}", event.event_id);
     let reply = eventually("the event is found", async || api.client.get(&path).await?.ok()).await;
     let found: Processed = reply.parse().unwrap();
-    assert_eq!(
-        (found.event_id, found.user_id, found.event_type, found.timestamp, found.payload),
-        (event.event_id.clone(), event.user_id.clone(), event.event_type, event.timestamp, event.payload)
-    );
+    assert_eq!(found.row(), event);
     let written = &world.kafka().read(&world.topic).unwrap()[0];
     let origin = found.processing;
     assert_eq!(origin.topic, world.topic);

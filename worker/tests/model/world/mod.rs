@@ -76,14 +76,9 @@ impl Worker {
         ticket.slots().any(|slot| self.ledger.current(PARTITION) == Some(slot))
     }
 
-    /// How many lives the partition has had here.
-    pub(crate) fn lives(&self) -> u64 {
-        self.ledger.current(PARTITION).map_or(0, |slot| slot.epoch)
-    }
-
     /// Whether the partition waits for a place, after it had one.
     pub(crate) fn is_displaced(&self) -> bool {
-        self.lives() > 1 && !self.ledger.unplaced().is_empty()
+        self.ledger.unplaced().first().is_some_and(|vacancy| vacancy.slot.epoch > 1)
     }
 
     fn displace(&mut self, slot: Slot) {

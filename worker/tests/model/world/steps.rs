@@ -261,17 +261,15 @@ impl World {
     }
 
     /// The brokers take commits of the owner only. The sooner, the more could be skipped because of them.
-    fn commit(&mut self, worker: usize) -> bool {
+    fn commit(&mut self, worker: usize) {
         if worker != self.owner {
-            return false;
+            return;
         }
-        if std::mem::take(&mut self.commit_is_lost) {
-            self.workers[worker].ledger.take_commits();
-            return false;
+        for (_, next) in self.workers[worker].ledger.take_commits() {
+            if !std::mem::take(&mut self.commit_is_lost) {
+                self.committed = Some(next.0);
+            }
         }
-        let commits = self.workers[worker].ledger.take_commits();
-        commits.iter().for_each(|(_, next)| self.committed = Some(next.0));
-        !commits.is_empty()
     }
 
     /// What nobody waits for any more may still arrive.
