@@ -270,6 +270,11 @@ impl DeadLetters {
     async fn publish_once(&self, letter: &DeadLetter) -> Result<(), PublishError> {
         let at = (letter.partition, letter.offset());
         if self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner).contains(&at) {
+            log::debug!(
+                "partition {}: the dead letter of offset {} is published already",
+                letter.partition,
+                letter.offset
+            );
             return Ok(());
         }
         match self.send(letter, letter.timestamp.to_millis()).await {
