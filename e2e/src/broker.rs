@@ -5,7 +5,12 @@ use std::{fs::File, path::Path, time::Duration};
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use crate::{env, eventually_within, kafka::Kafka, process::Process, world::free_port};
+use crate::{
+    env, eventually_within,
+    kafka::Kafka,
+    process::{Process, Signal},
+    world::free_port,
+};
 
 /// The line this system runs on.
 const VERSION: &str = "4.3.1";
@@ -131,6 +136,26 @@ impl Broker {
             kafka.answers()
         })
         .await;
+    }
+
+    /// Stops answering without closing a connection, as a hung machine does.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn freeze(&self) {
+        self.running().signal(Signal::SIGSTOP);
+    }
+
+    /// Ends [`Broker::freeze`].
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn thaw(&self) {
+        self.running().signal(Signal::SIGCONT);
+    }
+
+    fn running(&self) -> &Process {
+        self.process.as_ref().expect("the broker runs")
     }
 
     /// SIGKILL. Its files stay.

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use chrono::DateTime;
 use reqwest::Method;
 use serde_json::Value;
 use uuid::Uuid;
@@ -18,6 +19,7 @@ use crate::{
     client::{Client, Event, Reply},
     eventually,
     kafka::Located,
+    sample,
 };
 
 /// How often a post with a key is sent that is not acknowledged.
@@ -53,6 +55,39 @@ impl Attempt {
     pub fn body(&self) -> String {
         let (user, payload) = (&self.user, self.payload());
         format!(r#"{{"userId":"{user}","eventType":"LOGIN","payload":{payload}}}"#)
+    }
+}
+
+/// The oldest time that lists must still show, as they write it; by default they must show everything.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Since(String);
+
+impl Since {
+    /// The time in RFC 3339, UTC, milliseconds: it compares as text.
+    #[must_use]
+    pub fn of(time: String) -> Self {
+        Self(time)
+    }
+
+    /// Whether everything must be shown.
+    #[must_use]
+    pub fn is_ever(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether lists must show this.
+    #[must_use]
+    pub fn shows(&self, event: &Event) -> bool {
+        event.timestamp >= self.0
+    }
+
+    /// Whether lists must show what this became: it is no older than the attempt, whose mark says when it was made.
+    fn expects(&self, attempt: &Attempt) -> bool {
+        let made = || {
+            let (seconds, nanos) = Uuid::parse_str(&attempt.mark).ok()?.get_timestamp()?.to_unix();
+            DateTime::from_timestamp(seconds.try_into().ok()?, nanos)
+        };
+        self.is_ever() || made().is_none_or(|time| sample::rfc3339(time) >= self.0)
     }
 }
 
@@ -203,10 +238,7 @@ impl Journal {
     /// # Errors
     /// When a reply breaks the contract, or a repeated post was acknowledged as another event.
     pub async fn post_with_key(&self, apis: &[Client], attempt: Attempt, again: usize) -> Result<Outcome> {
-        let send = async |client: &Client| {
-            let request = client.publication(attempt.body()).header("idempotency-key", &attempt.mark);
-            Outcome::of(&Reply::of(request).await).map(Outcome::of_any_time)
-        };
+        let send = async |client: &Client| self.send_with_key(client, &attempt).await;
         let (mut apis, mut outcome) = (apis.iter().cycle(), Outcome::Refused);
         for (client, _) in apis.by_ref().zip(0..KEYED_TRIES) {
             // Refused after unknown is unknown: the first one may have arrived.
@@ -230,6 +262,15 @@ impl Journal {
         }
         self.record(attempt, outcome.clone());
         Ok(outcome)
+    }
+
+    /// Posts one attempt with an `Idempotency-Key` of its own and does not record it.
+    ///
+    /// # Errors
+    /// When the reply breaks the contract.
+    pub async fn send_with_key(&self, client: &Client, attempt: &Attempt) -> Result<Outcome> {
+        let request = client.publication(attempt.body()).header("idempotency-key", &attempt.mark);
+        Outcome::of(&Reply::of(request).await).map(Outcome::of_any_time)
     }
 
     /// Posts one attempt that must be acknowledged.
@@ -306,13 +347,30 @@ impl Journal {
     /// Compares the list of stored events with the attempts, which must all have ended.
     #[must_use]
     pub fn judge(&self, stored: &[Event]) -> Verdict {
-        judge(&self.lock(), stored)
+        self.judge_since(stored, &Since::default())
     }
 
-    /// What stands on the topic, given in the order of its offsets, out of the order in which its user sent it.
+    /// The same where what is older need not be listed any more.
     #[must_use]
-    pub fn disorder(&self, topic: &[Located]) -> Vec<String> {
-        disorder(&self.lock(), topic)
+    pub fn judge_since(&self, stored: &[Event], since: &Since) -> Verdict {
+        judge(&self.lock(), stored, since)
+    }
+
+    /// The ids of all that was acknowledged.
+    #[must_use]
+    pub fn acknowledged_ids(&self) -> Vec<String> {
+        let id = |outcome: &Outcome| match outcome {
+            Outcome::Acknowledged(promise) => Some(promise.id.clone()),
+            Outcome::Refused | Outcome::Unknown => None,
+        };
+        self.lock().iter().filter_map(|(_, outcome)| id(outcome)).collect()
+    }
+
+    /// What stands on the topic, given in the order of its offsets, out of the order in which its user sent it. In each
+    /// partition by itself, once `users_moved` to others.
+    #[must_use]
+    pub fn disorder(&self, topic: &[Located], users_moved: bool) -> Vec<String> {
+        disorder(&self.lock(), topic, users_moved)
     }
 
     fn record_all(&self, attempts: Vec<Attempt>, outcomes: Vec<Outcome>) {
@@ -341,7 +399,7 @@ pub struct Verdict {
     pub wrong: Vec<String>,
 }
 
-fn judge(attempts: &[(Attempt, Outcome)], stored: &[Event]) -> Verdict {
+fn judge(attempts: &[(Attempt, Outcome)], stored: &[Event], since: &Since) -> Verdict {
     let by_mark: HashMap<_, _> =
         attempts.iter().map(|(attempt, outcome)| (attempt.mark.as_str(), (attempt, outcome))).collect();
     let mut verdict = Verdict::default();
@@ -380,7 +438,8 @@ fn judge(attempts: &[(Attempt, Outcome)], stored: &[Event]) -> Verdict {
         verdict.wrong.push("the list is not ordered by timestamp".to_owned());
     }
     for (attempt, outcome) in attempts {
-        if matches!(outcome, Outcome::Acknowledged(_)) && !marks.contains(&attempt.mark) {
+        let promised = matches!(outcome, Outcome::Acknowledged(_)) && since.expects(attempt);
+        if promised && !marks.contains(&attempt.mark) {
             verdict.missing.push(format!("{attempt:?} {outcome:?}"));
         }
     }
@@ -394,7 +453,7 @@ fn mark_of(event: &Event) -> String {
 
 /// Only an acknowledged attempt has a place: it was sent after those before it, and is there before those behind it. What
 /// has its mark behind its first record is a repetition.
-fn disorder(attempts: &[(Attempt, Outcome)], topic: &[Located]) -> Vec<String> {
+fn disorder(attempts: &[(Attempt, Outcome)], topic: &[Located], users_moved: bool) -> Vec<String> {
     let acknowledged = attempts.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Acknowledged(_)));
     let mut pending: HashMap<_, _> = acknowledged.map(|(attempt, _)| (attempt.mark.as_str(), attempt)).collect();
     let (mut last, mut found) = (HashMap::new(), Vec::new());
@@ -402,7 +461,8 @@ fn disorder(attempts: &[(Attempt, Outcome)], topic: &[Located]) -> Vec<String> {
         let value: Value = serde_json::from_slice(record.value.as_deref().unwrap_or_default()).unwrap_or_default();
         let first = value["payload"]["mark"].as_str().and_then(|mark| pending.remove(mark));
         let Some(Attempt { user, sequence, .. }) = first else { continue };
-        if let Some(before) = last.insert(user, sequence).filter(|before| *before > sequence) {
+        let place = (user, users_moved.then_some(partition));
+        if let Some(before) = last.insert(place, sequence).filter(|before| *before > sequence) {
             found.push(format!("{sequence} of {user} is behind {before}, at offset {offset} of partition {partition}"));
         }
     }
@@ -436,7 +496,7 @@ mod tests {
     }
 
     fn accuses(attempts: &[(Attempt, Outcome)], stored: &[Event], of: &str) {
-        let Verdict { wrong, .. } = judge(attempts, stored);
+        let Verdict { wrong, .. } = judge(attempts, stored, &Since::default());
         assert!(wrong.iter().any(|what| what.starts_with(of)), "{of} in {wrong:?}");
     }
 
@@ -448,12 +508,12 @@ mod tests {
             (attempt("b", 1), Outcome::Unknown),
             (attempt("b", 2), Outcome::Refused),
         ];
-        assert_eq!(judge(&attempts, &[stored("a", 1), stored("a", 2)]), Verdict::default());
+        assert_eq!(judge(&attempts, &[stored("a", 1), stored("a", 2)], &Since::default()), Verdict::default());
     }
 
     #[test]
     fn an_acknowledged_event_that_is_not_stored_is_missing() {
-        let verdict = judge(&[acknowledged("a", 1)], &[]);
+        let verdict = judge(&[acknowledged("a", 1)], &[], &Since::default());
         assert_eq!((verdict.missing.len(), verdict.wrong.len()), (1, 0));
     }
 
@@ -488,7 +548,7 @@ mod tests {
         let (attempt, outcome) = acknowledged("a", 1);
         let later = [Event { timestamp: stored("a", 2).timestamp, ..stored("a", 1) }];
         accuses(&[(attempt.clone(), outcome.clone())], &later, "another time than promised");
-        assert_eq!(judge(&[(attempt, outcome.of_any_time())], &later), Verdict::default());
+        assert_eq!(judge(&[(attempt, outcome.of_any_time())], &later, &Since::default()), Verdict::default());
     }
 
     fn on_topic(attempts: &[Attempt]) -> Vec<Located> {
@@ -504,9 +564,27 @@ mod tests {
         let attempts = [acknowledged("a", 1), (attempt("a", 2), Outcome::Unknown), acknowledged("a", 3)];
         let [one, two, three] = attempts.clone().map(|(attempt, _)| attempt);
         let fine = on_topic(&[one.clone(), three.clone(), two.clone(), one.clone(), attempt("b", 0)]);
-        assert_eq!(disorder(&attempts, &fine), [""; 0]);
-        let found = disorder(&attempts, &on_topic(&[three, two, one]));
+        assert_eq!(disorder(&attempts, &fine, false), [""; 0]);
+        let found = disorder(&attempts, &on_topic(&[three, two, one]), false);
         assert_eq!(found, ["1 of a is behind 3, at offset 2 of partition 0"]);
+    }
+
+    #[test]
+    fn a_user_may_be_in_another_partition_only_once_users_have_moved() {
+        let attempts = [acknowledged("a", 1), acknowledged("a", 2)];
+        let mut moved = on_topic(&attempts.clone().map(|(attempt, _)| attempt));
+        moved.reverse();
+        moved[1].partition = 1;
+        assert_eq!((disorder(&attempts, &moved, false).len(), disorder(&attempts, &moved, true).len()), (1, 0));
+    }
+
+    #[test]
+    fn an_event_is_missing_only_if_it_is_young_enough_to_be_listed() {
+        let attempt = Attempt::new("a", 1);
+        let promise = Promise { id: "1".to_owned(), timestamp: None };
+        let attempts = [(attempt, Outcome::Acknowledged(promise))];
+        let missing = |since: &str| judge(&attempts, &[], &Since::of(since.to_owned())).missing.len();
+        assert_eq!((missing(""), missing("2026-01-01T00:00:00.000Z"), missing("9999-01-01T00:00:00.000Z")), (1, 1, 0));
     }
 
     #[test]

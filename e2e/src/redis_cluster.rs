@@ -22,6 +22,8 @@ const MIGRATION: usize = 20_000;
 pub struct RedisCluster {
     /// The primaries first, then their replicas in the same order, as it was at the start.
     pub nodes: Vec<RedisServer>,
+    /// One that is frozen, by number: it is not to be asked.
+    frozen: Option<usize>,
 }
 
 impl RedisCluster {
@@ -29,7 +31,7 @@ impl RedisCluster {
     pub async fn start() -> Self {
         let mut nodes: Vec<_> = (0..2 * PRIMARIES).map(|_| RedisServer::reserve_node(STEADY)).collect();
         join_all(nodes.iter_mut().map(RedisServer::up)).await;
-        let cluster = Self { nodes };
+        let cluster = Self { nodes, frozen: None };
         cluster.join().await;
         cluster
     }
@@ -63,9 +65,19 @@ impl RedisCluster {
         }
     }
 
+    /// The nodes that run and are not frozen.
+    fn awake(&self) -> impl Iterator<Item = &RedisServer> {
+        let asleep = |number| self.frozen == Some(number);
+        self.nodes
+            .iter()
+            .enumerate()
+            .filter(move |(number, node)| node.runs() && !asleep(*number))
+            .map(|(_, node)| node)
+    }
+
     /// Waits until every running node finds all slots served and all others known.
     pub async fn agrees(&self) {
-        for node in self.nodes.iter().filter(|node| node.runs()) {
+        for node in self.awake() {
             eventually("the Cluster agrees", async || {
                 let info: String = node.try_command_line("CLUSTER INFO").await?;
                 let well = ["cluster_state:ok", "cluster_slots_ok:16384", "cluster_known_nodes:6"];
@@ -81,6 +93,38 @@ impl RedisCluster {
     pub fn url(&self) -> String {
         let nodes: Vec<_> = self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();
         format!("redis+cluster://{}", nodes.join(","))
+    }
+
+    /// The nodes that are primaries now, by number.
+    ///
+    /// # Errors
+    /// When a node does not say.
+    pub async fn primaries(&self) -> Result<Vec<usize>> {
+        let mut primaries = Vec::new();
+        for (number, node) in self.nodes.iter().enumerate() {
+            let info: String = node.try_command_line("INFO replication").await?;
+            primaries.extend(info.contains("role:master").then_some(number));
+        }
+        ensure!(primaries.len() == PRIMARIES, "the primaries are {primaries:?}");
+        Ok(primaries)
+    }
+
+    /// A slot that a primary has keys in.
+    ///
+    /// # Errors
+    /// When it has none, or does not answer.
+    pub async fn slot_with_keys(&self, primary: usize) -> Result<usize> {
+        let node = &self.nodes[primary];
+        let key: Vec<u8> = node.try_command_line("RANDOMKEY").await?;
+        node.send(redis::cmd("CLUSTER").arg("KEYSLOT").arg(key)).await
+    }
+
+    /// How many keys a primary has in a slot.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn keys_in(&self, primary: usize, slot: usize) -> Result<usize> {
+        self.nodes[primary].try_command_line(&format!("CLUSTER COUNTKEYSINSLOT {slot}")).await
     }
 
     /// The primary, by number, that serves the slot of `key` at the start, and the slot.
@@ -110,18 +154,22 @@ impl RedisCluster {
     }
 
     /// Ends a move, all keys being there: everyone hears who serves the slot now.
+    ///
+    /// # Panics
+    /// When a node does not say whether it is a primary.
     pub async fn end_move(&self, slot: usize, from: usize, to: usize) {
         let served = format!("CLUSTER SETSLOT {slot} NODE {}", self.id(to).await);
-        let primaries = (0..PRIMARIES).filter(|number| ![from, to].contains(number));
-        for number in [to, from].into_iter().chain(primaries) {
+        let primaries = self.primaries().await.expect("three primaries");
+        let others = primaries.into_iter().filter(|number| ![from, to].contains(number));
+        for number in [to, from].into_iter().chain(others) {
             self.nodes[number].command_line::<()>(&served).await;
         }
     }
 
-    /// The replica of a primary.
+    /// The replica of a primary: two nodes have the same slots for good, whichever of them serves these.
     #[must_use]
     pub fn replica_of(&self, primary: usize) -> &RedisServer {
-        &self.nodes[primary + PRIMARIES]
+        &self.nodes[(primary + PRIMARIES) % (2 * PRIMARIES)]
     }
 
     /// From now on a primary's replica gets nothing any more: what the primary acknowledges is on it alone.
@@ -143,7 +191,48 @@ impl RedisCluster {
         self.miss_after(MORTAL).await;
     }
 
-    /// Waits until the replica of a primary that was killed has taken its place.
+    /// SIGSTOP for a primary. The others miss it soon.
+    pub async fn freeze(&mut self, primary: usize) {
+        self.nodes[primary].freeze();
+        self.frozen = Some(primary);
+        self.miss_after(MORTAL).await;
+    }
+
+    /// Ends [`RedisCluster::freeze`].
+    pub fn thaw(&mut self) {
+        if let Some(number) = self.frozen.take() {
+            self.nodes[number].thaw();
+        }
+    }
+
+    /// A primary gives its place to its replica, which lacks nothing.
+    pub async fn fail_over(&self, primary: usize) {
+        let replica = self.replica_of(primary);
+        // Refused while it is not in step.
+        eventually("the replica is a primary", async || {
+            let info: String = replica.try_command_line("INFO replication").await?;
+            if info.contains("role:slave") {
+                replica.try_command_line::<()>("CLUSTER FAILOVER").await?;
+            }
+            ensure!(info.contains("role:master"), "{info}");
+            Ok(())
+        })
+        .await;
+        self.agrees().await;
+    }
+
+    /// Waits until a node that was replaced, and runs again, is the replica of its successor and in step.
+    pub async fn is_replica(&self, node: usize) {
+        eventually("the node is a replica in step", async || {
+            let info: String = self.nodes[node].try_command_line("INFO replication").await?;
+            ensure!(info.contains("role:slave") && info.contains("master_link_status:up"), "{info}");
+            Ok(())
+        })
+        .await;
+        self.agrees().await;
+    }
+
+    /// Waits until the replica of a primary that was killed or frozen has taken its place.
     pub async fn replica_takes_over(&self, primary: usize) {
         eventually("the replica is a primary", async || {
             let info: String = self.replica_of(primary).try_command_line("INFO replication").await?;
@@ -157,7 +246,7 @@ impl RedisCluster {
 
     async fn miss_after(&self, silence: Duration) {
         let words = format!("CONFIG SET cluster-node-timeout {}", silence.as_millis());
-        for node in self.nodes.iter().filter(|node| node.runs()) {
+        for node in self.awake() {
             node.command_line::<()>(&words).await;
         }
     }

@@ -80,6 +80,12 @@ impl World {
         self
     }
 
+    /// The same world with another topic for events: the same group, dead letters and store.
+    #[must_use]
+    pub fn with_topic(self, topic: &str) -> Self {
+        Self { topic: topic.to_owned(), ..self.with("KAFKA_TOPIC", topic) }
+    }
+
     /// This world's Kafka, as an outsider.
     #[must_use]
     pub fn kafka(&self) -> Kafka {

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use e2e::chaos::{
-    Plan, run,
+    Plan,
+    kinds::Kind,
+    run,
     schedule::{Fault, schedule},
 };
 
@@ -28,6 +30,7 @@ async fn a_short_run_of_many_faults_keeps_every_promise() {
     let mut steps = schedule(1, Duration::from_secs(60), &FAULTS);
     steps.truncate(FAULTS.len());
     assert!(FAULTS.iter().all(|fault| steps.iter().any(|step| step.fault == *fault)), "{steps:?}");
-    let report = run(Plan { seed: 1, steps, length: Duration::MAX, mutation: None }).await;
+    let stage = Kind::Standalone;
+    let report = run(Plan { stage, seed: 1, steps, length: Duration::MAX, marks: false, mutation: None }).await;
     assert!(report.holds, "{report}");
 }

@@ -12,23 +12,30 @@ use anyhow::{Context, Result};
 use clap::{Parser, builder::PossibleValuesParser};
 use e2e::chaos::{
     Plan,
+    kinds::Kind,
     mutations::{HEAD, Row, names, table},
     run,
     schedule::{Fault, schedule},
 };
 use serde::Serialize;
 
+/// A run of this length must meet every mark of its stage.
+const LONG: Duration = Duration::from_mins(5);
+
 /// Break the running system in many ways and judge whether it keeps its promises.
 #[derive(Debug, Parser)]
 #[command(name = "chaos", max_term_width = 120)]
 struct Cli {
+    /// Where: each stage has something that the usual one never meets
+    #[arg(long, default_value = "standalone", value_name = "NAME", value_parser = PossibleValuesParser::new(Kind::names()))]
+    stage: String,
     /// Chooses and times the faults; the same seed gives the same ones
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
     /// How long: the run ends with the fault under way then
     #[arg(long, default_value_t = 5.0, value_name = "M")]
     minutes: f64,
-    /// Only these faults; all when absent
+    /// Only these faults; all that the stage can have when absent
     #[arg(long, value_delimiter = ',', value_name = "FAULT", value_parser = PossibleValuesParser::new(Fault::all().map(Fault::name)))]
     faults: Vec<String>,
     /// Break this guard; needs binaries with the feature `mutations`
@@ -50,22 +57,22 @@ async fn main() -> Result<ExitCode> {
 }
 
 async fn one_run(cli: Cli, file: Option<&Path>) -> Result<ExitCode> {
-    let chosen = cli.faults.iter().filter_map(|name| Fault::named(name));
-    let faults: Vec<_> = if cli.faults.is_empty() { Fault::all().collect() } else { chosen.collect() };
+    let stage = Kind::named(&cli.stage).unwrap_or_default();
+    let chosen: Vec<_> = cli.faults.iter().filter_map(|name| Fault::named(name)).collect();
+    let faults = if chosen.is_empty() { stage.faults() } else { chosen };
     let length = Duration::try_from_secs_f64(cli.minutes * 60.0)?;
     let steps = schedule(cli.seed, length, &faults);
-    eprintln!("seed {}: {} minutes of {}", cli.seed, cli.minutes, kinds(&faults));
-    let report = run(Plan { seed: cli.seed, steps, length, mutation: cli.mutation }).await;
+    // Time enough for each fault, of all that there are.
+    let marks = cli.faults.is_empty() && cli.mutation.is_none() && length >= LONG;
+    eprintln!("stage {stage}, seed {}: {} minutes of {}", cli.seed, cli.minutes, kinds(&cli.faults));
+    let report = run(Plan { stage, seed: cli.seed, steps, length, marks, mutation: cli.mutation }).await;
     println!("{report}");
     write(file, &report)?;
     Ok(if report.holds { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn kinds(faults: &[Fault]) -> String {
-    match faults {
-        [one] => one.name().to_owned(),
-        several => format!("{} kinds of faults", several.len()),
-    }
+fn kinds(chosen: &[String]) -> String {
+    if chosen.is_empty() { "all faults".to_owned() } else { chosen.join(", ") }
 }
 
 async fn all_mutations(cli: Cli, file: Option<&Path>) -> Result<ExitCode> {

@@ -4,16 +4,22 @@
 //! the other is done and mended, and the time until fresh events pass again is measured. At the
 //! end the oracle compares what was promised with what is there. In the order of a run:
 //!
+//! - [`kinds`]: what stages there are, and what each is about;
 //! - [`schedule`]: from the seed to the faults;
-//! - [`stage`], [`proxy`], [`past`], [`admin`]: what runs, the network between, Redis' past, Kafka's settings;
-//! - [`traffic`], [`outsider`], [`prober`]: who sends: users, somebody past the API, and the measure;
+//! - [`stage`], `clock`, [`proxy`], [`past`], [`admin`]: what runs, wrong clocks, the network between, Redis' past, Kafka's
+//!   settings;
+//! - [`traffic`], `repeater`, [`outsider`], [`prober`]: who sends: users, somebody past the API, and the measure;
 //! - [`readers`]: who reads the stream meanwhile;
 //! - `faults`: how each one is done and mended;
 //! - `verdict`, `reads`, [`report`]: whether it holds, what users read, and what there is to tell;
+//! - [`marks`]: what a long run must have come by;
 //! - [`mutations`]: one guard broken at a time, to show that the verdict notices.
 
 pub mod admin;
+mod clock;
 mod faults;
+pub mod kinds;
+pub mod marks;
 pub mod mutations;
 pub mod outsider;
 pub mod past;
@@ -21,6 +27,7 @@ pub mod prober;
 pub mod proxy;
 pub mod readers;
 mod reads;
+mod repeater;
 pub mod report;
 pub mod schedule;
 pub mod stage;
@@ -38,6 +45,8 @@ use anyhow::{Context, Result, anyhow};
 use futures::FutureExt;
 
 use self::{
+    kinds::Kind,
+    marks::Errors,
     outsider::Outsider,
     prober::Prober,
     readers::Readers,
@@ -60,12 +69,16 @@ const CALM: Duration = Duration::from_secs(2);
 /// What to do.
 #[derive(Debug, Clone)]
 pub struct Plan {
+    /// Where it is done.
+    pub stage: Kind,
     /// What the faults were drawn with; the outsider draws from it, too.
     pub seed: u64,
     /// The faults.
     pub steps: Vec<Step>,
     /// The run ends with the first fault that is over at this time after its start, or with the last one.
     pub length: Duration,
+    /// Whether a run that gets to its end must have met every mark of its stage.
+    pub marks: bool,
     /// The guard to break, in binaries that can.
     pub mutation: Option<String>,
 }
@@ -76,7 +89,7 @@ pub struct Plan {
 /// When there is no place for logs.
 pub async fn run(plan: Plan) -> Report {
     let folder = tempfile::Builder::new().prefix("chaos-").tempdir().expect("a folder for logs");
-    let (seed, mutation) = (plan.seed, plan.mutation.clone());
+    let (stage, seed, mutation) = (plan.stage, plan.seed, plan.mutation.clone());
     let logs = folder.path().to_owned();
     // The harness panics when an engine does not do as it should.
     let report = AssertUnwindSafe(act(plan, &logs)).catch_unwind().await;
@@ -85,7 +98,8 @@ pub async fn run(plan: Plan) -> Report {
         violations: vec![format!("the run came to no end: {error:#}")],
         ..Report::default()
     });
-    (report.seed, report.mutation, report.holds) = (seed, mutation, report.violations.is_empty());
+    report.holds = report.violations.is_empty();
+    (report.stage, report.seed, report.mutation) = (stage, seed, mutation);
     if !report.holds {
         report.logs = Some(folder.keep().display().to_string());
     }
@@ -99,23 +113,30 @@ fn words_of(panic: &(dyn Any + Send)) -> &str {
 }
 
 async fn act(plan: Plan, logs: &Path) -> Result<Report> {
-    let stage = Stage::set(logs, plan.mutation.as_deref()).await?;
+    let stage = Stage::set(plan.stage, plan.seed, logs, plan.mutation.as_deref()).await?;
     let mut run = Run::on(stage).await?;
-    let traffic = Traffic::start(&run.clients, &run.journal, &run.gate, &run.violations);
-    let (brokers, topic) = (run.stage.broker.address(), run.stage.world.topic.clone());
-    let outsider = Outsider::start(&brokers, &topic, plan.seed, &run.journal, &run.gate)?;
+    let traffic = Traffic::start(plan.stage, &run.clients, &run.journal, &run.gate, &run.violations);
+    let outsider = Outsider::start(&run.stage, plan.seed, &run.journal, &run.gate);
     tokio::time::sleep(CALM).await;
     let faults = run.go_through(&plan.steps, plan.length).await;
     tokio::time::sleep(CALM).await;
+    let whole = run.started.elapsed() >= plan.length;
     traffic.stop().await;
     let written = outsider.stop().await?;
     let (counts, verify) = run.judge(written, faults.len()).await;
+    run.errors.sample(&run.stage.redis).await;
+    run.stage.end().await;
     run.stage.save_engine_logs();
+    let marks = marks::count(plan.stage, logs, &run.errors, &counts);
+    for (mark, _) in marks.iter().filter(|(_, times)| plan.marks && whole && **times == 0) {
+        run.violations.add(format!("the run never met the mark: {mark}"));
+    }
     Ok(Report {
         seconds: seconds(run.started.elapsed()),
         recovery: recoveries(&faults),
         faults,
         counts,
+        marks,
         verify,
         violations: run.violations.list(),
         ..Report::default()
@@ -131,6 +152,7 @@ struct Run {
     prober: Prober,
     readers: Readers,
     violations: Violations,
+    errors: Errors,
     started: Instant,
     /// How often more workers have joined.
     extras: usize,
@@ -149,6 +171,7 @@ impl Run {
             prober,
             readers,
             violations: Violations::default(),
+            errors: Errors::default(),
             started: Instant::now(),
             extras: 0,
         })
@@ -160,6 +183,7 @@ impl Run {
         for step in steps {
             tokio::time::sleep(step.after).await;
             let done = self.go(step).await;
+            self.errors.sample(&self.stage.redis).await;
             eprintln!("{done}");
             faults.push(done);
             if !self.violations.list().is_empty() || self.started.elapsed() >= length {

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{
     Plan,
+    kinds::Kind,
     report::Report,
     run,
     schedule::{Fault, Step},
@@ -100,7 +101,14 @@ pub async fn table(wanted: &[String]) -> Vec<Row> {
 }
 
 fn plan(faults: &[&str], mutation: Option<&str>) -> Plan {
-    Plan { seed: SEED, steps: steps(faults), length: Duration::MAX, mutation: mutation.map(ToOwned::to_owned) }
+    Plan {
+        stage: Kind::Standalone,
+        seed: SEED,
+        steps: steps(faults),
+        length: Duration::MAX,
+        marks: false,
+        mutation: mutation.map(ToOwned::to_owned),
+    }
 }
 
 /// The faults in this order.

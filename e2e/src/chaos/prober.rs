@@ -28,6 +28,7 @@ const FIRST: Duration = Duration::from_secs(60);
 pub struct Prober {
     journal: Journal,
     probes: Vec<Probe>,
+    partitions: usize,
 }
 
 impl Prober {
@@ -50,7 +51,13 @@ impl Prober {
             }
             ensure!(met.len() == partitions, "only the partitions {met:?} are met");
         }
-        Ok(Self { journal: journal.clone(), probes })
+        Ok(Self { journal: journal.clone(), probes, partitions })
+    }
+
+    /// How many partitions it meets.
+    #[must_use]
+    pub fn partitions(&self) -> usize {
+        self.partitions
     }
 
     /// Posts fresh events and waits until all of them are processed. Gives the time that took.

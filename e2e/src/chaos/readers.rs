@@ -16,6 +16,7 @@ use tokio::{sync::Notify, task::JoinSet};
 use super::{reads::PAGE, within};
 use crate::{
     client::{Client, Event},
+    oracle::Since,
     sse::{Message, Sse},
 };
 
@@ -28,6 +29,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// What readers met, all of them together.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Heard {
+    /// How many readers there are.
+    pub readers: usize,
     /// Events on streams.
     pub events: usize,
     /// Streams that were opened.
@@ -98,14 +101,30 @@ impl Readers {
         self.all(know).is_ok()
     }
 
-    /// What each reader should not have met, or should have and has not, when this is all that is stored; and what they met.
+    /// Which of these each reader does not know.
     #[must_use]
-    pub fn judge(&self, stored: &[Event]) -> (Vec<String>, Heard) {
+    pub fn unknown(&self, ids: &[String]) -> Vec<String> {
+        let logs = self.logs.iter().enumerate();
+        let unknown = logs.flat_map(|(number, log)| {
+            let log = log.lock();
+            let unknown = ids.iter().filter(|id| !log.known.contains(*id));
+            unknown
+                .map(|id| format!("the reader of api-{number}: it never saw {id}, and was not told"))
+                .collect::<Vec<_>>()
+        });
+        unknown.collect()
+    }
+
+    /// What each reader should not have met, or should have and has not, when this is all that is stored, and what is older
+    /// than `since` has gone; and what they met.
+    #[must_use]
+    pub fn judge(&self, stored: &[Event], since: &Since) -> (Vec<String>, Heard) {
         let (mut wrong, mut heard) = (Vec::new(), Heard::default());
         for (number, log) in self.logs.iter().enumerate() {
             let log = log.lock();
-            let (found, repeats) = judge(&log.met, stored);
+            let (found, repeats) = judge(&log.met, stored, since);
             wrong.extend(found.into_iter().map(|what| format!("the reader of api-{number}: {what}")));
+            heard.readers += 1;
             let count = |wanted: fn(&Met) -> bool| log.met.iter().filter(|met| wanted(met)).count();
             heard.events += count(|met| matches!(met, Met::Event(_)));
             heard.streams += count(|met| matches!(met, Met::Begin | Met::Stream));
@@ -249,8 +268,8 @@ fn heard(message: &Message) -> Result<Option<Met>> {
 }
 
 /// What a reader that has met all this should not have met, or should have and has not; and how many events came again
-/// because Redis had lost them.
-fn judge(log: &[Met], stored: &[Event]) -> (Vec<String>, usize) {
+/// because Redis had lost them. What has gone may have come again with another time, and been shown again.
+fn judge(log: &[Met], stored: &[Event], since: &Since) -> (Vec<String>, usize) {
     let rows: HashMap<_, _> = stored.iter().map(|row| (row.event_id.as_str(), row)).collect();
     let (mut wrong, mut known, mut last) = (Vec::new(), HashSet::<&str>::new(), HashMap::new());
     let (mut streams, mut resets, mut lossy, mut repeats) = (0, 0, false, 0);
@@ -263,6 +282,9 @@ fn judge(log: &[Met], stored: &[Event]) -> (Vec<String>, usize) {
             Met::Nonsense(what) => wrong.push(what.clone()),
             Met::Event(event) => {
                 known.insert(&event.event_id);
+                if !since.shows(event) {
+                    continue;
+                }
                 match rows.get(event.event_id.as_str()) {
                     Some(row) if *row == event => {}
                     Some(row) => wrong.push(format!("it saw {event:?}, but stored is {row:?}")),
@@ -311,13 +333,13 @@ mod tests {
 
     fn accuses(log: &[Met], stored: &[&str], of: &str) {
         let stored: Vec<_> = stored.iter().map(|id| event(id)).collect();
-        let (wrong, _) = judge(log, &stored);
+        let (wrong, _) = judge(log, &stored, &Since::default());
         assert!(wrong.len() == 1 && wrong[0].contains(of), "{of} in {wrong:?}");
     }
 
     fn acquits(log: &[Met], stored: &[&str], repeats: usize) {
         let stored: Vec<_> = stored.iter().map(|id| event(id)).collect();
-        assert_eq!(judge(log, &stored), (Vec::new(), repeats));
+        assert_eq!(judge(log, &stored, &Since::default()), (Vec::new(), repeats));
     }
 
     #[test]
@@ -370,5 +392,15 @@ mod tests {
         assert_eq!(heard(&message("reset", "{}")).unwrap(), Some(Met::Reset));
         assert_eq!(heard(&message("end", "{}")).unwrap(), None);
         assert!(heard(&message("message", "{}")).is_err() && heard(&message("other", "{}")).is_err());
+    }
+
+    #[test]
+    fn what_has_expired_is_neither_compared_nor_a_repetition() {
+        let old = Event { payload: "[]".to_owned(), ..event("a") };
+        let new = Event { timestamp: "2026-01-01T00:02:00.000Z".to_owned(), ..event("a") };
+        let log = [Met::Stream, Met::Event(old), Met::Event(new.clone())];
+        let since = Since::of("2026-01-01T00:01:00.000Z".to_owned());
+        assert_eq!(judge(&log, std::slice::from_ref(&new), &since), (Vec::new(), 0));
+        assert_eq!(judge(&log, &[new], &Since::default()).0.len(), 2);
     }
 }

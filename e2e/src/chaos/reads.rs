@@ -3,10 +3,15 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use chrono::Utc;
 use futures::{StreamExt, stream};
 use reqwest::Method;
 
-use crate::client::{Client, Event, Processed, Reply};
+use crate::{
+    client::{Client, Event, Processed, Reply},
+    oracle::Since,
+    sample::rfc3339,
+};
 
 /// Rows of a page: the largest there is.
 pub(super) const PAGE: usize = 1_000;
@@ -17,29 +22,47 @@ const SMALL_PAGE: usize = 97;
 /// Requests under way at a time.
 const AT_A_TIME: usize = 16;
 
+/// What expires so soon may or may not be shown any more.
+const SLACK: Duration = Duration::from_secs(2);
+
 /// For the whole list of a long run in one reply: only the end of a hang.
 const WHOLE_LIST: Duration = Duration::from_mins(10);
 
-/// Whether an API shows these, all that is stored, in the same way however they are asked for.
+/// What a list must show now: neither what is older than `retention` nor what the API says was trimmed early.
+///
+/// # Errors
+/// When the API does not answer.
+pub(super) async fn since(client: &Client, retention: Option<Duration>) -> Result<Since> {
+    let reply = client.get("/events/processed?limit=1").await?.ok()?;
+    let expired = retention.map(|retention| rfc3339(Utc::now() - retention + SLACK));
+    Ok(Since::of(expired.unwrap_or_default().max(reply.header("trimmed-before").to_owned())))
+}
+
+/// Whether an API shows these, all that is stored, in the same way however they are asked for. Gives how many rows it was
+/// to show in the end.
 ///
 /// # Errors
 /// With the first difference.
-pub(super) async fn shows(client: &Client, stored: &[Event]) -> Result<()> {
+pub(super) async fn shows(client: &Client, retention: Option<Duration>, stored: &[Event]) -> Result<usize> {
+    let agree = async |what: &str, found: &[Event]| agrees(what, found, stored, &since(client, retention).await?);
     let whole = Reply::of(client.request(Method::GET, "/events/processed").timeout(WHOLE_LIST)).await?.ok()?;
-    agrees("the list in one reply", &whole.parse::<Vec<_>>()?, stored)?;
-    agrees("the list in small pages", &client.pages(SMALL_PAGE).await?.concat(), stored)?;
+    agree("the list in one reply", &whole.parse::<Vec<_>>()?).await?;
+    agree("the list in small pages", &client.pages(SMALL_PAGE).await?.concat()).await?;
     let backward = client.pages_from(format!("/events/processed?order=desc&limit={PAGE}")).await?;
     let backward: Vec<_> = backward.into_iter().flatten().rev().collect();
-    agrees("the list from its end", &backward, stored)?;
-    finds(client, stored).await
-}
-
-async fn finds(client: &Client, stored: &[Event]) -> Result<()> {
-    let asked = stream::iter(stored).map(|event| is_found(client, event)).buffer_unordered(AT_A_TIME);
-    let wrong: Vec<_> = asked.filter_map(async |found| found.err()).collect().await;
+    agree("the list from its end", &backward).await?;
+    let found: Vec<_> = stream::iter(stored)
+        .map(async |event| (event, is_found(client, event).await))
+        .buffer_unordered(AT_A_TIME)
+        .collect()
+        .await;
+    let since = since(client, retention).await?;
+    let shown: Vec<_> = found.into_iter().filter(|(event, _)| since.shows(event)).collect();
+    ensure!(!shown.is_empty(), "nothing is young enough to be asked for");
+    let wrong: Vec<_> = shown.iter().filter_map(|(_, found)| found.as_ref().err()).collect();
     let first = wrong.first().map(|error| format!("{error:#}")).unwrap_or_default();
-    ensure!(wrong.is_empty(), "{} of {} events are not found by id: {first}", wrong.len(), stored.len());
-    Ok(())
+    ensure!(wrong.is_empty(), "{} of {} events are not found by id: {first}", wrong.len(), shown.len());
+    Ok(shown.len())
 }
 
 async fn is_found(client: &Client, event: &Event) -> Result<()> {
@@ -50,9 +73,14 @@ async fn is_found(client: &Client, event: &Event) -> Result<()> {
     Ok(())
 }
 
-/// Whether rows are those that there should be.
-fn agrees(what: &str, found: &[Event], expected: &[Event]) -> Result<()> {
-    let alike = found.iter().zip(expected).take_while(|(one, other)| one == other).count();
+/// Whether rows are those that there should be, as far as they must be shown.
+///
+/// # Errors
+/// With the first difference.
+pub(super) fn agrees(what: &str, found: &[Event], expected: &[Event], since: &Since) -> Result<()> {
+    let shown = |rows: &[Event]| rows.iter().filter(|row| since.shows(row)).cloned().collect::<Vec<_>>();
+    let (found, expected) = (shown(found), shown(expected));
+    let alike = found.iter().zip(&expected).take_while(|(one, other)| one == other).count();
     let (here, there) = (found.get(alike), expected.get(alike));
     ensure!(
         here.is_none() && there.is_none(),
@@ -77,11 +105,19 @@ mod tests {
 
     #[test]
     fn rows_agree_when_they_are_the_same_in_the_same_order() {
-        let expected = rows(&["a", "b"]);
-        assert!(agrees("it", &expected, &expected).is_ok() && agrees("it", &[], &[]).is_ok());
+        let (expected, ever) = (rows(&["a", "b"]), Since::default());
+        assert!(agrees("it", &expected, &expected, &ever).is_ok() && agrees("it", &[], &[], &ever).is_ok());
         for (found, place) in [(&["a"][..], 1), (&["a", "b", "c"], 2), (&["b", "a"], 0), (&["a", "a", "b"], 1)] {
-            let error = agrees("it", &rows(found), &expected).unwrap_err().to_string();
+            let error = agrees("it", &rows(found), &expected, &ever).unwrap_err().to_string();
             assert!(error.contains(&format!("row {place} is")), "{error}");
         }
+    }
+
+    #[test]
+    fn what_has_expired_need_not_be_the_same() {
+        let at = |id: &str, timestamp: &str| Event { timestamp: timestamp.to_owned(), ..rows(&[id]).remove(0) };
+        let (found, expected) = ([at("b", "2")], [at("a", "1"), at("b", "2")]);
+        assert!(agrees("it", &found, &expected, &Since::of("2".to_owned())).is_ok());
+        assert!(agrees("it", &found, &expected, &Since::of("1".to_owned())).is_err());
     }
 }

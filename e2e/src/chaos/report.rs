@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{
+    kinds::Kind,
     outsider::Written,
     readers::Heard,
     schedule::{Fault, Step},
@@ -95,6 +96,8 @@ pub struct Counts {
     pub unknown: usize,
     /// Events in the list.
     pub stored: usize,
+    /// Of these, the rows of the last comparison with what users read: fewer where they expire meanwhile.
+    pub compared: usize,
     /// Records on the topic that can't be events.
     pub poison: usize,
     /// Records on the dead-letter topic; after a crash one may be there twice.
@@ -120,6 +123,8 @@ pub struct Recovery {
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
+    /// Where it was done.
+    pub stage: Kind,
     /// Gives the same faults again.
     pub seed: u64,
     /// The guard that was broken.
@@ -132,6 +137,8 @@ pub struct Report {
     pub recovery: BTreeMap<&'static str, Recovery>,
     /// How many of what.
     pub counts: Counts,
+    /// How often the marks of the stage were met.
+    pub marks: BTreeMap<&'static str, usize>,
     /// What the worker's own audit says.
     pub verify: Value,
     /// What must not be.
@@ -164,23 +171,29 @@ pub fn seconds(time: Duration) -> f64 {
 
 impl fmt::Display for Report {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Counts { acknowledged, refused, unknown, stored, poison, dead_letters, outsider, stream } = &self.counts;
-        writeln!(out, "seed {}, {:.0} s, {} faults", self.seed, self.seconds, self.faults.len())?;
+        let Counts { acknowledged, refused, unknown, stored, compared, .. } = &self.counts;
+        let Counts { poison, dead_letters, outsider, stream, .. } = &self.counts;
+        let Self { stage, seed, faults, .. } = self;
+        writeln!(out, "stage {stage}, seed {seed}, {:.0} s, {} faults", self.seconds, faults.len())?;
         if let Some(mutation) = &self.mutation {
             writeln!(out, "mutation {mutation}")?;
         }
-        self.faults.iter().try_for_each(|done| writeln!(out, "{done}"))?;
+        faults.iter().try_for_each(|done| writeln!(out, "{done}"))?;
         writeln!(out, "\n{:<30} {:>5} {:>9} {:>9}", "recovery", "count", "median", "max")?;
         for (name, Recovery { count, median, max }) in &self.recovery {
             writeln!(out, "{name:<30} {count:>5} {median:>7.1} s {max:>7.1} s")?;
         }
-        writeln!(out, "\nposts: {acknowledged} acknowledged, {refused} refused, {unknown} unknown; {stored} stored")?;
+        writeln!(out, "\n{:<30} {:>5}", "mark", "met")?;
+        self.marks.iter().try_for_each(|(mark, times)| writeln!(out, "{mark:<30} {times:>5}"))?;
+        writeln!(out, "\nposts: {acknowledged} acknowledged, {refused} refused, {unknown} unknown")?;
+        writeln!(out, "the list: {stored} events, {compared} of them compared with what users read")?;
+        let Written { duplicates, aborted, .. } = outsider;
         writeln!(
             out,
-            "past the API: {} duplicates with another body, {poison} poison records; {dead_letters} dead letters",
-            outsider.duplicates
+            "past the API: {duplicates} duplicates with another body, {poison} poison records, {aborted} aborted; \
+             {dead_letters} dead letters"
         )?;
-        let Heard { events, streams, resets, repeats } = stream;
+        let Heard { events, streams, resets, repeats, .. } = stream;
         writeln!(out, "readers: {events} events on {streams} streams, {resets} resets, {repeats} again after a loss")?;
         writeln!(out, "verify: {}", self.verify)?;
         for violation in self.violations.iter().take(PRINTED) {

@@ -20,18 +20,47 @@ pub enum Fault {
     Scale,
     /// SIGKILL to an API, and a new one on the same port.
     ApiKill,
+    /// SIGSTOP to an API, then SIGCONT.
+    ApiFreeze,
     /// SIGKILL to the broker, and a restart on its files.
     KafkaKill,
+    /// SIGSTOP to the broker, then SIGCONT.
+    KafkaFreeze,
+    /// The events' topic gets one more partition.
+    PartitionsAdded,
+    /// APIs and workers go on with another topic, and the same store.
+    TopicChange,
     /// The dead-letter topic takes no record.
     DeadLettersRefused,
     /// Redis loses nothing, but is away: SIGKILL, and a restart on its files.
     RedisKill,
+    /// SIGSTOP to Redis, for longer than anyone waits for its answers, then SIGCONT: what was sent meanwhile happens late.
+    RedisFreeze,
     /// Redis' memory is full: it refuses writes.
     RedisFull,
+    /// Redis is allowed less memory than it uses, until its guard has made room and fresh events pass.
+    RedisSqueeze,
     /// Redis loses what it was told last.
     RedisLoss(Loss, When),
+    /// Something with the nodes of a Redis Cluster.
+    Cluster(NodeFault),
     /// The network between two parts.
     Network(Way, Trouble),
+}
+
+/// What happens to a Redis Cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NodeFault {
+    /// SIGKILL to a primary. Its replica takes over, with what it has by then; the node comes back as the replica.
+    Kill,
+    /// SIGSTOP to a primary until its replica has taken over, then SIGCONT.
+    Freeze,
+    /// A replica takes over as it is asked to.
+    Failover,
+    /// FLUSHALL on one primary: its part of the data is gone, and no other.
+    Flush,
+    /// A slot with data moves to another primary, half of it for a while.
+    SlotMove,
 }
 
 /// How much Redis loses.
@@ -65,15 +94,17 @@ pub enum Way {
     ApiToKafka,
     /// The workers to the broker.
     WorkerToKafka,
+    /// The APIs to Redis.
+    ApiToRedis,
     /// The workers to Redis.
     WorkerToRedis,
 }
 
-const NAMES: [(&str, Fault); 31] = {
-    use Fault::{Network, RedisLoss};
+const NAMES: [(&str, Fault); 45] = {
+    use Fault::{Cluster, Network, RedisLoss};
     use Loss::{Empty, Flush, Rollback, Torn};
     use Trouble::{Blackhole, Cut, Delay};
-    use Way::{ApiToKafka, WorkerToKafka, WorkerToRedis};
+    use Way::{ApiToKafka, ApiToRedis, WorkerToKafka, WorkerToRedis};
     use When::{NoWorker, Silence, UnderLoad};
     [
         ("worker-kill", Fault::WorkerKill),
@@ -81,10 +112,16 @@ const NAMES: [(&str, Fault); 31] = {
         ("worker-freeze", Fault::WorkerFreeze),
         ("scale", Fault::Scale),
         ("api-kill", Fault::ApiKill),
+        ("api-freeze", Fault::ApiFreeze),
         ("kafka-kill", Fault::KafkaKill),
+        ("kafka-freeze", Fault::KafkaFreeze),
+        ("partitions-added", Fault::PartitionsAdded),
+        ("topic-change", Fault::TopicChange),
         ("dead-letters-refused", Fault::DeadLettersRefused),
         ("redis-kill", Fault::RedisKill),
+        ("redis-freeze", Fault::RedisFreeze),
         ("redis-full", Fault::RedisFull),
+        ("redis-squeeze", Fault::RedisSqueeze),
         ("redis-rollback-1s", RedisLoss(Rollback(1), UnderLoad)),
         ("redis-rollback-1s-no-worker", RedisLoss(Rollback(1), NoWorker)),
         ("redis-rollback-1s-silence", RedisLoss(Rollback(1), Silence)),
@@ -98,12 +135,20 @@ const NAMES: [(&str, Fault); 31] = {
         ("redis-empty-silence", RedisLoss(Empty, Silence)),
         ("redis-flushall", RedisLoss(Flush, UnderLoad)),
         ("redis-flushall-silence", RedisLoss(Flush, Silence)),
+        ("node-kill", Cluster(NodeFault::Kill)),
+        ("node-freeze", Cluster(NodeFault::Freeze)),
+        ("node-failover", Cluster(NodeFault::Failover)),
+        ("node-flushall", Cluster(NodeFault::Flush)),
+        ("slot-move", Cluster(NodeFault::SlotMove)),
         ("api-kafka-cut", Network(ApiToKafka, Cut)),
         ("api-kafka-delay", Network(ApiToKafka, Delay)),
         ("api-kafka-blackhole", Network(ApiToKafka, Blackhole)),
         ("worker-kafka-cut", Network(WorkerToKafka, Cut)),
         ("worker-kafka-delay", Network(WorkerToKafka, Delay)),
         ("worker-kafka-blackhole", Network(WorkerToKafka, Blackhole)),
+        ("api-redis-cut", Network(ApiToRedis, Cut)),
+        ("api-redis-delay", Network(ApiToRedis, Delay)),
+        ("api-redis-blackhole", Network(ApiToRedis, Blackhole)),
         ("worker-redis-cut", Network(WorkerToRedis, Cut)),
         ("worker-redis-delay", Network(WorkerToRedis, Delay)),
         ("worker-redis-blackhole", Network(WorkerToRedis, Blackhole)),
@@ -116,10 +161,12 @@ impl Fault {
         NAMES.into_iter().map(|(_, fault)| fault)
     }
 
-    /// Whether Redis may forget what it was told. One that is killed has its files, but it may have been about to write.
+    /// Whether Redis may forget what it was told. One that is killed has its files, but it may have been about to write; a
+    /// replica that takes over may lack what its primary was told last.
     #[must_use]
     pub fn may_lose(self) -> bool {
-        matches!(self, Self::RedisKill | Self::RedisLoss(..))
+        let failover = [NodeFault::Kill, NodeFault::Freeze, NodeFault::Flush].map(Self::Cluster);
+        matches!(self, Self::RedisKill | Self::RedisLoss(..)) || failover.contains(&self)
     }
 
     /// The fault of this name.
@@ -140,6 +187,11 @@ impl Fault {
             Self::WorkerKill | Self::WorkerTerm | Self::ApiKill | Self::KafkaKill => (0, 1_500),
             // Beyond the session time-out of 6 s.
             Self::WorkerFreeze => (7_000, 11_000),
+            // On both sides of the time that an event is tried for, of 5 s.
+            Self::ApiFreeze | Self::KafkaFreeze => (2_000, 11_000),
+            // On both sides of the time-out for an answer, of 3 s.
+            Self::RedisFreeze => (2_000, 8_000),
+            Self::PartitionsAdded | Self::TopicChange | Self::RedisSqueeze | Self::Cluster(_) => (1_000, 3_000),
             Self::Scale => (2_000, 5_000),
             Self::DeadLettersRefused | Self::RedisFull => (2_000, 5_000),
             Self::RedisKill | Self::RedisLoss(..) => (0, 2_000),

@@ -10,7 +10,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::report::Violations;
+use super::{kinds::Kind, repeater::Repeater, report::Violations};
 use crate::{
     client::Client,
     oracle::{Attempt, Journal, Outcome},
@@ -56,14 +56,14 @@ pub struct Traffic {
 impl Traffic {
     /// Starts users for each of the APIs. A reply that breaks the contract is a violation.
     #[must_use]
-    pub fn start(apis: &[Client], journal: &Journal, gate: &Gate, violations: &Violations) -> Self {
+    pub fn start(kind: Kind, apis: &[Client], journal: &Journal, gate: &Gate, violations: &Violations) -> Self {
         let stop = CancellationToken::new();
         let mut users = JoinSet::new();
-        let user = |kind: &str, nth: usize| {
+        let user = |name: &str, nth: usize| {
             let (before, from) = apis.split_at(nth % apis.len());
             User {
-                name: format!("{kind}-{}", Uuid::now_v7().simple()),
-                apis: [from, before].concat(),
+                name: format!("{name}-{}", Uuid::now_v7().simple()),
+                apis: if kind.apis_agree() { [from, before].concat() } else { vec![from[0].clone()] },
                 journal: journal.clone(),
                 violations: violations.clone(),
             }
@@ -71,9 +71,13 @@ impl Traffic {
         for nth in 0..apis.len() * USERS {
             users.spawn(user("user", nth).post_until(stop.clone(), gate.clone()));
         }
-        for nth in 0..apis.len() {
+        for (nth, api) in apis.iter().enumerate() {
             users.spawn(user("batch", nth).post_batches_until(false, stop.clone(), gate.clone()));
             users.spawn(user("keyed-batch", nth).post_batches_until(true, stop.clone(), gate.clone()));
+            if kind.retention().is_some() {
+                let again = Repeater::new(api, journal, gate, violations);
+                users.spawn(again.post_until(stop.clone()));
+            }
         }
         Self { stop, users }
     }

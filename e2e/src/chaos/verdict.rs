@@ -12,16 +12,17 @@ use uuid::Uuid;
 use super::{
     Run,
     admin::Admin,
-    outsider::{POISON, Written},
+    kinds::Kind,
+    outsider::{POISON, Written, end_in_transactions},
     readers::Heard,
-    reads::{PAGE, shows},
+    reads::{PAGE, agrees, shows, since},
     report::Counts,
     within,
 };
 use crate::{
     client::{Client, Event},
     kafka::{Located, Record},
-    oracle::{self, Outcome},
+    oracle::{self, Outcome, Since},
 };
 
 /// For the last effects of the last fault to pass.
@@ -40,8 +41,8 @@ const FRESH: u64 = 8;
 /// A fault may have a record read again, once by each worker that comes to have its partition.
 const MOST_LETTERS_A_FAULT: usize = 2;
 
-/// A partition and an offset in it.
-type Place = (i32, i64);
+/// A topic, a partition and an offset in it.
+type Place = (String, i32, i64);
 
 impl Run {
     /// Judges, after so many faults. What is violated goes to the violations.
@@ -50,8 +51,10 @@ impl Run {
         violations.check("at the end", self.settles().await);
         violations.check("the list", self.judged_list().await);
         let (stored, stream) = violations.check("the readers", self.judged_readers().await).unwrap_or_default();
+        let mut compared = 0;
         for (number, client) in self.clients.iter().enumerate() {
-            violations.check(&format!("what api-{number} shows"), shows(client, &stored).await);
+            let shown = shows(client, self.retention(), &stored).await;
+            compared = violations.check(&format!("what api-{number} shows"), shown).unwrap_or_default();
         }
         violations.check("the users' lists", self.judged_users().await);
         let letters = self.judged_topics(&written, faults).await;
@@ -59,8 +62,15 @@ impl Run {
         let verify = violations.check("verify", self.verify().await).unwrap_or_default();
         let passes = self.prober.pass(SETTLED).await;
         violations.check("a last fresh event", passes);
-        let counts =
-            Counts { stored: stored.len(), poison, dead_letters, outsider: written, stream, ..self.outcomes() };
+        let counts = Counts {
+            stored: stored.len(),
+            compared,
+            poison,
+            dead_letters,
+            outsider: written,
+            stream,
+            ..self.outcomes()
+        };
         (counts, verify)
     }
 
@@ -83,7 +93,7 @@ impl Run {
         let (mut before, mut progress) = (usize::MAX, Instant::now());
         let (list, verdict) = loop {
             let list = all_events(&self.clients[0]).await?;
-            let verdict = self.journal.judge(&list);
+            let verdict = self.journal.judge_since(&list, &since(&self.clients[0], self.retention()).await?);
             let missing = verdict.missing.len();
             if missing < before {
                 (before, progress) = (missing, Instant::now());
@@ -97,9 +107,8 @@ impl Run {
         missing.into_iter().for_each(|what| self.violations.add(format!("acknowledged but not stored: {what}")));
         wrong.into_iter().for_each(|what| self.violations.add(what));
         for client in &self.clients[1..] {
-            if all_events(client).await? != list {
-                self.violations.add("the APIs list different events".to_owned());
-            }
+            let other = all_events(client).await?;
+            agrees("the list of another API", &other, &list, &since(client, self.retention()).await?)?;
         }
         Ok(())
     }
@@ -117,7 +126,12 @@ impl Run {
         }
         self.violations.check("the readers", told);
         let stored = all_events(client).await?;
-        let (wrong, heard) = self.readers.judge(&stored);
+        let since = since(client, self.retention()).await?;
+        let (mut wrong, heard) = self.readers.judge(&stored, &since);
+        // Here the list can't tell what was stored and has expired. What the guard trims may be gone before it is shown.
+        if self.retention().is_some() {
+            wrong.extend(self.readers.unknown(&self.journal.acknowledged_ids()));
+        }
         wrong.into_iter().for_each(|what| self.violations.add(what));
         Ok((stored, heard))
     }
@@ -133,7 +147,7 @@ impl Run {
             for (user, rows) in whole {
                 let path = format!("/events/processed?userId={user}&limit={PAGE}");
                 let found = client.pages_from(path).await?.concat();
-                ensure!(found == rows, "{user} has {} rows in the whole list and {} alone", rows.len(), found.len());
+                agrees(&format!("the list of {user}"), &found, &rows, &since(client, self.retention()).await?)?;
             }
             Ok(())
         })
@@ -145,11 +159,15 @@ impl Run {
     /// there are.
     async fn judged_topics(&self, written: &Written, faults: usize) -> Result<(usize, usize)> {
         let (kafka, world) = (self.stage.world.kafka(), &self.stage.world);
-        let topic = kafka.read(&world.topic)?;
-        for what in self.journal.disorder(&topic) {
+        let (mut records, mut poison) = (Vec::new(), BTreeMap::new());
+        for topic in &*self.stage.topics.borrow() {
+            let found = kafka.read(topic)?;
+            poison.extend(poison_of(topic, &found));
+            records.extend(found);
+        }
+        for what in self.journal.disorder(&records, !self.stage.kind.users_stay()) {
             self.violations.add(format!("out of order on the topic: {what}"));
         }
-        let poison: BTreeMap<Place, Record> = poison_of(topic);
         let marks: HashSet<_> = poison.values().filter_map(|record| record.header(POISON)).collect();
         for mark in written.poison.iter().filter(|mark| !marks.contains(mark.as_bytes())) {
             self.violations.add(format!("the broker has lost the acknowledged record {mark}"));
@@ -174,8 +192,13 @@ impl Run {
         Ok((poison.len(), letters.len()))
     }
 
-    /// The worker's own audit of topic against store.
+    /// The worker's own audit of topic against store; of one whose partitions end in aborted transactions, where there are
+    /// any.
     async fn verify(&self) -> Result<Value> {
+        if self.stage.kind == Kind::Transactions {
+            end_in_transactions(&self.stage.broker.address(), &self.stage.world.topic, self.prober.partitions())
+                .await?;
+        }
         let mut command = self.stage.world.worker_command();
         command.args(["verify", "--json"]).kill_on_drop(true);
         let output = tokio::time::timeout(AUDIT, command.output()).await.context("it takes too long")??;
@@ -184,6 +207,10 @@ impl Run {
             bail!("{}: {said} {}", output.status, String::from_utf8_lossy(&output.stderr));
         }
         Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    fn retention(&self) -> Option<Duration> {
+        self.stage.kind.retention()
     }
 
     fn outcomes(&self) -> Counts {
@@ -197,21 +224,29 @@ impl Run {
     }
 }
 
+impl Run {
+    /// The whole list, and how much of it must be there.
+    pub(super) async fn list(&self, client: &Client) -> Result<(Vec<Event>, Since)> {
+        Ok((client.list().await?, since(client, self.retention()).await?))
+    }
+}
+
 /// Page by page: a list of a long run takes longer than a request may.
 async fn all_events(client: &Client) -> Result<Vec<Event>> {
     within(SETTLED, "the list is read", async || Ok(client.pages(PAGE).await?.concat())).await
 }
 
-fn poison_of(topic: Vec<Located>) -> BTreeMap<Place, Record> {
-    let poison = topic.into_iter().filter(|found| found.record.header(POISON).is_some());
-    poison.map(|found| ((found.partition, found.offset), found.record)).collect()
+fn poison_of(topic: &str, records: &[Located]) -> BTreeMap<Place, Record> {
+    let poison = records.iter().filter(|found| found.record.header(POISON).is_some());
+    poison.map(|found| ((topic.to_owned(), found.partition, found.offset), found.record.clone())).collect()
 }
 
 /// Where a dead letter says that it comes from.
 fn origin(letter: &Record) -> Option<Place> {
-    let number = |name: &str| std::str::from_utf8(letter.header(name)?).ok()?.parse::<i64>().ok();
+    let text = |name: &str| std::str::from_utf8(letter.header(name)?).ok();
+    let number = |name: &str| text(name)?.parse::<i64>().ok();
     let partition = i32::try_from(number("__connect.errors.partition")?).ok()?;
-    Some((partition, number("__connect.errors.offset")?))
+    Some((text("__connect.errors.topic")?.to_owned(), partition, number("__connect.errors.offset")?))
 }
 
 /// Whether a dead letter is the poison record that it says it is, byte for byte.
@@ -235,11 +270,12 @@ mod tests {
 
     fn poison() -> BTreeMap<Place, Record> {
         let record = Record { headers: vec![header(POISON, "m")], timestamp: Some(7), ..Record::of("x") };
-        [((2, 5), record)].into()
+        [(("t".to_owned(), 2, 5), record)].into()
     }
 
     fn letter(offset: &str) -> Record {
-        let mut record = poison()[&(2, 5)].clone();
+        let mut record = poison()[&("t".to_owned(), 2, 5)].clone();
+        record.headers.push(header("__connect.errors.topic", "t"));
         record.headers.extend([header("__connect.errors.partition", "2"), header("__connect.errors.offset", offset)]);
         record
     }
@@ -250,6 +286,9 @@ mod tests {
         assert!(is_true_to(&letter("6"), &poison()).is_err(), "that was no poison");
         assert!(is_true_to(&Record { value: None, ..letter("5") }, &poison()).is_err());
         assert!(is_true_to(&Record { timestamp: Some(8), ..letter("5") }, &poison()).is_err());
-        assert!(is_true_to(&poison()[&(2, 5)], &poison()).is_err(), "it does not say where it comes from");
+        assert!(
+            is_true_to(&poison()[&("t".to_owned(), 2, 5)], &poison()).is_err(),
+            "it does not say where it comes from"
+        );
     }
 }

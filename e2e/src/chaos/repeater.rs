@@ -1,0 +1,102 @@
+//! A user who repeats an `Idempotency-Key` when its event has expired, as a weekly job does: the event is stored anew, and
+//! must be listed again.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use chrono::Utc;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{reads::PAGE, report::Violations, traffic::Gate};
+use crate::{
+    client::{Client, Event},
+    oracle::{Attempt, Journal, Outcome, Promise},
+    sample::rfc3339,
+};
+
+/// For an event to be listed, whatever is broken meanwhile, or to expire: only the end of a hang.
+const PATIENCE: Duration = Duration::from_mins(4);
+
+/// Between two looks.
+const PACE: Duration = Duration::from_millis(200);
+
+/// How long before its post an event may seem to be made.
+const AGO: Duration = Duration::from_secs(1);
+
+pub(super) struct Repeater {
+    name: String,
+    api: Client,
+    journal: Journal,
+    gate: Gate,
+    violations: Violations,
+}
+
+impl Repeater {
+    pub(super) fn new(api: &Client, journal: &Journal, gate: &Gate, violations: &Violations) -> Self {
+        let name = format!("again-{}", Uuid::now_v7().simple());
+        let (journal, gate, violations) = (journal.clone(), gate.clone(), violations.clone());
+        Self { name, api: api.clone(), journal, gate, violations }
+    }
+
+    pub(super) async fn post_until(self, stop: CancellationToken) {
+        for sequence in 0.. {
+            let posted = tokio::select! {
+                posted = self.post_twice(sequence) => posted,
+                () = stop.cancelled() => return,
+            };
+            self.violations.check("a key that comes again after the retention", posted);
+        }
+    }
+
+    async fn post_twice(&self, sequence: u64) -> Result<()> {
+        let attempt = Attempt::new(&self.name, sequence);
+        let from = rfc3339(Utc::now() - AGO);
+        let id = self.post(&attempt).await?;
+        self.journal.record(attempt.clone(), Outcome::Acknowledged(Promise { id: id.clone(), timestamp: None }));
+        self.until(&id, &from, true).await?;
+        self.until(&id, &from, false).await?;
+        let from = rfc3339(Utc::now() - AGO);
+        let again = self.post(&attempt).await?;
+        ensure!(again == id, "it was {id}, and is {again}");
+        self.until(&id, &from, true).await
+    }
+
+    /// Posts until it is acknowledged.
+    async fn post(&self, attempt: &Attempt) -> Result<String> {
+        loop {
+            if let Outcome::Acknowledged(promise) =
+                self.gate.pass(self.journal.send_with_key(&self.api, attempt)).await?
+            {
+                return Ok(promise.id);
+            }
+            tokio::time::sleep(PACE).await;
+        }
+    }
+
+    fn own(&self) -> String {
+        format!("userId={}", self.name)
+    }
+
+    /// Waits until both lists have it: the user's, and the whole one from then on. Or neither.
+    async fn until(&self, id: &str, from: &str, listed: bool) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let (own, whole) = (self.is_in(id, &self.own()).await, self.is_in(id, &format!("from={from}")).await);
+            if matches!((&own, &whole), (Ok(own), Ok(whole)) if (*own, *whole) == (listed, listed)) {
+                return Ok(());
+            }
+            ensure!(
+                started.elapsed() < PATIENCE,
+                "{id}, posted after {from}, is not {}listed: its user's list says {own:?}, the whole list {whole:?}",
+                if listed { "" } else { "un" }
+            );
+            tokio::time::sleep(PACE).await;
+        }
+    }
+
+    async fn is_in(&self, id: &str, query: &str) -> Result<bool> {
+        let pages = self.api.pages_from(format!("/events/processed?{query}&limit={PAGE}")).await?;
+        Ok(pages.iter().flatten().any(|row: &Event| row.event_id == id))
+    }
+}
