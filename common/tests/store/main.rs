@@ -11,6 +11,7 @@ mod lists;
 mod memory;
 mod outages;
 mod positions;
+mod settings;
 #[path = "../support/mod.rs"]
 mod support;
 mod tail;

@@ -319,3 +319,33 @@ async fn what_a_quiet_partition_announced_long_ago_is_not_new_either() {
     assert!(!seen.is_new(&entry, &record(3)) && !seen.is_new(&entry, &record(9)), "a refill says them again");
     assert!(seen.is_new(&entry, &record(10)));
 }
+
+/// A replica has taken over whose clock is behind, so that its streams go on below what readers have passed (C7).
+#[tokio::test]
+#[should_panic(expected = "what lies beyond the end of its stream is not held")]
+async fn expected_to_fail_c7_a_position_beyond_the_end_of_its_stream_is_not_held() {
+    let world = World::new();
+    world.write(vec![event_of("one", 0)]).await;
+    let (mut position, _) = world.store.tail_end().await.unwrap();
+    assert!(world.holds(&position).await);
+    let hour = Timestamp::now().millis().unsigned_abs() + 3_600_000;
+    position.pass_all(&Entry { id: EntryId::new(hour, 0), ..entry("topic", bucket_of("one")) });
+
+    world.write(vec![event_of("one", 1)]).await;
+    assert_eq!(world.after(&position).await, [], "who goes on there misses what comes");
+    assert!(!world.holds(&position).await, "what lies beyond the end of its stream is not held");
+}
+
+/// The cap is of entries, so that a second of much traffic is more than it keeps: less than it takes to come back (C7).
+#[tokio::test]
+#[should_panic(expected = "the last minute is held")]
+async fn expected_to_fail_c7_a_position_of_a_moment_ago_is_held_however_much_came_behind_it() {
+    let world = World::new();
+    world.write(vec![event_of("one", 0)]).await;
+    let (position, _) = world.store.tail_end().await.unwrap();
+    assert!(world.holds(&position).await);
+    for offset in 1..1_000 {
+        world.write(vec![event_of("one", offset)]).await;
+    }
+    assert!(world.holds(&position).await, "the last minute is held");
+}

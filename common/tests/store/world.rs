@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use common::config::{RedisSettings, Secret};
-use common::event::Timestamp;
+use common::event::{Timestamp, UserId};
 use common::store::{
     Batch, Origin, PositionScope, Query, ReadAhead, Receipt, Store, StoreError, StoredEvent, UserIndex, Walk,
 };
@@ -134,6 +134,11 @@ impl World {
 /// An event as it is stored, from a record of that offset.
 pub(crate) fn stored(json: &str, offset: i64) -> StoredEvent {
     StoredEvent::new(event(json), &origin(offset))
+}
+
+/// All events of a user.
+pub(crate) fn of_user(id: &str) -> Query {
+    Query { user: Some(UserId::parse(id).unwrap()), ..Query::default() }
 }
 
 pub(crate) fn origin(offset: i64) -> Origin {

@@ -5,9 +5,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::event::{EventId, Timestamp};
 use common::store::{Batch, Found, Order, Query, Receipt, UserIndex, bucket_of, score_of};
+use uuid::Uuid;
 
 use crate::support::event_json;
-use crate::world::{RETENTION, World, ago, origin, stored};
+use crate::world::{RETENTION, TIMEOUT, World, ago, of_user, origin, stored};
 
 /// A spelling that no serialiser would choose.
 const PAYLOAD: &str = "{ \"b\" : 1.0e+2,\n\t\"a\":[1e400, -0, 12345678901234567890123],\"é\":\"\\u00e9\" }";
@@ -174,4 +175,47 @@ async fn what_is_beyond_the_retention_leaves_the_indexes_and_nothing_else_does()
     let mut left = users();
     left.sort();
     assert_eq!(left, [quiet, trimming]);
+}
+
+/// An id of an `Idempotency-Key`, which comes again with each request that has the key.
+fn of_a_key() -> EventId {
+    EventId::of_names(&[b"anonymous", b"u", b"a weekly job"])
+}
+
+/// The body of an event goes with its time, its entries go by and by. One that is still there keeps the id where it was,
+/// and takes the new event along when it goes (C3).
+#[tokio::test]
+#[should_panic(expected = "an index entry follows its body")]
+async fn expected_to_fail_c3_an_id_that_comes_again_after_its_body_is_listed_at_its_new_place() {
+    let world = World::new();
+    let id = of_a_key();
+    let json = |id: &str, minutes| event_json(id, "u", ago(Duration::from_mins(minutes)), "{}");
+    let [old, between, new] = [json(id.as_str(), 30), json("between", 20), json(id.as_str(), 10)];
+    world.write(vec![stored(&old, 1), stored(&between, 2)]).await;
+    let name = world.bucket_key("ev", bucket_of(id.as_str()), ":");
+    let body = [name.as_bytes(), Uuid::parse_str(id.as_str()).unwrap().as_bytes()].concat();
+    assert_eq!(world.query::<i32>(redis::cmd("DEL").arg(body)), 1);
+
+    assert_eq!(world.write(vec![stored(&new, 3)]).await, Receipt::default(), "it is a new one");
+    assert_eq!(world.store.event(id.as_str()).await.unwrap(), Some((new.clone().into(), origin(3))));
+    let listed = [world.paged(&Query::default(), 10).await, world.paged(&of_user("u"), 10).await];
+    let expected = [between, new].map(Bytes::from);
+    assert_eq!(listed, [&expected, &expected], "an index entry follows its body");
+}
+
+/// A body lives for an hour at least, also where lists show less. What comes again meanwhile is a duplicate, but of
+/// something that has left the one index and not the other (C16).
+#[tokio::test]
+#[should_panic(expected = "both lists say the same")]
+async fn expected_to_fail_c16_an_id_that_comes_again_before_its_body_goes_is_in_both_lists_or_in_none() {
+    let world = World::new().again(TIMEOUT, Duration::from_mins(1));
+    let id = of_a_key();
+    let old = event_json(id.as_str(), "u", ago(Duration::from_mins(2)), "{}");
+    world.write(vec![stored(&old, 1)]).await;
+    assert_eq!(world.store.trim().await.unwrap(), 1);
+
+    let again = event_json(id.as_str(), "u", Timestamp::now(), "{}");
+    world.write(vec![stored(&again, 2)]).await;
+    let [all, of_user] = [world.paged(&Query::default(), 10).await, world.paged(&of_user("u"), 10).await];
+    assert_eq!(all, of_user, "both lists say the same");
 }
