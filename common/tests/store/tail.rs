@@ -320,6 +320,26 @@ async fn what_a_quiet_partition_announced_long_ago_is_not_new_either() {
     assert!(seen.is_new(&entry, &record(10)));
 }
 
+/// Positions stay for ever, also those of a group that is gone in a log that is gone (C6).
+#[tokio::test]
+#[should_panic(expected = "an old group silences nobody")]
+async fn expected_to_fail_c6_a_group_that_is_gone_says_nothing_about_a_log_that_was_made_anew() {
+    let mut world = World::new();
+    world.scope = PositionScope::new("old group", "topic");
+    world.store.overwrite_positions(&world.scope, &[(PARTITION, 1_000_000)]).await.unwrap();
+    world.scope = PositionScope::new("new group", "topic");
+    world.place_at_beginning(0).await;
+    // More than a look back from the end reaches.
+    for offset in 0..200 {
+        world.write(vec![event_of("one", offset)]).await;
+    }
+    let (end, mut seen) = world.store.tail_end().await.unwrap();
+    world.write(vec![event_of("one", 200)]).await;
+    let entries = world.after(&end).await;
+    assert_eq!(records(&entries).count(), 1);
+    assert_eq!(new(&mut seen, &entries), [200], "an old group silences nobody");
+}
+
 /// A replica has taken over whose clock is behind, so that its streams go on below what readers have passed (C7).
 #[tokio::test]
 #[should_panic(expected = "what lies beyond the end of its stream is not held")]
