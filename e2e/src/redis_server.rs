@@ -214,6 +214,16 @@ impl RedisServer {
         assert_eq!(removed, 1, "the entry of {event_id}");
     }
 
+    /// How often it was sent this command, written in small letters, since its start.
+    ///
+    /// # Panics
+    /// When the server does not answer.
+    pub async fn calls(&self, command: &str) -> u64 {
+        let stats: String = self.command_line("INFO commandstats").await;
+        let calls = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+        calls.and_then(|calls| calls.split(',').next()?.parse().ok()).unwrap_or_default()
+    }
+
     /// Whether it was started and not killed.
     #[must_use]
     pub fn runs(&self) -> bool {

@@ -5,7 +5,7 @@ use e2e::{
     eventually,
     kafka::Record,
     redis_server::RedisServer,
-    sample::{event, text},
+    sample::{event, record, text},
     world::World,
 };
 use serde_json::json;
@@ -86,6 +86,56 @@ async fn a_redis_that_is_full_is_trimmed_by_a_worker_that_starts_on_it_and_takes
     let reply = api.client.publish(body).await.unwrap().with_status(201).unwrap();
     let id = reply.parse::<serde_json::Value>().unwrap()["eventId"].as_str().unwrap().to_owned();
     eventually("the new event is stored", async || api.client.get(&format!("/events/{id}")).await?.ok()).await;
+}
+
+/// What a heartbeat does it does in turn, and ends with the first thing that Redis refuses; the look at the positions comes
+/// last (C1).
+#[tokio::test(flavor = "multi_thread")]
+#[should_panic(expected = "a full Redis is looked at, too")]
+async fn expected_to_fail_c1_a_full_redis_that_has_lost_its_positions_is_found_out() {
+    let redis = RedisServer::start().await;
+    let worker = World::on_redis(&redis.url()).start_worker().await;
+    let _: String = redis.command_line("CONFIG SET maxmemory 1").await;
+    redis.try_command_line::<String>("SET full 1").await.unwrap_err();
+    for key in redis.command_line::<Vec<String>>("KEYS *at:*").await {
+        let _: usize = redis.command_line(&format!("DEL {key}")).await;
+    }
+    let found_out = || worker.process.output().contains("Redis has lost positions");
+    // Each heartbeat asks for it, before anything that may be refused.
+    let begun = redis.calls("role").await;
+    eventually("it is found out, or a heartbeat that began after the loss has ended", async || {
+        let heartbeats = redis.calls("role").await - begun;
+        ensure!(found_out() || heartbeats > 2, "{heartbeats}");
+        Ok(())
+    })
+    .await;
+    assert!(found_out(), "a full Redis is looked at, too: {}", worker.process.output());
+}
+
+/// The guard is there every three seconds, and nothing keeps the writers from what it has left (C1).
+#[tokio::test(flavor = "multi_thread")]
+#[should_panic(expected = "the guard is not outrun")]
+async fn expected_to_fail_c1_a_redis_with_a_guard_is_never_full_however_much_there_is_to_store() {
+    const RECORDS: u64 = 20_000;
+    let redis = RedisServer::start().await;
+    let world = World::on_redis(&redis.url()).with("REDIS_MEMORY_GUARD", "25");
+    world.start_worker().await.process.terminate(e2e::PATIENCE).await;
+    // More than there is room for; what is on its way at a time fits between the guard's limit and that of Redis.
+    let payload = format!(r#"{{"text":{}}}"#, text(2_000));
+    let records: Vec<Record> = (0..RECORDS).map(|n| record(&n.to_string(), &[("payload", &payload)])).collect();
+    world.kafka().write(&world.topic, None, &records).await;
+    let _: String = redis.command_line("CONFIG SET maxmemory 24mb").await;
+
+    let worker = world.spawn_worker();
+    let refused = eventually("all is stored, or Redis is full", async || {
+        let refused = redis.command_line::<String>("INFO errorstats").await.contains("errorstat_OOM");
+        let ready: serde_json::Value = worker.client.get("/readyz").await?.parse()?;
+        let stored = ready["stored"].as_u64().unwrap_or_default();
+        ensure!(refused || stored >= RECORDS, "{stored}");
+        Ok(refused)
+    })
+    .await;
+    assert!(!refused, "the guard is not outrun");
 }
 
 /// Bytes that Redis has in use, of those that count towards its limit: not what waits for its file.
