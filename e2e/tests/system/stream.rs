@@ -567,6 +567,90 @@ async fn a_topic_that_is_made_anew_is_streamed_from_its_beginning_and_so_is_anot
     }
 }
 
+/// A replica has taken over whose clock is behind: its streams go on below what readers have passed (C7).
+#[tokio::test(flavor = "multi_thread")]
+#[should_panic(expected = "a reader misses nothing in silence")]
+async fn expected_to_fail_c7_a_reader_beyond_the_end_of_its_streams_is_told() {
+    let own = Own::start().await;
+    let client = &own.api.client;
+    let mut stream = open(client).await;
+    own.post(1).await;
+    take(&mut stream, 2).await;
+    let mut older: Vec<(String, Vec<u8>)> = Vec::new();
+    for key in own.redis.command_line::<Vec<String>>("KEYS *tl:*").await {
+        let dump = own.redis.send(redis::cmd("DUMP").arg(&key)).await.unwrap();
+        older.push((key, dump));
+    }
+    assert_eq!(older.len(), 16);
+    // What was announced last, an hour ahead: only where it stands is news.
+    let ahead = "local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1][2] \
+        return redis.call('XADD', KEYS[1], ARGV[1], unpack(last))";
+    let hour = (Utc::now() + TimeDelta::hours(1)).timestamp_millis();
+    for (key, _) in &older {
+        own.redis.send::<String>(redis::cmd("EVAL").arg(ahead).arg(1).arg(key).arg(hour)).await.unwrap();
+    }
+    let id = post(client, r#"{"userId":"ahead","eventType":"LOGIN"}"#).await;
+    assert_eq!(stream.event().await.unwrap().event_id, id);
+    for (key, dump) in &older {
+        own.redis.send::<()>(redis::cmd("RESTORE").arg(key).arg(0).arg(dump).arg("REPLACE")).await.unwrap();
+    }
+
+    let id = post(client, r#"{"userId":"behind","eventType":"LOGIN"}"#).await;
+    eventually("it is stored", async || client.get(&format!("/events/{id}")).await?.ok()).await;
+    let begun = own.redis.calls("xread").await;
+    let told = eventually("the reader is told, or Redis was asked in vain", async || {
+        if let Ok(message) = tokio::time::timeout(Duration::from_millis(50), stream.next()).await {
+            return message;
+        }
+        let asked = own.redis.calls("xread").await - begun;
+        ensure!(asked > 5, "{asked}");
+        Ok(None)
+    })
+    .await;
+    assert!(told.is_some(), "a reader misses nothing in silence");
+}
+
+/// What tells a new log from the old one is its end, and that may lie further by the time a worker comes (C6).
+#[tokio::test(flavor = "multi_thread")]
+#[should_panic(expected = "all of the new log is news")]
+async fn expected_to_fail_c6_a_topic_that_is_made_anew_and_longer_than_before_is_streamed_whole() {
+    let redis = RedisServer::start().await;
+    let world = World::on_redis(&redis.url());
+    let (api, mut worker) = world.start().await;
+    let (client, kafka) = (&api.client, world.kafka());
+    let write = async |user: &str, count: usize| {
+        let records: Vec<Record> = (0..count).map(|_| record(user, &[])).collect();
+        kafka.write(&world.topic, Some(0), &records).await;
+    };
+    write("old", 20).await;
+    client.listed(20).await;
+    worker.process.terminate(PATIENCE).await;
+    // As what comes behind it does, so that only positions say what was announced.
+    for key in redis.command_line::<Vec<String>>("KEYS *tl:*").await {
+        redis.command_line::<i64>(&format!("XTRIM {key} MAXLEN 0")).await;
+    }
+    let mut stream = open(client).await;
+
+    kafka.delete_topic(&world.topic).await.unwrap();
+    eventually("it is made anew", async || {
+        // The API may come first.
+        drop(kafka.create_topic(&world.topic, 6, ("retention.ms", "-1")).await);
+        let partitions = kafka.partitions(&world.topic)?.len();
+        ensure!(partitions == 6, "{partitions} of 6");
+        Ok(())
+    })
+    .await;
+    write("anew", 30).await;
+    let _worker = world.start_worker().await;
+    client.listed(50).await;
+    write("last", 1).await;
+    let mut seen = 0;
+    while stream.event().await.unwrap().user_id == "anew" {
+        seen += 1;
+    }
+    assert_eq!(seen, 30, "all of the new log is news");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_cannot_be_given_is_refused_with_the_reason() {
     let api = World::shared().start_api().await;
