@@ -3,6 +3,7 @@
 use std::{process::Output, time::Duration};
 
 use anyhow::{Context, ensure};
+use chrono::{DateTime, Utc};
 use e2e::{
     client::{Client, Event},
     eventually, eventually_within,
@@ -132,18 +133,25 @@ async fn a_dead_letter_accounts_for_a_record_that_would_be_an_event_by_now() {
     assert_eq!(verified(&world, 0).await["counts"]["deadLettered"], 1);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn verify_reaches_the_end_of_a_log_that_is_no_record() {
-    let world = at_rest().await;
+/// Writes an event to partition 0 in each of so many transactions.
+async fn write_in_transactions(world: &World, count: usize) {
     let mut settings = ClientConfig::new();
     settings.set("bootstrap.servers", e2e::env::kafka_brokers()).set("transactional.id", &world.topic);
     let producer: FutureProducer = settings.create().unwrap();
     producer.init_transactions(e2e::PATIENCE).unwrap();
-    producer.begin_transaction().unwrap();
-    let value = e2e::sample::event(&[]);
-    let record = FutureRecord::<(), _>::to(&world.topic).partition(0).payload(&value);
-    producer.send(record, e2e::PATIENCE).await.unwrap();
-    producer.commit_transaction(e2e::PATIENCE).unwrap();
+    for _ in 0..count {
+        producer.begin_transaction().unwrap();
+        let value = e2e::sample::event(&[]);
+        let record = FutureRecord::<(), _>::to(&world.topic).partition(0).payload(&value);
+        producer.send(record, e2e::PATIENCE).await.unwrap();
+        producer.commit_transaction(e2e::PATIENCE).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_reaches_the_end_of_a_log_that_is_no_record() {
+    let world = at_rest().await;
+    write_in_transactions(&world, 1).await;
     // The mark is written after that.
     eventually("there are the record and the mark", async || {
         let end = world.kafka().end_offsets(&world.topic)?[&0];
@@ -170,6 +178,54 @@ async fn verify_goes_on_where_it_was_and_stays_within_its_times() {
     let report = verify(&span).await;
     assert_eq!((&report["counts"]["records"], &report["counts"]["inFlight"]), (&2.into(), &2.into()), "{report}");
     assert_eq!(verify(&[]).await, report, "it was at its end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_missing_is_missing_in_each_run_that_goes_on() {
+    let world = at_rest().await;
+    world.kafka().write(&world.topic, Some(0), &[Record::of("not json")]).await;
+    // As if a worker had been there.
+    assert_eq!(desk(&world, &["positions", "set", "--to", "end"]).await.status.code(), Some(0));
+    let file = tempfile::tempdir().unwrap();
+    let file = file.path().join("progress").display().to_string();
+    for _ in 0..2 {
+        let output = desk(&world, &["verify", "--json", "--resume", &file]).await;
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    }
+}
+
+/// The clocks of a verifier, of the workers and of Redis differ by a moment, and verify allows them none (C9).
+#[tokio::test(flavor = "multi_thread")]
+#[should_panic(expected = "clocks may differ")]
+async fn expected_to_fail_c9_what_has_expired_a_moment_ago_by_another_clock_is_not_missing() {
+    let redis = RedisServer::start().await;
+    let world = World::on_redis(&redis.url());
+    let (api, mut worker) = world.start().await;
+    let [event] = <[Event; 1]>::try_from(posted(&api.client, 1).await).unwrap();
+    stopped(&world, &mut worker).await;
+    // As a Redis does whose clock is half a minute ahead of the verifier's.
+    redis.delete_body(&event.event_id).await;
+    redis.unlist(&event.event_id).await;
+    let age = Utc::now() - DateTime::parse_from_rfc3339(&event.timestamp).unwrap().to_utc();
+    let verifier = world.clone().with("EVENT_RETENTION", format!("{}s", age.num_seconds() + 30));
+    let output = desk(&verifier, &["verify", "--json"]).await;
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["counts"]["records"], 1, "{report}");
+    assert_eq!(report["counts"]["missing"], 0, "clocks may differ: {report}");
+}
+
+/// Where no position says how far the workers are, every record counts as one that they have not met yet (C9).
+#[tokio::test(flavor = "multi_thread")]
+#[should_panic(expected = "nothing is said to hold without positions")]
+async fn expected_to_fail_c9_verify_does_not_hold_on_a_redis_without_positions() {
+    let redis = RedisServer::start().await;
+    let world = World::on_redis(&redis.url());
+    let (api, mut worker) = world.start().await;
+    posted(&api.client, 10).await;
+    stopped(&world, &mut worker).await;
+    assert_eq!(redis.command_line::<String>("FLUSHALL").await, "OK");
+    let output = desk(&world, &["verify"]).await;
+    assert_ne!(output.status.code(), Some(0), "nothing is said to hold without positions: {}", said(&output));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -220,8 +276,8 @@ async fn positions_are_shown_and_moved_only_while_no_worker_runs() {
     api.client.listed(30).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn records_that_the_retention_took_are_counted_and_the_rest_is_processed() {
+/// A worker that has stored what was left when it came, and has met that the retention took 15 records before.
+async fn robbed_by_the_retention() -> Service {
     let world = World::shared();
     let (api, mut worker) = world.start().await;
     posted(&api.client, 20).await;
@@ -233,9 +289,36 @@ async fn records_that_the_retention_took_are_counted_and_the_rest_is_processed()
     let kafka = world.kafka();
     let (partition, end) = kafka.end_offsets(&world.topic).unwrap().into_iter().max_by_key(|(_, end)| *end).unwrap();
     kafka.delete_records(&world.topic, partition, end - 5).await.unwrap();
-    let mut worker = world.start_worker().await;
+    let worker = world.start_worker().await;
     api.client.listed(25).await;
-    assert_eq!(counter(&mut worker, "skippedOffsets").await, 15);
+    worker
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_that_the_retention_took_are_counted_and_the_rest_is_processed() {
+    assert_eq!(counter(&mut robbed_by_the_retention().await, "skippedOffsets").await, 15);
+}
+
+/// Nobody can be called for a number that only readiness says (C11).
+#[tokio::test(flavor = "multi_thread")]
+#[should_panic(expected = "a metric counts what is lost")]
+async fn expected_to_fail_c11_records_that_the_retention_took_are_a_metric() {
+    let mut worker = robbed_by_the_retention().await;
+    let metrics = worker.answers("/metrics", 200).await.text();
+    // Nothing else there is fifteen.
+    let is_told = metrics.lines().any(|line| line.starts_with("user_activity_") && line.ends_with(" 15"));
+    assert!(is_told, "a metric counts what is lost: {metrics}");
+}
+
+/// The mark that ends a transaction has an offset of its own (C11).
+#[tokio::test(flavor = "multi_thread")]
+#[should_panic(expected = "marks are no loss")]
+async fn expected_to_fail_c11_marks_of_transactions_are_not_counted_as_lost() {
+    let world = World::shared();
+    let (api, mut worker) = world.start().await;
+    write_in_transactions(&world, 3).await;
+    api.client.listed(3).await;
+    assert_eq!(counter(&mut worker, "skippedOffsets").await, 0, "marks are no loss");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -255,6 +338,22 @@ async fn partitions_that_are_added_are_read() {
     let record = Record::of(e2e::sample::event(&[]));
     kafka.write(&world.topic, Some(7), &[record]).await;
     api.client.listed(11).await;
+}
+
+/// A worker that has just come doubts the first gap that it meets, and places the partition once more (C11).
+#[tokio::test(flavor = "multi_thread")]
+#[should_panic(expected = "a mark is no reason to place a partition anew")]
+async fn expected_to_fail_c11_a_mark_where_a_worker_begins_does_not_displace_the_partition() {
+    let world = World::shared();
+    let (api, mut worker) = world.start().await;
+    write_in_transactions(&world, 1).await;
+    api.client.listed(1).await;
+    stopped(&world, &mut worker).await;
+    let mut worker = world.start_worker().await;
+    write_in_transactions(&world, 1).await;
+    api.client.listed(2).await;
+    let replacements = counter(&mut worker, "replacements").await;
+    assert_eq!(replacements, 0, "a mark is no reason to place a partition anew");
 }
 
 /// Posts events of one user, which are all in one partition, and waits until so many are listed.
