@@ -9,6 +9,10 @@ use e2e::{
     service::Service,
     world::World,
 };
+use rdkafka::{
+    ClientConfig,
+    producer::{FutureProducer, FutureRecord},
+};
 use serde_json::{Value, json};
 
 /// Each kind of record that cannot be an event.
@@ -197,6 +201,31 @@ async fn waits_at_the_dead_letter(worker: &Service) {
         Ok(())
     })
     .await;
+}
+
+/// What a topic takes is measured as it comes, and its dead letter is not compressed (C8).
+#[tokio::test(flavor = "multi_thread")]
+#[should_panic(expected = "nothing waits for a record that came compressed")]
+async fn expected_to_fail_c8_a_large_record_that_came_compressed_does_not_stop_its_partition() {
+    let world = World::shared();
+    let (api, worker) = world.start().await;
+    let mut settings = ClientConfig::new();
+    settings.set("bootstrap.servers", e2e::env::kafka_brokers());
+    settings.set("compression.type", "lz4").set("message.max.bytes", "8000000");
+    let producer: FutureProducer = settings.create().unwrap();
+    let poison = "poison".repeat(400_000);
+    for value in [poison.as_bytes(), &event(&[])] {
+        let record = FutureRecord::<(), _>::to(&world.topic).partition(0).payload(value);
+        producer.send(record, PATIENCE).await.unwrap();
+    }
+    let waits = eventually("it is dead-lettered or waited for", async || {
+        let waits = worker.client.get("/readyz").await?.text().contains("can't publish the dead letter of offset 0");
+        let listed = api.client.list().await?.len();
+        ensure!(waits || listed == 1, "{listed} of 1");
+        Ok(waits)
+    })
+    .await;
+    assert!(!waits, "nothing waits for a record that came compressed");
 }
 
 #[tokio::test(flavor = "multi_thread")]

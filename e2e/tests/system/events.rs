@@ -161,3 +161,19 @@ async fn an_event_older_than_the_retention_is_recorded_but_not_listed() {
     let listed = api.client.listed(1).await;
     assert_eq!(listed.iter().map(|event| &event.event_id).collect::<Vec<_>>(), [&new]);
 }
+
+/// A log may be older than what lists show, and is read anew when a Redis has lost everything (C5).
+#[tokio::test(flavor = "multi_thread")]
+#[should_panic(expected = "what has expired when it is read is not stored")]
+async fn expected_to_fail_c5_what_has_expired_on_the_topic_is_not_stored() {
+    let world = World::shared();
+    let (api, _worker) = world.start().await;
+    let old = Utc::now() - Duration::days(30);
+    let (id, at) = (Uuid::now_v7(), rfc3339(old));
+    let changes = [("eventId", &*format!(r#""{id}""#)), ("timestamp", &*format!(r#""{at}""#))];
+    let expired = Record { timestamp: Some(old.timestamp_millis()), ..Record::of(sample::event(&changes)) };
+    world.kafka().write(&world.topic, Some(0), &[expired, Record::of(sample::event(&[]))]).await;
+    api.client.listed(1).await;
+    let status = api.client.get(&format!("/events/{id}")).await.unwrap().status;
+    assert_ne!(status, 200, "what has expired when it is read is not stored");
+}

@@ -1,9 +1,12 @@
 //! A request that is sent again with its `Idempotency-Key` makes one event.
 
 use anyhow::ensure;
+use chrono::{TimeDelta, Utc};
 use e2e::{
     client::{Client, Reply},
     eventually,
+    kafka::Record,
+    sample::{event, rfc3339},
     world::World,
 };
 use serde_json::{Value, json};
@@ -105,4 +108,26 @@ async fn a_key_is_taken_without_a_store_and_a_bad_one_is_refused() {
     published(&api.client, "k", &body).await;
     let problem = post(&api.client, &"k".repeat(256), &body).await.problem(400).unwrap();
     assert!(problem["detail"].as_str().unwrap().contains("Idempotency-Key must be of 1 to 255 bytes"), "{problem}");
+}
+
+/// What lists do not show any more is still stored for an hour, and taken for what the key stands for (C16).
+#[tokio::test(flavor = "multi_thread")]
+#[should_panic(expected = "after the retention a key stands for a new event")]
+async fn expected_to_fail_c16_a_key_that_comes_again_after_the_retention_makes_an_event_that_is_listed() {
+    let world = World::shared().with("EVENT_RETENTION", "60s");
+    let body = json!({"userId": "u", "eventType": "LOGIN", "payload": {}});
+    // The id is the same on any topic.
+    let elsewhere = World::shared().start_api().await;
+    let id = published(&elsewhere.client, "k", &body).await["eventId"].to_string();
+    let (api, _worker) = world.start().await;
+    let at = format!(r#""{}""#, rfc3339(Utc::now() - TimeDelta::minutes(2)));
+    let record = Record::of(event(&[("eventId", &id), ("timestamp", &at)]));
+    world.kafka().write(&world.topic, None, &[record]).await;
+    let path = format!("/events/{}", id.trim_matches('"'));
+    eventually("it is stored", async || api.client.get(&path).await?.ok()).await;
+    api.client.listed(0).await;
+
+    let again = published(&api.client, "k", &body).await;
+    assert_eq!(again["duplicate"], Value::Null, "after the retention a key stands for a new event: {again}");
+    api.client.listed(1).await;
 }
