@@ -6,7 +6,7 @@ use common::event::Timestamp;
 use common::store::{Query, StoreError, UserIndex, bucket_of};
 
 use crate::support::event_json;
-use crate::world::{Server, World, ago, stored};
+use crate::world::{RETENTION, Server, World, ago, stored};
 
 const EVENTS: u64 = 4_000;
 
@@ -45,6 +45,27 @@ async fn the_guard_trims_the_oldest_events_and_says_up_to_where() {
     assert_eq!(world.store.event("e-0").await.unwrap(), None, "the body is gone as well");
     let of_the_user: usize = world.command(&["ZCARD", &world.bucket_key("ux", bucket_of("u"), ":u")]);
     assert_eq!(of_the_user, left.len(), "so is the entry in the user's index");
+}
+
+/// The guard finds by the index, which lets go of an event long before its body goes (C5).
+#[tokio::test]
+#[should_panic(expected = "what no list shows goes first")]
+async fn expected_to_fail_c5_the_guard_takes_what_has_expired_before_what_lists_show() {
+    let server = Server::start(&["--maxmemory", "24mb", "--maxmemory-policy", "noeviction"]).await;
+    let world = World::on(&server.url());
+    let (payload, long_ago) = (format!(r#"{{"text":"{}"}}"#, "x".repeat(900)), ago(RETENTION * 2));
+    let event = |n: u64| stored(&event_json(&format!("old-{n}"), "u", long_ago, &payload), 1);
+    for first in (0..EVENTS).step_by(500) {
+        world.write((first..first + 500).map(event).collect()).await;
+    }
+    assert_eq!(world.store.trim().await.unwrap() as u64, EVENTS);
+    fill(&world).await;
+
+    let limit = percent(&world).await - 10;
+    world.store.make_room(limit).await.unwrap().unwrap();
+    assert!(percent(&world).await < limit);
+    let left = world.paged(&Query::default(), 1_000).await.len() as u64;
+    assert_eq!(left, EVENTS, "what no list shows goes first");
 }
 
 #[tokio::test]
