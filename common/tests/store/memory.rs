@@ -58,7 +58,7 @@ async fn expected_to_fail_c5_the_guard_takes_what_has_expired_before_what_lists_
     for first in (0..EVENTS).step_by(500) {
         world.write((first..first + 500).map(event).collect()).await;
     }
-    assert_eq!(world.store.trim().await.unwrap() as u64, EVENTS);
+    world.store.trim().await.unwrap();
     fill(&world).await;
 
     let limit = percent(&world).await - 10;
