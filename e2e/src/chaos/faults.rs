@@ -46,6 +46,7 @@ impl Run {
             Fault::KafkaFreeze => self.freeze_kafka(step).await,
             Fault::PartitionsAdded => self.add_partition(step).await,
             Fault::TopicChange => self.change_topic(step).await,
+            Fault::TopicAnew => self.make_topic_anew(step).await,
             Fault::DeadLettersRefused => self.refuse_dead_letters(step).await,
             Fault::RedisKill => self.kill_redis(step).await,
             Fault::RedisFreeze => self.freeze_redis(step).await,
@@ -158,6 +159,25 @@ impl Run {
         tokio::time::sleep(step.hold).await;
         self.stage.ready().await?;
         Ok(next)
+    }
+
+    /// Nothing is lost by it: everything is stored.
+    async fn make_topic_anew(&mut self, step: &Step) -> Result<String> {
+        let _silence = self.gate.close().await;
+        self.everything_is_stored(DRAINED).await.context("before the topic is deleted")?;
+        let (kafka, topic) = (self.stage.world.kafka(), self.stage.world.topic.clone());
+        self.gone.push((topic.clone(), kafka.read(&topic)?));
+        kafka.delete_topic(&topic).await?;
+        tokio::time::sleep(step.hold).await;
+        within(RECOVERY, "the topic is made anew", async || {
+            // An API may come first.
+            drop(kafka.create_topic(&topic, i32::try_from(self.prober.partitions())?, ("retention.ms", "-1")).await);
+            let partitions = kafka.partitions(&topic)?.len();
+            ensure!(partitions == self.prober.partitions(), "it has {partitions} partitions");
+            Ok(())
+        })
+        .await?;
+        Ok(String::new())
     }
 
     async fn refuse_dead_letters(&mut self, step: &Step) -> Result<String> {

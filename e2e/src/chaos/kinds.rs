@@ -19,6 +19,8 @@ pub enum Kind {
     /// One Redis, the usual settings.
     #[default]
     Standalone,
+    /// Readers of the stream go away and come back.
+    Readers,
     /// A Redis Cluster whose nodes fail over and whose slots move.
     Cluster,
     /// `EVENT_RETENTION=60s`, and users that repeat an `Idempotency-Key` when its event has gone.
@@ -31,12 +33,13 @@ pub enum Kind {
     Transactions,
     /// The topic gets more partitions.
     Partitions,
-    /// APIs and workers go on with another topic and the same store.
+    /// APIs and workers go on with another topic and the same store, or with one that was deleted and made anew.
     Topics,
 }
 
-const NAMES: [(&str, Kind); 8] = [
+const NAMES: [(&str, Kind); 9] = [
     ("standalone", Kind::Standalone),
+    ("readers", Kind::Readers),
     ("cluster", Kind::Cluster),
     ("retention", Kind::Retention),
     ("guard", Kind::Guard),
@@ -75,7 +78,7 @@ impl Kind {
             Fault::Cluster(_) => self == Self::Cluster,
             Fault::RedisSqueeze => self == Self::Guard,
             Fault::PartitionsAdded => self == Self::Partitions,
-            Fault::TopicChange => self == Self::Topics,
+            Fault::TopicChange | Fault::TopicAnew => self == Self::Topics,
             Fault::RedisKill | Fault::RedisFreeze | Fault::RedisFull | Fault::RedisLoss(..) => self != Self::Cluster,
             // The nodes of a Cluster say themselves where they are.
             Fault::Network(Way::ApiToRedis | Way::WorkerToRedis, _) => self != Self::Cluster,
@@ -85,7 +88,7 @@ impl Kind {
 
     fn share(self, fault: Fault) -> usize {
         match fault {
-            Fault::RedisSqueeze | Fault::PartitionsAdded | Fault::TopicChange => OWN,
+            Fault::RedisSqueeze | Fault::PartitionsAdded | Fault::TopicChange | Fault::TopicAnew => OWN,
             _ => 1,
         }
     }

@@ -20,54 +20,53 @@ enum Sign {
 use Sign::{Error, Log, Met};
 
 /// What every stage has.
-const EVERYWHERE: [(&str, Sign); 23] = [
+const EVERYWHERE: [(&str, Sign); 20] = [
     ("partitions assigned", Log("assigned [")),
     ("partitions revoked", Log("revoked [")),
+    ("session timed out", Log("SESSTMOUT")),
     ("worker drained", Log("drained: everything in flight")),
     ("placed at the beginning", Log("reading from offset 0")),
-    ("ceiling used", Log("starts not beyond what its last life had stored")),
     ("mismatch", Log("is not where this worker left it")),
-    ("placement refused", Log("a bucket has come to hold less meanwhile")),
-    ("loss noticed by the heartbeat", Log("Redis has lost positions")),
+    ("partitions wait for a place", Log("wait for their place")),
     ("duplicate skipped", Log("skipped duplicate event")),
-    ("commit refused", Log("commit failed, it is repeated")),
     ("dead letter", Log("dead letter: ")),
     ("dead letter refused", Log("its dead letter can't be published")),
     ("dead letter not sent twice", Log("is published already")),
-    ("store down", Log("store: Redis")),
-    ("producer down", Log("producer: no")),
+    ("store down", Log("check=store ok=false")),
+    ("consumer down", Log("check=kafka ok=false")),
+    ("producer down", Log("check=producer ok=false")),
     ("not accepted", Met(|counts| counts.refused)),
     ("unknown outcome", Met(|counts| counts.unknown)),
     ("record that may have arrived", Log("the brokers did not acknowledge")),
-    ("read refused", Log("does not answer")),
+    ("read refused", Log("api::problem] Redis at")),
     ("live tail interrupted", Log("the live tail is interrupted")),
     ("stream resumed", Met(|counts| counts.stream.streams.saturating_sub(counts.stream.readers))),
-    ("stream reset", Met(|counts| counts.stream.resets)),
-    ("duplicate with another body", Met(|counts| counts.outsider.duplicates)),
 ];
 
 /// What only some have.
-const ON_STAGE: [(Kind, &str, Sign); 12] = [
-    (Kind::Standalone, "memory full", Error("OOM")),
-    (Kind::Standalone, "event again after a loss", Met(|counts| counts.stream.repeats)),
-    (Kind::Cluster, "MOVED", Error("MOVED")),
-    (Kind::Cluster, "ASK", Error("ASK")),
-    (Kind::Cluster, "TRYAGAIN", Error("TRYAGAIN")),
-    (Kind::Cluster, "CLUSTERDOWN", Error("CLUSTERDOWN")),
-    (Kind::Guard, "memory full", Error("OOM")),
-    (Kind::Guard, "trimmed early", Log("(REDIS_MEMORY_GUARD): ")),
-    (Kind::Guard, "memory alarm", Log("of its maxmemory of")),
-    (Kind::Transactions, "transaction aborted", Met(|counts| counts.outsider.aborted)),
-    (Kind::Transactions, "offsets without a record", Log("are not on the topic any more")),
-    (Kind::Partitions, "seventh partition read", Log("partition 6: reading from offset")),
+const ON_STAGE: [(&[Kind], &str, Sign); 13] = [
+    (WITH_ONE_REDIS, "loss noticed by the heartbeat", Log("Redis has lost positions")),
+    (&[Kind::Readers], "event again after a loss", Met(|counts| counts.stream.repeats)),
+    (&[Kind::Readers], "stream reset", Met(|counts| counts.stream.resets)),
+    (WITH_ONE_REDIS, "Redis reads its files", Log("BusyLoading")),
+    (WITH_ONE_REDIS, "memory full", Error("OOM")),
+    (&[Kind::Cluster], "MOVED", Error("MOVED")),
+    (&[Kind::Cluster], "ASK", Error("ASK")),
+    (&[Kind::Cluster], "CLUSTERDOWN", Error("CLUSTERDOWN")),
+    (&[Kind::Guard], "trimmed early", Log("(REDIS_MEMORY_GUARD): ")),
+    (&[Kind::Transactions], "transaction aborted", Met(|counts| counts.outsider.aborted)),
+    (&[Kind::Transactions], "offsets without a record", Log("are not on the topic any more")),
+    (&[Kind::Partitions], "seventh partition read", Log("partition 6: reading from offset")),
+    (&[Kind::Topics], "ceiling used", Log("starts not beyond what its last life had stored")),
 ];
 
-/// The marks of a stage. Somebody whose duplicates would not stay behind their event writes none.
+const WITH_ONE_REDIS: &[Kind] =
+    &[Kind::Standalone, Kind::Retention, Kind::Guard, Kind::Clocks, Kind::Transactions, Kind::Partitions, Kind::Topics];
+
+/// The marks of a stage.
 fn of(kind: Kind) -> impl Iterator<Item = (&'static str, Sign)> {
-    let own = ON_STAGE.into_iter().filter(move |(stage, ..)| *stage == kind).map(|(_, name, sign)| (name, sign));
-    let all =
-        EVERYWHERE.into_iter().filter(move |(name, _)| kind.users_stay() || *name != "duplicate with another body");
-    all.chain(own)
+    let own = ON_STAGE.into_iter().filter(move |(stages, ..)| stages.contains(&kind));
+    EVERYWHERE.into_iter().chain(own.map(|(_, name, sign)| (name, sign)))
 }
 
 /// Errors that Redis servers have given, over their restarts.

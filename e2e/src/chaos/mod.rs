@@ -55,7 +55,7 @@ use self::{
     stage::Stage,
     traffic::{Gate, Traffic},
 };
-use crate::{client::Client, oracle::Journal};
+use crate::{client::Client, kafka::Located, oracle::Journal};
 
 /// For everything to work again after a fault: only the end of a hang, since the report says how long each took.
 const RECOVERY: Duration = Duration::from_mins(4);
@@ -77,10 +77,17 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// The run ends with the first fault that is over at this time after its start, or with the last one.
     pub length: Duration,
-    /// Whether a run that gets to its end must have met every mark of its stage.
+    /// Whether the run must meet every mark of its stage. It has every fault of the stage then, however long that takes.
     pub marks: bool,
     /// The guard to break, in binaries that can.
     pub mutation: Option<String>,
+}
+
+impl Plan {
+    /// How many faults there are at least.
+    fn round(&self) -> usize {
+        if self.marks { self.stage.faults().len().min(self.steps.len()) } else { 0 }
+    }
 }
 
 /// Does a run. Whatever goes wrong is a violation in the report; the logs of such a run are kept.
@@ -118,9 +125,9 @@ async fn act(plan: Plan, logs: &Path) -> Result<Report> {
     let traffic = Traffic::start(plan.stage, &run.clients, &run.journal, &run.gate, &run.violations);
     let outsider = Outsider::start(&run.stage, plan.seed, &run.journal, &run.gate);
     tokio::time::sleep(CALM).await;
-    let faults = run.go_through(&plan.steps, plan.length).await;
+    let faults = run.go_through(&plan).await;
     tokio::time::sleep(CALM).await;
-    let whole = run.started.elapsed() >= plan.length;
+    let whole = faults.len() >= plan.round();
     traffic.stop().await;
     let written = outsider.stop().await?;
     let (counts, verify) = run.judge(written, faults.len()).await;
@@ -153,6 +160,8 @@ struct Run {
     readers: Readers,
     violations: Violations,
     errors: Errors,
+    /// What stood on topics that were deleted.
+    gone: Vec<(String, Vec<Located>)>,
     started: Instant,
     /// How often more workers have joined.
     extras: usize,
@@ -162,7 +171,7 @@ impl Run {
     async fn on(stage: Stage) -> Result<Self> {
         let (clients, journal) = (stage.clients(), Journal::default());
         let prober = Prober::new(&clients, PARTITIONS, &journal).await.context("before the first fault")?;
-        let readers = Readers::open(&clients).await.context("before the first fault")?;
+        let readers = Readers::open(&clients, stage.kind == Kind::Readers).await.context("before the first fault")?;
         Ok(Self {
             stage,
             clients,
@@ -172,21 +181,23 @@ impl Run {
             readers,
             violations: Violations::default(),
             errors: Errors::default(),
+            gone: Vec::new(),
             started: Instant::now(),
             extras: 0,
         })
     }
 
     /// Does the faults until the time is up, or one leaves something violated.
-    async fn go_through(&mut self, steps: &[Step], length: Duration) -> Vec<Done> {
+    async fn go_through(&mut self, plan: &Plan) -> Vec<Done> {
         let mut faults = Vec::new();
-        for step in steps {
+        for step in &plan.steps {
             tokio::time::sleep(step.after).await;
             let done = self.go(step).await;
             self.errors.sample(&self.stage.redis).await;
             eprintln!("{done}");
             faults.push(done);
-            if !self.violations.list().is_empty() || self.started.elapsed() >= length {
+            let is_over = self.started.elapsed() >= plan.length && faults.len() >= plan.round();
+            if is_over || !self.violations.list().is_empty() {
                 break;
             }
         }

@@ -1,10 +1,12 @@
 //! Readers of the stream, one at each API for the whole of a run, as browsers are: one whose connection breaks comes back
-//! with its `Last-Event-ID`, and one that is told `reset`, or begins, reads the list for what it has missed.
+//! with its `Last-Event-ID`, and one that is told `reset`, or begins, reads the list for what it has missed. On a stage that
+//! is about them they also go away by themselves.
 //!
 //! In the end each of them must know every stored event, from the stream or from a list that it was told to read.
 
 use std::{
     collections::{HashMap, HashSet},
+    ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -25,6 +27,11 @@ const CAUGHT_UP: Duration = Duration::from_mins(2);
 
 /// What a reader waits before it comes back, until a stream says otherwise.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// How long a reader that goes away by itself stays, and for how long it goes, in milliseconds: long enough to be away while
+/// something happens.
+const STAYS: Range<u64> = 4_000..12_000;
+const AWAY: Range<u64> = 100..6_000;
 
 /// What readers met, all of them together.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -49,15 +56,15 @@ pub struct Readers {
 }
 
 impl Readers {
-    /// Opens a stream at each API and waits until every reader knows what was stored before.
+    /// Opens a stream at each API and waits until every reader knows what was stored before. They may `leave` by themselves.
     ///
     /// # Errors
     /// When one does not get there.
-    pub async fn open(apis: &[Client]) -> Result<Self> {
+    pub async fn open(apis: &[Client], leave: bool) -> Result<Self> {
         let (mut logs, mut tasks) = (Vec::new(), JoinSet::new());
         for api in apis {
             let log = SharedLog::default();
-            let reader = Reader { api: api.clone(), log: log.clone(), told: Notify::new() };
+            let reader = Reader { api: api.clone(), leaves: leave, log: log.clone(), told: Notify::new() };
             tasks.spawn(async move {
                 tokio::join!(reader.follow(), reader.read_lists());
             });
@@ -191,6 +198,7 @@ impl SharedLog {
 
 struct Reader {
     api: Client,
+    leaves: bool,
     log: SharedLog,
     /// To read the list.
     told: Notify,
@@ -199,12 +207,15 @@ struct Reader {
 impl Reader {
     /// Reads one stream after the other, for ever.
     async fn follow(&self) {
-        let (mut last_id, mut retry) = (String::new(), RETRY);
+        let (mut last_id, mut retry, mut rng) = (String::new(), RETRY, fastrand::Rng::new());
         loop {
+            let stays = if self.leaves { Duration::from_millis(rng.u64(STAYS)) } else { Duration::MAX };
             match Sse::open_as_browser(&self.api, Some(&*last_id).filter(|id| !id.is_empty())).await {
                 Ok(mut stream) => {
                     self.meets(if last_id.is_empty() { Met::Begin } else { Met::Stream });
-                    self.read(&mut stream).await;
+                    if tokio::time::timeout(stays, self.read(&mut stream)).await.is_err() {
+                        tokio::time::sleep(Duration::from_millis(rng.u64(AWAY))).await;
+                    }
                     stream.last_id().clone_into(&mut last_id);
                     retry = stream.retry().unwrap_or(retry);
                 }

@@ -30,6 +30,8 @@ pub enum Fault {
     PartitionsAdded,
     /// APIs and workers go on with another topic, and the same store.
     TopicChange,
+    /// The events' topic is deleted under running programs, and made anew.
+    TopicAnew,
     /// The dead-letter topic takes no record.
     DeadLettersRefused,
     /// Redis loses nothing, but is away: SIGKILL, and a restart on its files.
@@ -100,7 +102,7 @@ pub enum Way {
     WorkerToRedis,
 }
 
-const NAMES: [(&str, Fault); 45] = {
+const NAMES: [(&str, Fault); 46] = {
     use Fault::{Cluster, Network, RedisLoss};
     use Loss::{Empty, Flush, Rollback, Torn};
     use Trouble::{Blackhole, Cut, Delay};
@@ -117,6 +119,7 @@ const NAMES: [(&str, Fault); 45] = {
         ("kafka-freeze", Fault::KafkaFreeze),
         ("partitions-added", Fault::PartitionsAdded),
         ("topic-change", Fault::TopicChange),
+        ("topic-anew", Fault::TopicAnew),
         ("dead-letters-refused", Fault::DeadLettersRefused),
         ("redis-kill", Fault::RedisKill),
         ("redis-freeze", Fault::RedisFreeze),
@@ -191,7 +194,9 @@ impl Fault {
             Self::ApiFreeze | Self::KafkaFreeze => (2_000, 11_000),
             // On both sides of the time-out for an answer, of 3 s.
             Self::RedisFreeze => (2_000, 8_000),
-            Self::PartitionsAdded | Self::TopicChange | Self::RedisSqueeze | Self::Cluster(_) => (1_000, 3_000),
+            Self::PartitionsAdded | Self::TopicChange | Self::TopicAnew | Self::RedisSqueeze | Self::Cluster(_) => {
+                (1_000, 3_000)
+            }
             Self::Scale => (2_000, 5_000),
             Self::DeadLettersRefused | Self::RedisFull => (2_000, 5_000),
             Self::RedisKill | Self::RedisLoss(..) => (0, 2_000),

@@ -1,7 +1,7 @@
 //! The end of a run: everything is mended, nobody posts any more. Does it hold what was promised?
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, HashSet},
     time::{Duration, Instant},
 };
 
@@ -159,23 +159,22 @@ impl Run {
     /// there are.
     async fn judged_topics(&self, written: &Written, faults: usize) -> Result<(usize, usize)> {
         let (kafka, world) = (self.stage.world.kafka(), &self.stage.world);
-        let (mut records, mut poison) = (Vec::new(), BTreeMap::new());
+        let mut topics = self.gone.clone();
         for topic in &*self.stage.topics.borrow() {
-            let found = kafka.read(topic)?;
-            poison.extend(poison_of(topic, &found));
-            records.extend(found);
+            topics.push((topic.clone(), kafka.read(topic)?));
         }
+        let poison = poison_of(&topics);
+        let records: Vec<_> = topics.into_iter().flat_map(|(_, records)| records).collect();
         for what in self.journal.disorder(&records, !self.stage.kind.users_stay()) {
             self.violations.add(format!("out of order on the topic: {what}"));
         }
-        let marks: HashSet<_> = poison.values().filter_map(|record| record.header(POISON)).collect();
-        for mark in written.poison.iter().filter(|mark| !marks.contains(mark.as_bytes())) {
+        for mark in written.poison.iter().filter(|mark| !poison.contains_key(mark.as_bytes())) {
             self.violations.add(format!("the broker has lost the acknowledged record {mark}"));
         }
         let letters = within(SETTLED, "every poison record has its dead letter", async || {
             let letters = kafka.read(&world.dead_letter_topic)?;
-            let places: BTreeSet<_> = letters.iter().filter_map(|letter| origin(&letter.record)).collect();
-            let missing: Vec<_> = poison.keys().filter(|place| !places.contains(place)).collect();
+            let marks: HashSet<_> = letters.iter().filter_map(|letter| letter.record.header(POISON)).collect();
+            let missing: Vec<_> = poison.iter().filter(|(mark, _)| !marks.contains(&***mark)).collect();
             ensure!(missing.is_empty(), "{} of {} missing: {missing:?}", missing.len(), poison.len());
             Ok(letters)
         })
@@ -236,9 +235,13 @@ async fn all_events(client: &Client) -> Result<Vec<Event>> {
     within(SETTLED, "the list is read", async || Ok(client.pages(PAGE).await?.concat())).await
 }
 
-fn poison_of(topic: &str, records: &[Located]) -> BTreeMap<Place, Record> {
-    let poison = records.iter().filter(|found| found.record.header(POISON).is_some());
-    poison.map(|found| ((topic.to_owned(), found.partition, found.offset), found.record.clone())).collect()
+/// The poison records of topics, by their marks.
+fn poison_of(topics: &[(String, Vec<Located>)]) -> BTreeMap<Vec<u8>, (Place, Record)> {
+    let records = topics.iter().flat_map(|(topic, records)| records.iter().map(move |record| (topic, record)));
+    let poison = records.filter_map(|(topic, Located { partition, offset, record })| {
+        Some((record.header(POISON)?.to_vec(), ((topic.clone(), *partition, *offset), record.clone())))
+    });
+    poison.collect()
 }
 
 /// Where a dead letter says that it comes from.
@@ -250,9 +253,11 @@ fn origin(letter: &Record) -> Option<Place> {
 }
 
 /// Whether a dead letter is the poison record that it says it is, byte for byte.
-fn is_true_to(letter: &Record, poison: &BTreeMap<Place, Record>) -> Result<()> {
+fn is_true_to(letter: &Record, poison: &BTreeMap<Vec<u8>, (Place, Record)>) -> Result<()> {
     let place = origin(letter).with_context(|| format!("it does not say where it comes from: {letter:?}"))?;
-    let record = poison.get(&place).with_context(|| format!("{place:?} was no poison: {letter:?}"))?;
+    let mark = letter.header(POISON).with_context(|| format!("{place:?} was no poison: {letter:?}"))?;
+    let (from, record) = poison.get(mark).with_context(|| format!("nobody wrote what {place:?} was: {letter:?}"))?;
+    ensure!(place == *from, "it comes from {from:?} and says {place:?}: {letter:?}");
     ensure!(letter.value == record.value, "another value than at {place:?}: {letter:?}");
     ensure!(letter.key == record.key, "another key than at {place:?}: {letter:?}");
     ensure!(letter.timestamp == record.timestamp, "another timestamp than at {place:?}: {letter:?}");
@@ -268,13 +273,17 @@ mod tests {
         (name.to_owned(), Some(value.as_bytes().to_vec()))
     }
 
-    fn poison() -> BTreeMap<Place, Record> {
+    fn poison() -> BTreeMap<Vec<u8>, (Place, Record)> {
         let record = Record { headers: vec![header(POISON, "m")], timestamp: Some(7), ..Record::of("x") };
-        [(("t".to_owned(), 2, 5), record)].into()
+        poison_of(&[("t".to_owned(), vec![Located { partition: 2, offset: 5, record }])])
+    }
+
+    fn record() -> Record {
+        poison()[&b"m"[..]].1.clone()
     }
 
     fn letter(offset: &str) -> Record {
-        let mut record = poison()[&("t".to_owned(), 2, 5)].clone();
+        let mut record = record();
         record.headers.push(header("__connect.errors.topic", "t"));
         record.headers.extend([header("__connect.errors.partition", "2"), header("__connect.errors.offset", offset)]);
         record
@@ -283,12 +292,11 @@ mod tests {
     #[test]
     fn a_dead_letter_is_the_record_it_comes_from() {
         assert!(is_true_to(&letter("5"), &poison()).is_ok());
-        assert!(is_true_to(&letter("6"), &poison()).is_err(), "that was no poison");
+        assert!(is_true_to(&letter("6"), &poison()).is_err(), "that was another place");
+        let other = Record { headers: letter("5").headers[1..].to_vec(), ..letter("5") };
+        assert!(is_true_to(&other, &poison()).is_err(), "that was no poison");
         assert!(is_true_to(&Record { value: None, ..letter("5") }, &poison()).is_err());
         assert!(is_true_to(&Record { timestamp: Some(8), ..letter("5") }, &poison()).is_err());
-        assert!(
-            is_true_to(&poison()[&("t".to_owned(), 2, 5)], &poison()).is_err(),
-            "it does not say where it comes from"
-        );
+        assert!(is_true_to(&record(), &poison()).is_err(), "it does not say where it comes from");
     }
 }

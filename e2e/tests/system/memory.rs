@@ -118,13 +118,13 @@ async fn expected_to_fail_c1_a_full_redis_that_has_lost_its_positions_is_found_o
 async fn expected_to_fail_c1_a_redis_with_a_guard_is_never_full_however_much_there_is_to_store() {
     const RECORDS: u64 = 20_000;
     let redis = RedisServer::start().await;
-    let world = World::on_redis(&redis.url()).with("REDIS_MEMORY_GUARD", "25");
+    let world = World::on_redis(&redis.url()).with("REDIS_MEMORY_GUARD", "60");
     world.start_worker().await.process.terminate(e2e::PATIENCE).await;
     // More than there is room for; what is on its way at a time fits between the guard's limit and that of Redis.
     let payload = format!(r#"{{"text":{}}}"#, text(2_000));
     let records: Vec<Record> = (0..RECORDS).map(|n| record(&n.to_string(), &[("payload", &payload)])).collect();
     world.kafka().write(&world.topic, None, &records).await;
-    let _: String = redis.command_line("CONFIG SET maxmemory 24mb").await;
+    let _: String = redis.command_line("CONFIG SET maxmemory 16mb").await;
 
     let worker = world.spawn_worker();
     let refused = eventually("all is stored, or Redis is full", async || {

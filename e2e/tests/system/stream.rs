@@ -812,3 +812,34 @@ async fn on_a_cluster_a_reader_that_comes_as_reading_ends_misses_nothing() {
         assert!(next.await.expect("an event of any bucket comes").data.contains(&id));
     }
 }
+
+/// What is stored again after a loss was announced before, but not to who reads the list meanwhile (C17).
+#[tokio::test(flavor = "multi_thread")]
+#[should_panic(expected = "who was told reset sees what the list did not have yet")]
+async fn expected_to_fail_c17_who_comes_back_before_a_lost_redis_is_refilled_misses_nothing() {
+    let redis = RedisServer::start().await;
+    let world = World::on_redis(&redis.url());
+    let (api, mut worker) = world.start().await;
+    let client = &api.client;
+    let (mut stays, mut leaves) = (open(client).await, open(client).await);
+    let lost = post(client, r#"{"userId":"lost","eventType":"LOGIN"}"#).await;
+    for stream in [&mut stays, &mut leaves] {
+        assert_eq!(stream.event().await.unwrap().event_id, lost);
+    }
+    let last_id = leaves.last_id().to_owned();
+    drop(leaves);
+    worker.process.terminate(PATIENCE).await;
+    assert_eq!(redis.command_line::<String>("FLUSHALL").await, "OK");
+
+    let mut back = Sse::open(client, "", Some(&last_id)).await.unwrap();
+    assert_eq!(back.next().await.unwrap().unwrap().event, "reset");
+    client.listed(0).await;
+    let _worker = world.start_worker().await;
+    client.listed(1).await;
+    let next = post(client, r#"{"userId":"next","eventType":"LOGIN"}"#).await;
+    let mut seen = take(&mut back, 1).await;
+    if seen[0].event_id != next {
+        seen.extend(take(&mut back, 1).await);
+    }
+    assert_eq!(ids(&seen), [&lost, &next], "who was told reset sees what the list did not have yet");
+}
