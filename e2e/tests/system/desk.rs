@@ -3,13 +3,14 @@
 use std::{process::Output, time::Duration};
 
 use anyhow::{Context, ensure};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use e2e::{
     client::{Client, Event},
     eventually, eventually_within,
     kafka::Record,
     oracle::Journal,
     redis_server::RedisServer,
+    sample::{event, rfc3339},
     service::Service,
     world::World,
 };
@@ -18,6 +19,7 @@ use rdkafka::{
     producer::{FutureProducer, FutureRecord, Producer},
 };
 use serde_json::Value;
+use uuid::Uuid;
 
 async fn desk(world: &World, words: &[&str]) -> Output {
     world.worker_command().args(words).output().await.unwrap()
@@ -122,7 +124,7 @@ async fn verify_says_that_a_dead_letter_is_missing() {
 async fn a_dead_letter_accounts_for_a_record_that_would_be_an_event_by_now() {
     let world = at_rest().await;
     let kafka = world.kafka();
-    kafka.write(&world.topic, Some(1), &[Record::of(e2e::sample::event(&[]))]).await;
+    kafka.write(&world.topic, Some(1), &[Record::of(event(&[]))]).await;
     assert_eq!(verified(&world, 0).await["counts"]["inFlight"], 1);
     // As if a worker had been there to which it was none.
     assert_eq!(desk(&world, &["positions", "set", "--to", "end"]).await.status.code(), Some(0));
@@ -141,7 +143,7 @@ async fn write_in_transactions(world: &World, count: usize) {
     producer.init_transactions(e2e::PATIENCE).unwrap();
     for _ in 0..count {
         producer.begin_transaction().unwrap();
-        let value = e2e::sample::event(&[]);
+        let value = event(&[]);
         let record = FutureRecord::<(), _>::to(&world.topic).partition(0).payload(&value);
         producer.send(record, e2e::PATIENCE).await.unwrap();
         producer.commit_transaction(e2e::PATIENCE).unwrap();
@@ -212,6 +214,30 @@ async fn expected_to_fail_c9_what_has_expired_a_moment_ago_by_another_clock_is_n
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["counts"]["records"], 1, "{report}");
     assert_eq!(report["counts"]["missing"], 0, "clocks may differ: {report}");
+}
+
+/// A repetition is as good as its first record. It is judged by its own time, which is later (C18).
+#[tokio::test(flavor = "multi_thread")]
+#[should_panic(expected = "what has expired is not missing when it was repeated")]
+async fn expected_to_fail_c18_a_repetition_of_what_has_expired_is_not_missing() {
+    let redis = RedisServer::start().await;
+    let world = World::on_redis(&redis.url());
+    let (api, mut worker) = world.start().await;
+    let id = Uuid::now_v7().to_string();
+    let at = |minutes| {
+        let (id, time) = (format!("\"{id}\""), rfc3339(Utc::now() - TimeDelta::minutes(minutes)));
+        Record::of(event(&[("eventId", &id), ("timestamp", &format!("\"{time}\""))]))
+    };
+    world.kafka().write(&world.topic, Some(0), &[at(50), at(0)]).await;
+    api.client.listed(1).await;
+    stopped(&world, &mut worker).await;
+    // As by the retention that the verifier has.
+    redis.delete_body(&id).await;
+    redis.unlist(&id).await;
+    let output = desk(&world.with("EVENT_RETENTION", "40m"), &["verify", "--json"]).await;
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!([&report["counts"]["records"], &report["counts"]["expired"]], [2, 1], "{report}");
+    assert_eq!(report["counts"]["missing"], 0, "what has expired is not missing when it was repeated: {report}");
 }
 
 /// Where no position says how far the workers are, every record counts as one that they have not met yet (C9).
@@ -335,7 +361,7 @@ async fn partitions_that_are_added_are_read() {
         Ok(())
     })
     .await;
-    let record = Record::of(e2e::sample::event(&[]));
+    let record = Record::of(event(&[]));
     kafka.write(&world.topic, Some(7), &[record]).await;
     api.client.listed(11).await;
 }
