@@ -9,9 +9,10 @@ use super::schedule::{Fault, Way};
 /// How often the faults that a stage is there for come for each of the others.
 const OWN: usize = 3;
 
-/// By how many seconds clocks are wrong: more than a heartbeat lives, and a day.
+/// By how many seconds clocks are wrong: more than a heartbeat lives, and almost a day, since an event that is a whole day
+/// ahead of a worker's clock is dead-lettered.
 const SOME: i64 = 20;
-const DAY: i64 = 24 * 3_600;
+const DAY: i64 = 24 * 3_600 - 60;
 
 /// What runs, how it is set, and what is done to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

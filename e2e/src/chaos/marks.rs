@@ -20,7 +20,7 @@ enum Sign {
 use Sign::{Error, Log, Met};
 
 /// What every stage has.
-const EVERYWHERE: [(&str, Sign); 20] = [
+const EVERYWHERE: [(&str, Sign); 19] = [
     ("partitions assigned", Log("assigned [")),
     ("partitions revoked", Log("revoked [")),
     ("session timed out", Log("SESSTMOUT")),
@@ -38,18 +38,18 @@ const EVERYWHERE: [(&str, Sign); 20] = [
     ("not accepted", Met(|counts| counts.refused)),
     ("unknown outcome", Met(|counts| counts.unknown)),
     ("record that may have arrived", Log("the brokers did not acknowledge")),
-    ("read refused", Log("api::problem] Redis at")),
     ("live tail interrupted", Log("the live tail is interrupted")),
     ("stream resumed", Met(|counts| counts.stream.streams.saturating_sub(counts.stream.readers))),
 ];
 
 /// What only some have.
-const ON_STAGE: [(&[Kind], &str, Sign); 13] = [
+const ON_STAGE: [(&[Kind], &str, Sign); 14] = [
     (WITH_ONE_REDIS, "loss noticed by the heartbeat", Log("Redis has lost positions")),
     (&[Kind::Readers], "event again after a loss", Met(|counts| counts.stream.repeats)),
     (&[Kind::Readers], "stream reset", Met(|counts| counts.stream.resets)),
     (WITH_ONE_REDIS, "Redis reads its files", Log("BusyLoading")),
     (WITH_ONE_REDIS, "memory full", Error("OOM")),
+    (WITH_ONE_REDIS, "read refused", Log("api::problem] Redis at")),
     (&[Kind::Cluster], "MOVED", Error("MOVED")),
     (&[Kind::Cluster], "ASK", Error("ASK")),
     (&[Kind::Cluster], "CLUSTERDOWN", Error("CLUSTERDOWN")),

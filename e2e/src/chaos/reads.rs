@@ -7,6 +7,7 @@ use chrono::Utc;
 use futures::{StreamExt, stream};
 use reqwest::Method;
 
+use super::within;
 use crate::{
     client::{Client, Event, Processed, Reply},
     oracle::Since,
@@ -22,6 +23,9 @@ const SMALL_PAGE: usize = 97;
 /// Requests under way at a time.
 const AT_A_TIME: usize = 16;
 
+/// For an answer at the end of a run, when nothing is broken any more.
+const ANSWERED: Duration = Duration::from_mins(2);
+
 /// What expires so soon may or may not be shown any more.
 const SLACK: Duration = Duration::from_secs(2);
 
@@ -33,7 +37,7 @@ const WHOLE_LIST: Duration = Duration::from_mins(10);
 /// # Errors
 /// When the API does not answer.
 pub(super) async fn since(client: &Client, retention: Option<Duration>) -> Result<Since> {
-    let reply = client.get("/events/processed?limit=1").await?.ok()?;
+    let reply = answered("a list", async || client.get("/events/processed?limit=1").await?.ok()).await?;
     let expired = retention.map(|retention| rfc3339(Utc::now() - retention + SLACK));
     Ok(Since::of(expired.unwrap_or_default().max(reply.header("trimmed-before").to_owned())))
 }
@@ -45,12 +49,18 @@ pub(super) async fn since(client: &Client, retention: Option<Duration>) -> Resul
 /// With the first difference.
 pub(super) async fn shows(client: &Client, retention: Option<Duration>, stored: &[Event]) -> Result<usize> {
     let agree = async |what: &str, found: &[Event]| agrees(what, found, stored, &since(client, retention).await?);
-    let whole = Reply::of(client.request(Method::GET, "/events/processed").timeout(WHOLE_LIST)).await?.ok()?;
-    agree("the list in one reply", &whole.parse::<Vec<_>>()?).await?;
-    agree("the list in small pages", &client.pages(SMALL_PAGE).await?.concat()).await?;
-    let backward = client.pages_from(format!("/events/processed?order=desc&limit={PAGE}")).await?;
-    let backward: Vec<_> = backward.into_iter().flatten().rev().collect();
-    agree("the list from its end", &backward).await?;
+    let whole = answered("the list in one reply", async || {
+        let whole = Reply::of(client.request(Method::GET, "/events/processed").timeout(WHOLE_LIST)).await?;
+        whole.ok()?.parse::<Vec<_>>()
+    });
+    agree("the list in one reply", &whole.await?).await?;
+    let small = answered("the list in small pages", async || Ok(client.pages(SMALL_PAGE).await?.concat()));
+    agree("the list in small pages", &small.await?).await?;
+    let backward = answered("the list from its end", async || {
+        let pages = client.pages_from(format!("/events/processed?order=desc&limit={PAGE}")).await?;
+        Ok(pages.into_iter().flatten().rev().collect::<Vec<_>>())
+    });
+    agree("the list from its end", &backward.await?).await?;
     let found: Vec<_> = stream::iter(stored)
         .map(async |event| (event, is_found(client, event).await))
         .buffer_unordered(AT_A_TIME)
@@ -65,8 +75,18 @@ pub(super) async fn shows(client: &Client, retention: Option<Duration>, stored: 
     Ok(shown.len())
 }
 
+/// Reads again what was not answered: a busy machine may be too slow for one time.
+async fn answered<T>(what: &str, read: impl AsyncFnMut() -> Result<T>) -> Result<T> {
+    within(ANSWERED, what, read).await
+}
+
 async fn is_found(client: &Client, event: &Event) -> Result<()> {
-    let reply = client.get(&format!("/events/{}", event.event_id)).await?;
+    let reply = answered("an event by its id", async || {
+        let reply = client.get(&format!("/events/{}", event.event_id)).await?;
+        ensure!(reply.status != 503, "{}", reply.text());
+        Ok(reply)
+    });
+    let reply = reply.await?;
     ensure!(reply.status == 200, "{} of {event:?}: {}", reply.status, reply.text());
     let found = reply.parse::<Processed>()?.row();
     ensure!(found == *event, "{found:?} instead of {event:?}");
