@@ -80,7 +80,9 @@ impl Kind {
             Fault::RedisSqueeze => self == Self::Guard,
             Fault::PartitionsAdded => self == Self::Partitions,
             Fault::TopicChange | Fault::TopicAnew => self == Self::Topics,
-            Fault::RedisKill | Fault::RedisFreeze | Fault::RedisFull | Fault::RedisLoss(..) => self != Self::Cluster,
+            Fault::RedisKill | Fault::RedisFreeze | Fault::RedisFull => self != Self::Cluster,
+            // What is lost is read again from the topic, if that is still there.
+            Fault::RedisLoss(..) => ![Self::Cluster, Self::Topics].contains(&self),
             // The nodes of a Cluster say themselves where they are.
             Fault::Network(Way::ApiToRedis | Way::WorkerToRedis, _) => self != Self::Cluster,
             _ => true,
@@ -130,7 +132,8 @@ impl Kind {
         self != Self::Clocks
     }
 
-    /// Whether a record for a user is always behind those before it: not once there are more partitions to choose from.
+    /// Whether a record for a user is always behind those before it: not once there are more partitions to choose from. Where
+    /// it is not, nothing is repeated: either record could come to be the first.
     #[must_use]
     pub fn users_stay(self) -> bool {
         self != Self::Partitions

@@ -21,8 +21,11 @@ use uuid::Uuid;
 use super::{kinds::Kind, stage::Stage, traffic::Gate};
 use crate::{oracle::Journal, sample};
 
-/// Between two records. Two poison records a second are far below what a breaker holds back.
-const PACE: Duration = Duration::from_millis(250);
+/// Between two records: poison that is met by every outage, and yet far below what a breaker holds back.
+const PACE: Duration = Duration::from_millis(80);
+
+/// Poison records for each duplicate.
+const POISON_RECORDS: usize = 3;
 
 /// How long a record is tried.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -103,8 +106,10 @@ enum Fate {
 impl Writer {
     async fn write_until(mut self, stop: CancellationToken, gate: Gate) -> Written {
         while !stop.is_cancelled() {
-            gate.pass(self.poison()).await;
-            tokio::time::sleep(PACE).await;
+            for _ in 0..POISON_RECORDS {
+                gate.pass(self.poison()).await;
+                tokio::time::sleep(PACE).await;
+            }
             // Behind its event only while a user stays in one partition.
             if self.kind.users_stay() {
                 gate.pass(self.duplicate()).await;

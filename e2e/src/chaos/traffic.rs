@@ -66,6 +66,7 @@ impl Traffic {
                 apis: if kind.apis_agree() { [from, before].concat() } else { vec![from[0].clone()] },
                 journal: journal.clone(),
                 violations: violations.clone(),
+                repeats: kind.users_stay(),
             }
         };
         for nth in 0..apis.len() * USERS {
@@ -96,6 +97,8 @@ struct User {
     apis: Vec<Client>,
     journal: Journal,
     violations: Violations,
+    /// Whether anything is sent more than once.
+    repeats: bool,
 }
 
 impl User {
@@ -130,7 +133,8 @@ impl User {
     async fn post_batch(&self, attempts: Vec<Attempt>, with_key: Option<u64>) -> Result<()> {
         match with_key {
             Some(number) => {
-                self.journal.post_batch_with_key(&self.apis, attempts, number.is_multiple_of(ONE_AGAIN_IN)).await
+                let again = self.repeats && number.is_multiple_of(ONE_AGAIN_IN);
+                self.journal.post_batch_with_key(&self.apis, attempts, again).await
             }
             None => self.journal.post_batch(&self.apis[0], attempts).await,
         }
@@ -138,7 +142,7 @@ impl User {
 
     async fn post(&self, sequence: u64) -> Result<Outcome> {
         let attempt = Attempt::new(&self.name, sequence);
-        if !sequence.is_multiple_of(ONE_WITH_KEY_IN) {
+        if !self.repeats || !sequence.is_multiple_of(ONE_WITH_KEY_IN) {
             return self.journal.post(&self.apis[0], attempt).await;
         }
         let again = usize::from(sequence.is_multiple_of(ONE_AGAIN_IN));
