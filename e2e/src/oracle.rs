@@ -356,14 +356,16 @@ impl Journal {
         judge(&self.lock(), stored, since)
     }
 
-    /// The ids of all that was acknowledged.
+    /// The ids of what was acknowledged, of attempts since a time.
     #[must_use]
-    pub fn acknowledged_ids(&self) -> Vec<String> {
-        let id = |outcome: &Outcome| match outcome {
+    pub fn acknowledged_since(&self, since: &Since) -> Vec<String> {
+        let attempts = self.lock();
+        let expected = attempts.iter().filter(|(attempt, _)| since.expects(attempt));
+        let ids = expected.filter_map(|(_, outcome)| match outcome {
             Outcome::Acknowledged(promise) => Some(promise.id.clone()),
             Outcome::Refused | Outcome::Unknown => None,
-        };
-        self.lock().iter().filter_map(|(_, outcome)| id(outcome)).collect()
+        });
+        ids.collect()
     }
 
     /// What stands on the topic, given in the order of its offsets, out of the order in which its user sent it. In each

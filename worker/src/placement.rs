@@ -112,17 +112,11 @@ pub async fn place(
             continue;
         };
         let Start { at, beginning, missing } = decide(*log, positions, ceiling);
-        if at < decide(*log, positions, None).at {
-            log::debug!("partition {}: starts not beyond what its last life had stored, at {}", slot.partition, at.0);
-        }
         let beginning = beginning.then_some(log.high);
         placements.push(Placement { partition: slot.partition, start: at.0, beginning });
         placed.push(Placed { slot, start: at, committed: log.committed.map(NextOffset), missing });
     }
     let refused = store.place(&scope, &placements).await?;
-    for partition in &refused {
-        log::debug!("partition {partition}: a bucket has come to hold less meanwhile, placing it anew");
-    }
     placed.retain(|place| !refused.contains(&place.slot.partition));
     Ok(placed)
 }

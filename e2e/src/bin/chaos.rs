@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, builder::PossibleValuesParser};
 use e2e::chaos::{
     Plan,
@@ -32,7 +32,8 @@ struct Cli {
     /// Chooses and times the faults; the same seed gives the same ones
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
-    /// How long: the run ends with the fault under way then
+    /// How long: the run ends with the fault under way then, but not before it has had every fault if all are asked for and
+    /// this is five minutes or more
     #[arg(long, default_value_t = 5.0, value_name = "M")]
     minutes: f64,
     /// Only these faults; all that the stage can have when absent
@@ -59,6 +60,9 @@ async fn main() -> Result<ExitCode> {
 async fn one_run(cli: Cli, file: Option<&Path>) -> Result<ExitCode> {
     let stage = Kind::named(&cli.stage).unwrap_or_default();
     let chosen: Vec<_> = cli.faults.iter().filter_map(|name| Fault::named(name)).collect();
+    for fault in &chosen {
+        ensure!(stage.has(*fault), "the stage {stage} can't have the fault {fault}");
+    }
     let faults = if chosen.is_empty() { stage.faults() } else { chosen };
     let length = Duration::try_from_secs_f64(cli.minutes * 60.0)?;
     let steps = schedule(cli.seed, length, &faults);

@@ -152,7 +152,7 @@ impl Run {
     /// As operators do it: everything of the old topic is stored, then all programs are told another one.
     async fn change_topic(&mut self, step: &Step) -> Result<String> {
         let _silence = self.gate.close().await;
-        self.everything_is_stored(DRAINED).await.context("before the change")?;
+        self.everything_is_done().await.context("before the change")?;
         let names = self.stage.topics.borrow().clone();
         let next = format!("{}-{}", names[0], names.len() + 1);
         self.stage.change_topic(&next).await;
@@ -164,7 +164,7 @@ impl Run {
     /// Nothing is lost by it: everything is stored.
     async fn make_topic_anew(&mut self, step: &Step) -> Result<String> {
         let _silence = self.gate.close().await;
-        self.everything_is_stored(DRAINED).await.context("before the topic is deleted")?;
+        self.everything_is_done().await.context("before the topic is deleted")?;
         let (kafka, topic) = (self.stage.world.kafka(), self.stage.world.topic.clone());
         self.gone.push((topic.clone(), kafka.read(&topic)?));
         kafka.delete_topic(&topic).await?;
@@ -316,6 +316,12 @@ impl Run {
         let mended = Instant::now();
         self.everything_is_stored(RESTORED).await.context("in silence, after the loss")?;
         Ok(format!("{note}; restored in silence after {:.1} s", mended.elapsed().as_secs_f64()))
+    }
+
+    /// Waits until all that was acknowledged is listed, and what can't be an event is dead-lettered, too.
+    async fn everything_is_done(&self) -> Result<()> {
+        self.everything_is_stored(DRAINED).await?;
+        self.nothing_is_behind().await
     }
 
     /// Waits until the list shows all that was acknowledged.

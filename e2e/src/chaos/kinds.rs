@@ -74,15 +74,23 @@ impl Kind {
         Fault::all().filter(|fault| self.has(*fault)).flat_map(|fault| vec![fault; self.share(fault)]).collect()
     }
 
-    fn has(self, fault: Fault) -> bool {
+    /// Whether its one Redis loses anything.
+    #[must_use]
+    pub fn loses(self) -> bool {
+        // What is lost is read again from the topic, if that is still there.
+        ![Self::Cluster, Self::Topics].contains(&self)
+    }
+
+    /// Whether it can have this fault.
+    #[must_use]
+    pub fn has(self, fault: Fault) -> bool {
         match fault {
             Fault::Cluster(_) => self == Self::Cluster,
             Fault::RedisSqueeze => self == Self::Guard,
             Fault::PartitionsAdded => self == Self::Partitions,
             Fault::TopicChange | Fault::TopicAnew => self == Self::Topics,
             Fault::RedisKill | Fault::RedisFreeze | Fault::RedisFull => self != Self::Cluster,
-            // What is lost is read again from the topic, if that is still there.
-            Fault::RedisLoss(..) => ![Self::Cluster, Self::Topics].contains(&self),
+            Fault::RedisLoss(..) => self.loses(),
             // The nodes of a Cluster say themselves where they are.
             Fault::Network(Way::ApiToRedis | Way::WorkerToRedis, _) => self != Self::Cluster,
             _ => true,

@@ -20,12 +20,10 @@ enum Sign {
 use Sign::{Error, Log, Met};
 
 /// What every stage has.
-const EVERYWHERE: [(&str, Sign); 19] = [
-    ("partitions assigned", Log("assigned [")),
+const EVERYWHERE: [(&str, Sign); 17] = [
     ("partitions revoked", Log("revoked [")),
     ("session timed out", Log("SESSTMOUT")),
     ("worker drained", Log("drained: everything in flight")),
-    ("placed at the beginning", Log("reading from offset 0")),
     ("mismatch", Log("is not where this worker left it")),
     ("partitions wait for a place", Log("wait for their place")),
     ("duplicate skipped", Log("skipped duplicate event")),
@@ -37,35 +35,38 @@ const EVERYWHERE: [(&str, Sign); 19] = [
     ("producer down", Log("check=producer ok=false")),
     ("not accepted", Met(|counts| counts.refused)),
     ("unknown outcome", Met(|counts| counts.unknown)),
-    ("record that may have arrived", Log("the brokers did not acknowledge")),
+    ("record that may have arrived", Log("api::problem] the brokers did not acknowledge")),
     ("live tail interrupted", Log("the live tail is interrupted")),
     ("stream resumed", Met(|counts| counts.stream.streams.saturating_sub(counts.stream.readers))),
 ];
 
-/// What only some have.
-const ON_STAGE: [(&[Kind], &str, Sign); 14] = [
-    (WITH_ONE_REDIS, "loss noticed by the heartbeat", Log("Redis has lost positions")),
-    (&[Kind::Readers], "event again after a loss", Met(|counts| counts.stream.repeats)),
-    (&[Kind::Readers], "stream reset", Met(|counts| counts.stream.resets)),
-    (WITH_ONE_REDIS, "Redis reads its files", Log("BusyLoading")),
-    (WITH_ONE_REDIS, "memory full", Error("OOM")),
-    (WITH_ONE_REDIS, "read refused", Log("api::problem] Redis at")),
-    (&[Kind::Cluster], "MOVED", Error("MOVED")),
-    (&[Kind::Cluster], "ASK", Error("ASK")),
-    (&[Kind::Cluster], "CLUSTERDOWN", Error("CLUSTERDOWN")),
-    (&[Kind::Guard], "trimmed early", Log("(REDIS_MEMORY_GUARD): ")),
-    (&[Kind::Transactions], "transaction aborted", Met(|counts| counts.outsider.aborted)),
-    (&[Kind::Transactions], "offsets without a record", Log("are not on the topic any more")),
-    (&[Kind::Partitions], "seventh partition read", Log("partition 6: reading from offset")),
-    (&[Kind::Topics], "ceiling used", Log("starts not beyond what its last life had stored")),
+/// Whether a stage has a mark.
+type Has = fn(Kind) -> bool;
+
+/// What only some have, and which.
+const SOMEWHERE: [(Has, &str, Sign); 13] = [
+    (Kind::loses, "loss noticed by the heartbeat", Log("Redis has lost positions")),
+    (Kind::loses, "Redis reads its files", Error("LOADING")),
+    (has_one_redis, "memory full", Error("OOM")),
+    (has_one_redis, "read refused", Log("api::problem] Redis at")),
+    (|kind| kind == Kind::Readers, "event again after a loss", Met(|counts| counts.stream.repeats)),
+    (|kind| kind == Kind::Readers, "stream reset", Met(|counts| counts.stream.resets)),
+    (|kind| kind == Kind::Cluster, "MOVED", Error("MOVED")),
+    (|kind| kind == Kind::Cluster, "ASK", Error("ASK")),
+    (|kind| kind == Kind::Cluster, "CLUSTERDOWN", Error("CLUSTERDOWN")),
+    (|kind| kind == Kind::Guard, "trimmed early", Log("(REDIS_MEMORY_GUARD): ")),
+    (|kind| kind == Kind::Transactions, "transaction aborted", Met(|counts| counts.outsider.aborted)),
+    (|kind| kind == Kind::Transactions, "offsets without a record", Log("are not on the topic any more")),
+    (|kind| kind == Kind::Partitions, "seventh partition read", Log("partition 6: reading from offset")),
 ];
 
-const WITH_ONE_REDIS: &[Kind] =
-    &[Kind::Standalone, Kind::Retention, Kind::Guard, Kind::Clocks, Kind::Transactions, Kind::Partitions, Kind::Topics];
+fn has_one_redis(kind: Kind) -> bool {
+    kind != Kind::Cluster
+}
 
 /// The marks of a stage.
 fn of(kind: Kind) -> impl Iterator<Item = (&'static str, Sign)> {
-    let own = ON_STAGE.into_iter().filter(move |(stages, ..)| stages.contains(&kind));
+    let own = SOMEWHERE.into_iter().filter(move |(has, ..)| has(kind));
     EVERYWHERE.into_iter().chain(own.map(|(_, name, sign)| (name, sign)))
 }
 

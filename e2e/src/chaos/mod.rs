@@ -77,7 +77,7 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// The run ends with the first fault that is over at this time after its start, or with the last one.
     pub length: Duration,
-    /// Whether the run must meet every mark of its stage. It has every fault of the stage then, however long that takes.
+    /// Whether the run must meet every mark of its stage. It does not end before as many faults as the stage can have.
     pub marks: bool,
     /// The guard to break, in binaries that can.
     pub mutation: Option<String>,
@@ -133,8 +133,8 @@ async fn act(plan: Plan, logs: &Path) -> Result<Report> {
     let (counts, verify) = run.judge(written, faults.len()).await;
     run.errors.sample(&run.stage.redis).await;
     run.stage.end().await;
-    run.stage.save_engine_logs();
     let marks = marks::count(plan.stage, logs, &run.errors, &counts);
+    run.stage.save_engine_logs();
     for (mark, _) in marks.iter().filter(|(_, times)| plan.marks && whole && **times == 0) {
         run.violations.add(format!("the run never met the mark: {mark}"));
     }
@@ -170,8 +170,8 @@ struct Run {
 impl Run {
     async fn on(stage: Stage) -> Result<Self> {
         let (clients, journal) = (stage.clients(), Journal::default());
-        let prober = Prober::new(&clients, PARTITIONS, &journal).await.context("before the first fault")?;
         let readers = Readers::open(&clients, stage.kind == Kind::Readers).await.context("before the first fault")?;
+        let prober = Prober::new(&clients, PARTITIONS, &journal).await.context("before the first fault")?;
         Ok(Self {
             stage,
             clients,

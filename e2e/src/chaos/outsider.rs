@@ -119,11 +119,13 @@ impl Writer {
         self.written
     }
 
+    /// Where events come, too: a partition with poison alone would be held.
     async fn poison(&mut self) {
+        let Some((attempt, _)) = self.journal.latest_acknowledged() else { return };
         let mark = Uuid::now_v7().to_string();
         let value = poison(&mut self.rng, &mark);
         let headers = OwnedHeaders::new().insert(Header { key: POISON, value: Some(&mark) });
-        match self.send(&mark, value.as_deref(), headers).await {
+        match self.send(&attempt.user, value.as_deref(), headers).await {
             Fate::Kept => self.written.poison.push(mark),
             Fate::Aborted => self.written.aborted += 1,
             Fate::Unknown => self.written.unknown += 1,

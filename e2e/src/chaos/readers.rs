@@ -12,13 +12,15 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tokio::{sync::Notify, task::JoinSet};
 
 use super::{reads::PAGE, within};
 use crate::{
     client::{Client, Event},
-    oracle::Since,
+    oracle::{Journal, Since},
+    sample::rfc3339,
     sse::{Message, Sse},
 };
 
@@ -108,13 +110,16 @@ impl Readers {
         self.all(know).is_ok()
     }
 
-    /// Which of these each reader does not know.
+    /// What was acknowledged and each reader does not know, whether lists still show it or not. After a reset a reader can't
+    /// know what the list did not show any more.
     #[must_use]
-    pub fn unknown(&self, ids: &[String]) -> Vec<String> {
+    pub fn unknown(&self, journal: &Journal, retention: Duration) -> Vec<String> {
         let logs = self.logs.iter().enumerate();
         let unknown = logs.flat_map(|(number, log)| {
             let log = log.lock();
-            let unknown = ids.iter().filter(|id| !log.known.contains(*id));
+            let blind = log.reset_until.map(|time| Since::of(rfc3339(time - retention))).unwrap_or_default();
+            let ids = journal.acknowledged_since(&blind);
+            let unknown = ids.into_iter().filter(|id| !log.known.contains(id));
             unknown
                 .map(|id| format!("the reader of api-{number}: it never saw {id}, and was not told"))
                 .collect::<Vec<_>>()
@@ -173,6 +178,8 @@ struct Log {
     known: HashSet<String>,
     /// How often it was told to read the list and has not yet.
     owed: usize,
+    /// When it has read the list after it was last told that events are missing.
+    reset_until: Option<DateTime<Utc>>,
 }
 
 impl Log {
@@ -180,7 +187,10 @@ impl Log {
         match &met {
             Met::Begin | Met::Reset => self.owed += 1,
             Met::Event(event) => drop(self.known.insert(event.event_id.clone())),
-            Met::List(ids) => self.known.extend(ids.iter().cloned()),
+            Met::List(ids) => {
+                self.known.extend(ids.iter().cloned());
+                self.reset_until = self.met.contains(&Met::Reset).then(Utc::now);
+            }
             Met::Stream | Met::Loss | Met::Nonsense(_) => {}
         }
         self.met.push(met);

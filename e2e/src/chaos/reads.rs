@@ -20,6 +20,9 @@ pub(super) const PAGE: usize = 1_000;
 /// Rows of a small page, which ends at other places than the largest.
 const SMALL_PAGE: usize = 97;
 
+/// How many are asked for by id where not all are: enough for more than the last fault.
+pub(super) const NEWEST: usize = 5_000;
+
 /// Requests under way at a time.
 const AT_A_TIME: usize = 16;
 
@@ -37,31 +40,38 @@ const WHOLE_LIST: Duration = Duration::from_mins(10);
 /// # Errors
 /// When the API does not answer.
 pub(super) async fn since(client: &Client, retention: Option<Duration>) -> Result<Since> {
-    let reply = answered("a list", async || client.get("/events/processed?limit=1").await?.ok()).await?;
+    let reply = get(client, "/events/processed?limit=1").await?.ok()?;
     let expired = retention.map(|retention| rfc3339(Utc::now() - retention + SLACK));
     Ok(Since::of(expired.unwrap_or_default().max(reply.header("trimmed-before").to_owned())))
 }
 
-/// Whether an API shows these, all that is stored, in the same way however they are asked for. Gives how many rows it was
-/// to show in the end.
+/// Whether an API shows these, all that is stored, in the same way however they are asked for, and the newest of them by
+/// their ids. Gives how many of these had not expired.
 ///
 /// # Errors
 /// With the first difference.
-pub(super) async fn shows(client: &Client, retention: Option<Duration>, stored: &[Event]) -> Result<usize> {
+pub(super) async fn shows(
+    client: &Client,
+    retention: Option<Duration>,
+    stored: &[Event],
+    newest: usize,
+) -> Result<usize> {
     let agree = async |what: &str, found: &[Event]| agrees(what, found, stored, &since(client, retention).await?);
-    let whole = answered("the list in one reply", async || {
-        let whole = Reply::of(client.request(Method::GET, "/events/processed").timeout(WHOLE_LIST)).await?;
-        whole.ok()?.parse::<Vec<_>>()
-    });
-    agree("the list in one reply", &whole.await?).await?;
-    let small = answered("the list in small pages", async || Ok(client.pages(SMALL_PAGE).await?.concat()));
-    agree("the list in small pages", &small.await?).await?;
-    let backward = answered("the list from its end", async || {
-        let pages = client.pages_from(format!("/events/processed?order=desc&limit={PAGE}")).await?;
-        Ok(pages.into_iter().flatten().rev().collect::<Vec<_>>())
-    });
-    agree("the list from its end", &backward.await?).await?;
-    let found: Vec<_> = stream::iter(stored)
+    // First, for those that soon expire.
+    let shown = finds(client, retention, &stored[stored.len().saturating_sub(newest)..]).await?;
+    let whole = get(client, "/events/processed").await?.ok()?.parse::<Vec<_>>()?;
+    agree("the list in one reply", &whole).await?;
+    let small = pages(client, format!("/events/processed?limit={SMALL_PAGE}")).await?;
+    agree("the list in small pages", &small).await?;
+    let mut backward = pages(client, format!("/events/processed?order=desc&limit={PAGE}")).await?;
+    backward.reverse();
+    agree("the list from its end", &backward).await?;
+    Ok(shown)
+}
+
+/// Whether each of these is found by its id, unless it has gone meanwhile. Gives how many have not.
+async fn finds(client: &Client, retention: Option<Duration>, asked: &[Event]) -> Result<usize> {
+    let found: Vec<_> = stream::iter(asked)
         .map(async |event| (event, is_found(client, event).await))
         .buffer_unordered(AT_A_TIME)
         .collect()
@@ -75,18 +85,29 @@ pub(super) async fn shows(client: &Client, retention: Option<Duration>, stored: 
     Ok(shown.len())
 }
 
-/// Reads again what was not answered: a busy machine may be too slow for one time.
-async fn answered<T>(what: &str, read: impl AsyncFnMut() -> Result<T>) -> Result<T> {
-    within(ANSWERED, what, read).await
+/// Asks again while there is no answer, or a 503: a busy machine may be too slow for one time.
+async fn get(client: &Client, path: &str) -> Result<Reply> {
+    within(ANSWERED, "an answer", async || {
+        let reply = Reply::of(client.request(Method::GET, path).timeout(WHOLE_LIST)).await?;
+        ensure!(reply.status != 503, "503: {}", reply.text());
+        Ok(reply)
+    })
+    .await
+}
+
+/// The rows of all pages from this one on.
+async fn pages(client: &Client, first: String) -> Result<Vec<Event>> {
+    let (mut rows, mut next) = (Vec::new(), Some(first));
+    while let Some(path) = next {
+        let reply = get(client, &path).await?.ok()?;
+        rows.extend(reply.parse::<Vec<Event>>()?);
+        next = reply.next_link();
+    }
+    Ok(rows)
 }
 
 async fn is_found(client: &Client, event: &Event) -> Result<()> {
-    let reply = answered("an event by its id", async || {
-        let reply = client.get(&format!("/events/{}", event.event_id)).await?;
-        ensure!(reply.status != 503, "{}", reply.text());
-        Ok(reply)
-    });
-    let reply = reply.await?;
+    let reply = get(client, &format!("/events/{}", event.event_id)).await?;
     ensure!(reply.status == 200, "{} of {event:?}: {}", reply.status, reply.text());
     let found = reply.parse::<Processed>()?.row();
     ensure!(found == *event, "{found:?} instead of {event:?}");

@@ -41,34 +41,47 @@ impl Repeater {
 
     pub(super) async fn post_until(self, stop: CancellationToken) {
         for sequence in 0.. {
-            let posted = tokio::select! {
-                posted = self.post_twice(sequence) => posted,
-                () = stop.cancelled() => return,
-            };
+            if stop.is_cancelled() {
+                return;
+            }
+            let posted = self.post_twice(sequence, &stop).await;
             self.violations.check("a key that comes again after the retention", posted);
         }
     }
 
-    async fn post_twice(&self, sequence: u64) -> Result<()> {
+    /// Once nobody posts any more, nothing is waited for.
+    async fn post_twice(&self, sequence: u64, stop: &CancellationToken) -> Result<()> {
         let attempt = Attempt::new(&self.name, sequence);
         let from = rfc3339(Utc::now() - AGO);
-        let id = self.post(&attempt).await?;
-        self.journal.record(attempt.clone(), Outcome::Acknowledged(Promise { id: id.clone(), timestamp: None }));
-        self.until(&id, &from, true).await?;
-        self.until(&id, &from, false).await?;
+        let outcome = self.post(&attempt, stop).await?;
+        self.journal.record(attempt.clone(), outcome.clone());
+        let Outcome::Acknowledged(Promise { id, .. }) = outcome else { return Ok(()) };
+        let gone = async {
+            self.until(&id, &from, true).await?;
+            self.until(&id, &from, false).await
+        };
+        if stop.run_until_cancelled(gone).await.transpose()?.is_none() {
+            return Ok(());
+        }
         let from = rfc3339(Utc::now() - AGO);
-        let again = self.post(&attempt).await?;
-        ensure!(again == id, "it was {id}, and is {again}");
-        self.until(&id, &from, true).await
+        if let Outcome::Acknowledged(again) = self.post(&attempt, stop).await? {
+            ensure!(again.id == id, "it was {id}, and is {}", again.id);
+            stop.run_until_cancelled(self.until(&id, &from, true)).await.transpose()?;
+        }
+        Ok(())
     }
 
-    /// Posts until it is acknowledged.
-    async fn post(&self, attempt: &Attempt) -> Result<String> {
+    /// Posts until it is acknowledged, or nobody posts any more.
+    async fn post(&self, attempt: &Attempt, stop: &CancellationToken) -> Result<Outcome> {
+        let mut outcome = Outcome::Refused;
         loop {
-            if let Outcome::Acknowledged(promise) =
-                self.gate.pass(self.journal.send_with_key(&self.api, attempt)).await?
-            {
-                return Ok(promise.id);
+            match (self.gate.pass(self.journal.send_with_key(&self.api, attempt)).await?, &outcome) {
+                // The one before may have arrived.
+                (Outcome::Refused, Outcome::Unknown) => {}
+                (next, _) => outcome = next,
+            }
+            if stop.is_cancelled() || matches!(outcome, Outcome::Acknowledged(_)) {
+                return Ok(outcome);
             }
             tokio::time::sleep(PACE).await;
         }

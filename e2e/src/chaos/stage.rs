@@ -158,11 +158,12 @@ impl Stage {
             Broker::reserve().await.with_doors(&[(doors[0], api_to_kafka.port()), (doors[1], worker_to_kafka.port())]);
         broker.up().await;
         let world = world(kind, &broker, &redis, mutation);
+        let library = (kind == Kind::Clocks).then(|| WrongClock::build(logs)).transpose()?;
         let mut stage = Self {
             kind,
             topics: watch::Sender::new(vec![world.topic.clone()]),
-            apis: members("api", APIS, logs, |number| kind.api_clock(number, seed))?,
-            workers: members("worker", WORKERS, logs, |number| kind.worker_clock(number, seed))?,
+            apis: members("api", APIS, logs, library.as_ref(), |number| kind.api_clock(number, seed)),
+            workers: members("worker", WORKERS, logs, library.as_ref(), |number| kind.worker_clock(number, seed)),
             logs: logs.to_owned(),
             broker,
             redis,
@@ -284,13 +285,15 @@ async fn never_rewrite(redis: &RedisServer) -> Result<()> {
     Ok(())
 }
 
-fn members(kind: &str, count: usize, logs: &Path, clock: impl Fn(usize) -> Option<i64>) -> Result<Vec<Member>> {
-    let member = |number: usize| {
-        let seconds = clock(number);
-        let clock = seconds.map(|seconds| anyhow::Ok((WrongClock::build(logs)?, seconds))).transpose()?;
-        Ok(Member::new(format!("{kind}-{number}"), logs, clock))
-    };
-    (0..count).map(member).collect()
+fn members(
+    kind: &str,
+    count: usize,
+    logs: &Path,
+    library: Option<&WrongClock>,
+    clock: impl Fn(usize) -> Option<i64>,
+) -> Vec<Member> {
+    let clock = |number| Some((library?.clone(), clock(number)?));
+    (0..count).map(|number| Member::new(format!("{kind}-{number}"), logs, clock(number))).collect()
 }
 
 /// The place of one binary, and the processes that fill it one after the other.

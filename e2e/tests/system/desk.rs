@@ -205,11 +205,11 @@ async fn expected_to_fail_c9_what_has_expired_a_moment_ago_by_another_clock_is_n
     let (api, mut worker) = world.start().await;
     let [event] = <[Event; 1]>::try_from(posted(&api.client, 1).await).unwrap();
     stopped(&world, &mut worker).await;
-    // As a Redis does whose clock is half a minute ahead of the verifier's.
+    // As a Redis does whose clock is less than a minute ahead of the verifier's.
     redis.delete_body(&event.event_id).await;
     redis.unlist(&event.event_id).await;
     let age = Utc::now() - DateTime::parse_from_rfc3339(&event.timestamp).unwrap().to_utc();
-    let verifier = world.clone().with("EVENT_RETENTION", format!("{}s", age.num_seconds() + 30));
+    let verifier = world.clone().with("EVENT_RETENTION", format!("{}s", age.num_seconds() + 50));
     let output = desk(&verifier, &["verify", "--json"]).await;
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["counts"]["records"], 1, "{report}");
@@ -331,8 +331,8 @@ async fn records_that_the_retention_took_are_counted_and_the_rest_is_processed()
 async fn expected_to_fail_c11_records_that_the_retention_took_are_a_metric() {
     let mut worker = robbed_by_the_retention().await;
     let metrics = worker.answers("/metrics", 200).await.text();
-    // Nothing else there is fifteen.
-    let is_told = metrics.lines().any(|line| line.starts_with("user_activity_") && line.ends_with(" 15"));
+    let names = ["lost", "missing", "skipped"];
+    let is_told = metrics.lines().any(|line| line.ends_with(" 15") && names.iter().any(|name| line.contains(name)));
     assert!(is_told, "a metric counts what is lost: {metrics}");
 }
 
