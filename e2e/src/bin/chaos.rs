@@ -8,8 +8,8 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
-use clap::{Parser, builder::PossibleValuesParser};
+use anyhow::{Context, Result};
+use clap::{CommandFactory, Parser, builder::PossibleValuesParser, error::ErrorKind};
 use e2e::chaos::{
     Plan,
     kinds::Kind,
@@ -60,8 +60,9 @@ async fn main() -> Result<ExitCode> {
 async fn one_run(cli: Cli, file: Option<&Path>) -> Result<ExitCode> {
     let stage = Kind::named(&cli.stage).unwrap_or_default();
     let chosen: Vec<_> = cli.faults.iter().filter_map(|name| Fault::named(name)).collect();
-    for fault in &chosen {
-        ensure!(stage.has(*fault), "the stage {stage} can't have the fault {fault}");
+    if let Some(fault) = chosen.iter().find(|fault| !stage.has(**fault)) {
+        let why = format!("the stage {stage} can't have the fault {fault}");
+        Cli::command().error(ErrorKind::ArgumentConflict, why).exit();
     }
     let faults = if chosen.is_empty() { stage.faults() } else { chosen };
     let length = Duration::try_from_secs_f64(cli.minutes * 60.0)?;

@@ -96,8 +96,8 @@ pub struct Counts {
     pub unknown: usize,
     /// Events in the list.
     pub stored: usize,
-    /// Of these, the rows of the last comparison with what users read: fewer where they expire meanwhile.
-    pub compared: usize,
+    /// Of these, how many were at least found by their ids through each API.
+    pub found: usize,
     /// Records on the topic that can't be events.
     pub poison: usize,
     /// Records on the dead-letter topic; after a crash one may be there twice.
@@ -171,7 +171,7 @@ pub fn seconds(time: Duration) -> f64 {
 
 impl fmt::Display for Report {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Counts { acknowledged, refused, unknown, stored, compared, .. } = &self.counts;
+        let Counts { acknowledged, refused, unknown, stored, found, .. } = &self.counts;
         let Counts { poison, dead_letters, outsider, stream, .. } = &self.counts;
         let Self { stage, seed, faults, .. } = self;
         writeln!(out, "stage {stage}, seed {seed}, {:.0} s, {} faults", self.seconds, faults.len())?;
@@ -186,7 +186,7 @@ impl fmt::Display for Report {
         writeln!(out, "\n{:<30} {:>5}", "mark", "met")?;
         self.marks.iter().try_for_each(|(mark, times)| writeln!(out, "{mark:<30} {times:>5}"))?;
         writeln!(out, "\nposts: {acknowledged} acknowledged, {refused} refused, {unknown} unknown")?;
-        writeln!(out, "the list: {stored} events, {compared} of them compared with what users read")?;
+        writeln!(out, "the list: {stored} events, {found} of them found by id through each API")?;
         let Written { duplicates, aborted, .. } = outsider;
         writeln!(
             out,

@@ -51,13 +51,13 @@ impl Run {
         violations.check("at the end", self.settles().await);
         violations.check("the list", self.judged_list().await);
         let (stored, stream) = violations.check("the readers", self.judged_readers().await).unwrap_or_default();
-        let mut compared = usize::MAX;
+        let mut found = usize::MAX;
         for (number, client) in self.clients.iter().enumerate() {
             // All of them through one API, unless they expire meanwhile.
             let newest = if number == 0 && self.retention().is_none() { stored.len() } else { NEWEST };
             let shown = shows(client, self.retention(), &stored, newest).await;
             let shown = violations.check(&format!("what api-{number} shows"), shown);
-            compared = compared.min(shown.unwrap_or_default());
+            found = found.min(shown.unwrap_or_default());
         }
         violations.check("the users' lists", self.judged_users().await);
         let letters = self.judged_topics(&written, faults).await;
@@ -65,15 +65,8 @@ impl Run {
         let verify = violations.check("verify", self.verify().await).unwrap_or_default();
         let passes = self.prober.pass(SETTLED).await;
         violations.check("a last fresh event", passes);
-        let counts = Counts {
-            stored: stored.len(),
-            compared,
-            poison,
-            dead_letters,
-            outsider: written,
-            stream,
-            ..self.outcomes()
-        };
+        let counts =
+            Counts { stored: stored.len(), found, poison, dead_letters, outsider: written, stream, ..self.outcomes() };
         (counts, verify)
     }
 
