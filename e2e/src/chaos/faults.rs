@@ -10,6 +10,7 @@ use super::{
     prober::Prober,
     proxy::Trouble,
     schedule::{Fault, Loss, NodeFault, Step, Way, When},
+    stage::Member,
     within,
 };
 use crate::{process::Signal, redis_cluster::RedisCluster, redis_server::RedisServer};
@@ -38,10 +39,10 @@ impl Run {
         match step.fault {
             Fault::WorkerKill => self.kill_worker(step).await,
             Fault::WorkerTerm => self.terminate_worker(step).await,
-            Fault::WorkerFreeze => self.freeze_worker(step).await,
+            Fault::WorkerFreeze => Ok(freeze(&self.stage.workers, step).await),
             Fault::Scale => self.scale(step).await,
             Fault::ApiKill => self.kill_api(step).await,
-            Fault::ApiFreeze => self.freeze_api(step).await,
+            Fault::ApiFreeze => Ok(freeze(&self.stage.apis, step).await),
             Fault::KafkaKill => self.kill_kafka(step).await,
             Fault::KafkaFreeze => self.freeze_kafka(step).await,
             Fault::PartitionsAdded => self.add_partition(step).await,
@@ -76,14 +77,6 @@ impl Run {
         Ok(format!("{}, exit code {code:?}", stage.workers[number].name()))
     }
 
-    async fn freeze_worker(&mut self, step: &Step) -> Result<String> {
-        let worker = &self.stage.workers[step.choice % self.stage.workers.len()];
-        worker.signal(Signal::SIGSTOP);
-        tokio::time::sleep(step.hold).await;
-        worker.signal(Signal::SIGCONT);
-        Ok(worker.name().to_owned())
-    }
-
     /// Two join, one behind the other, and leave in the same order, one of them by SIGKILL.
     async fn scale(&mut self, step: &Step) -> Result<String> {
         let pause = step.hold / 4;
@@ -111,14 +104,6 @@ impl Run {
         tokio::time::sleep(step.hold).await;
         stage.start_api(number);
         Ok(stage.apis[number].name().to_owned())
-    }
-
-    async fn freeze_api(&mut self, step: &Step) -> Result<String> {
-        let api = &self.stage.apis[step.choice % self.stage.apis.len()];
-        api.signal(Signal::SIGSTOP);
-        tokio::time::sleep(step.hold).await;
-        api.signal(Signal::SIGCONT);
-        Ok(api.name().to_owned())
     }
 
     async fn kill_kafka(&mut self, step: &Step) -> Result<String> {
@@ -334,6 +319,15 @@ impl Run {
         })
         .await
     }
+}
+
+/// Stops one of these for a while. Gives its name.
+async fn freeze(members: &[Member], step: &Step) -> String {
+    let member = &members[step.choice % members.len()];
+    member.signal(Signal::SIGSTOP);
+    tokio::time::sleep(step.hold).await;
+    member.signal(Signal::SIGCONT);
+    member.name().to_owned()
 }
 
 /// A number of bytes that Redis says.
