@@ -54,8 +54,9 @@ use self::{
     schedule::Step,
     stage::Stage,
     traffic::{Gate, Traffic},
+    verdict::Life,
 };
-use crate::{client::Client, kafka::Located, oracle::Journal};
+use crate::{client::Client, oracle::Journal};
 
 /// For everything to work again after a fault: only the end of a hang, since the report says how long each took.
 const RECOVERY: Duration = Duration::from_mins(4);
@@ -161,7 +162,7 @@ struct Run {
     violations: Violations,
     errors: Errors,
     /// What stood on topics that were deleted.
-    gone: Vec<(String, Vec<Located>)>,
+    gone: Vec<Life>,
     started: Instant,
     /// How often more workers have joined.
     extras: usize,

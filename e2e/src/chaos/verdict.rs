@@ -44,6 +44,9 @@ const MOST_LETTERS_A_FAULT: usize = 2;
 /// A topic, a partition and an offset in it.
 type Place = (String, i32, i64);
 
+/// A topic, and what stands on it from when it was made until it was deleted, if it was.
+pub(super) type Life = (String, Vec<Located>);
+
 impl Run {
     /// Judges, after so many faults. What is violated goes to the violations.
     pub(super) async fn judge(&mut self, written: Written, faults: usize) -> (Counts, Value) {
@@ -159,11 +162,7 @@ impl Run {
     /// there are.
     async fn judged_topics(&self, written: &Written, faults: usize) -> Result<(usize, usize)> {
         let (kafka, world) = (self.stage.world.kafka(), &self.stage.world);
-        let mut topics = Vec::new();
-        for topic in &*self.stage.topics.borrow() {
-            topics.extend(self.gone.iter().filter(|(name, _)| name == topic).cloned());
-            topics.push((topic.clone(), kafka.read(topic)?));
-        }
+        let topics = lives(&self.stage.topics.borrow(), &self.gone, |topic| kafka.read(topic))?;
         let poison = poison_of(&topics);
         let records: Vec<_> = topics.into_iter().flat_map(|(_, records)| records).collect();
         for what in self.journal.disorder(&records, !self.stage.kind.users_stay()) {
@@ -234,8 +233,18 @@ async fn all_events(client: &Client) -> Result<Vec<Event>> {
     within(SETTLED, "the list is read", async || Ok(client.pages(PAGE).await?.concat())).await
 }
 
+/// What stood on topics in the order in which it was written: of each topic the lives that have ended, then the present one.
+fn lives(topics: &[String], gone: &[Life], present: impl Fn(&str) -> Result<Vec<Located>>) -> Result<Vec<Life>> {
+    let mut lives = Vec::new();
+    for topic in topics {
+        lives.extend(gone.iter().filter(|(name, _)| name == topic).cloned());
+        lives.push((topic.clone(), present(topic)?));
+    }
+    Ok(lives)
+}
+
 /// The poison records of topics, by their marks.
-fn poison_of(topics: &[(String, Vec<Located>)]) -> BTreeMap<Vec<u8>, (Place, Record)> {
+fn poison_of(topics: &[Life]) -> BTreeMap<Vec<u8>, (Place, Record)> {
     let records = topics.iter().flat_map(|(topic, records)| records.iter().map(move |record| (topic, record)));
     let poison = records.filter_map(|(topic, Located { partition, offset, record })| {
         Some((record.header(POISON)?.to_vec(), ((topic.clone(), *partition, *offset), record.clone())))
@@ -286,6 +295,15 @@ mod tests {
         record.headers.push(header("__connect.errors.topic", "t"));
         record.headers.extend([header("__connect.errors.partition", "2"), header("__connect.errors.offset", offset)]);
         record
+    }
+
+    #[test]
+    fn a_topic_that_was_made_anew_is_behind_the_one_before_it_and_its_own_past() {
+        let at = |offset| vec![Located { partition: 0, offset, record: Record::of("x") }];
+        let topics = ["one".to_owned(), "two".to_owned()];
+        let found = lives(&topics, &[("two".to_owned(), at(2))], |name| Ok(at(if name == "one" { 1 } else { 3 })));
+        let offsets: Vec<_> = found.unwrap().iter().map(|(_, records)| records[0].offset).collect();
+        assert_eq!(offsets, [1, 2, 3]);
     }
 
     #[test]
