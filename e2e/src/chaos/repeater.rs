@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use chrono::Utc;
+use tokio::time::{sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -30,13 +31,20 @@ pub(super) struct Repeater {
     journal: Journal,
     gate: Gate,
     violations: Violations,
+    retention: Duration,
 }
 
 impl Repeater {
-    pub(super) fn new(api: &Client, journal: &Journal, gate: &Gate, violations: &Violations) -> Self {
+    pub(super) fn new(
+        api: &Client,
+        journal: &Journal,
+        gate: &Gate,
+        violations: &Violations,
+        retention: Duration,
+    ) -> Self {
         let name = format!("again-{}", Uuid::now_v7().simple());
         let (journal, gate, violations) = (journal.clone(), gate.clone(), violations.clone());
-        Self { name, api: api.clone(), journal, gate, violations }
+        Self { name, api: api.clone(), journal, gate, violations, retention }
     }
 
     pub(super) async fn post_until(self, stop: CancellationToken) {
@@ -56,8 +64,11 @@ impl Repeater {
         let outcome = self.post(&attempt, stop).await?;
         self.journal.record(attempt.clone(), outcome.clone());
         let Outcome::Acknowledged(Promise { id, .. }) = outcome else { return Ok(()) };
+        let expired = tokio::time::Instant::now() + self.retention;
         let gone = async {
             self.until(&id, &from, true).await?;
+            // Before that, lists lack it only because Redis has lost it, and it comes back as it was.
+            sleep_until(expired).await;
             self.until(&id, &from, false).await
         };
         if stop.run_until_cancelled(gone).await.transpose()?.is_none() {
@@ -83,7 +94,7 @@ impl Repeater {
             if stop.is_cancelled() || matches!(outcome, Outcome::Acknowledged(_)) {
                 return Ok(outcome);
             }
-            tokio::time::sleep(PACE).await;
+            sleep(PACE).await;
         }
     }
 
@@ -104,12 +115,12 @@ impl Repeater {
                 "{id}, posted after {from}, is not {}listed: its user's list says {own:?}, the whole list {whole:?}",
                 if listed { "" } else { "un" }
             );
-            tokio::time::sleep(PACE).await;
+            sleep(PACE).await;
         }
     }
 
-    async fn is_in(&self, id: &str, query: &str) -> Result<bool> {
-        let pages = self.api.pages_from(format!("/events/processed?{query}&limit={PAGE}")).await?;
-        Ok(pages.iter().flatten().any(|row: &Event| row.event_id == id))
+    async fn is_in(&self, id: &str, query: &str) -> Result<bool, String> {
+        let pages = self.api.pages_from(format!("/events/processed?{query}&limit={PAGE}")).await;
+        Ok(pages.map_err(|error| format!("{error:#}"))?.iter().flatten().any(|row: &Event| row.event_id == id))
     }
 }

@@ -75,8 +75,8 @@ impl Traffic {
         for (nth, api) in apis.iter().enumerate() {
             users.spawn(user("batch", nth).post_batches_until(false, stop.clone(), gate.clone()));
             users.spawn(user("keyed-batch", nth).post_batches_until(true, stop.clone(), gate.clone()));
-            if kind.retention().is_some() {
-                let again = Repeater::new(api, journal, gate, violations);
+            if let Some(retention) = kind.retention() {
+                let again = Repeater::new(api, journal, gate, violations, retention);
                 users.spawn(again.post_until(stop.clone()));
             }
         }
