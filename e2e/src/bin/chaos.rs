@@ -27,8 +27,8 @@ const LONG: Duration = Duration::from_mins(5);
 #[command(name = "chaos", max_term_width = 120)]
 struct Cli {
     /// Where: each stage has something that the usual one never meets
-    #[arg(long, default_value = "standalone", value_name = "NAME", value_parser = PossibleValuesParser::new(Kind::names()))]
-    stage: String,
+    #[arg(long, default_value_t, value_enum, value_name = "NAME")]
+    stage: Kind,
     /// Chooses and times the faults; the same seed gives the same ones
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
@@ -58,7 +58,7 @@ async fn main() -> Result<ExitCode> {
 }
 
 async fn one_run(cli: Cli, file: Option<&Path>) -> Result<ExitCode> {
-    let stage = Kind::named(&cli.stage).unwrap_or_default();
+    let stage = cli.stage;
     let chosen: Vec<_> = cli.faults.iter().filter_map(|name| Fault::named(name)).collect();
     if let Some(fault) = chosen.iter().find(|fault| !stage.has(**fault)) {
         let why = format!("the stage {stage} can't have the fault {fault}");

@@ -2,7 +2,8 @@
 
 use std::{fmt, time::Duration};
 
-use serde::{Serialize, Serializer};
+use clap::ValueEnum;
+use serde::Serialize;
 
 use super::schedule::{Fault, Way};
 
@@ -15,7 +16,8 @@ const SOME: i64 = 20;
 const DAY: i64 = 24 * 3_600 - 60;
 
 /// What runs, how it is set, and what is done to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// One Redis, the usual settings.
     #[default]
@@ -38,36 +40,7 @@ pub enum Kind {
     Topics,
 }
 
-const NAMES: [(&str, Kind); 9] = [
-    ("standalone", Kind::Standalone),
-    ("readers", Kind::Readers),
-    ("cluster", Kind::Cluster),
-    ("retention", Kind::Retention),
-    ("guard", Kind::Guard),
-    ("clocks", Kind::Clocks),
-    ("transactions", Kind::Transactions),
-    ("partitions", Kind::Partitions),
-    ("topics", Kind::Topics),
-];
-
 impl Kind {
-    /// What the stages are called in commands and reports.
-    pub fn names() -> impl Iterator<Item = &'static str> {
-        NAMES.into_iter().map(|(name, _)| name)
-    }
-
-    /// The stage of this name.
-    #[must_use]
-    pub fn named(name: &str) -> Option<Self> {
-        NAMES.into_iter().find_map(|(known, kind)| (known == name).then_some(kind))
-    }
-
-    /// What it is called.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        NAMES.into_iter().find_map(|(name, kind)| (kind == self).then_some(name)).unwrap_or("unnamed")
-    }
-
     /// The faults that this stage can have, its own ones more than once.
     #[must_use]
     pub fn faults(self) -> Vec<Fault> {
@@ -154,13 +127,7 @@ fn cycle(seed: u64, length: u64) -> usize {
 
 impl fmt::Display for Kind {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.pad(self.name())
-    }
-}
-
-impl Serialize for Kind {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.name())
+        self.to_possible_value().map_or(Ok(()), |value| formatter.pad(value.get_name()))
     }
 }
 
@@ -169,14 +136,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_unique_and_read_back() {
-        assert!(NAMES.iter().all(|(name, kind)| Kind::named(name) == Some(*kind) && kind.name() == *name));
-        assert_eq!(Kind::named("nonsense"), None);
-    }
-
-    #[test]
     fn every_fault_has_a_stage_and_the_own_ones_of_a_stage_come_most() {
-        let faults: Vec<Vec<Fault>> = NAMES.iter().map(|(_, kind)| kind.faults()).collect();
+        let faults: Vec<Vec<Fault>> = Kind::value_variants().iter().map(|kind| kind.faults()).collect();
         assert!(Fault::all().all(|fault| faults.iter().flatten().any(|found| *found == fault)));
         let count = |kind: Kind, fault| kind.faults().into_iter().filter(|found| *found == fault).count();
         assert_eq!(count(Kind::Topics, Fault::TopicChange), OWN);
