@@ -6,11 +6,14 @@ use anyhow::{Result, ensure};
 use e2e::{
     broker::Broker,
     eventually, eventually_within,
+    kafka::Record,
     load::Load,
     oracle::{Attempt, Journal, Outcome},
     process::Signal,
+    sample::record,
     world::World,
 };
+use tokio::time::timeout;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kafka_that_is_killed_and_returns_needs_no_restart_of_ours() {
@@ -144,4 +147,42 @@ async fn topics_that_are_deleted_are_made_again_while_the_api_runs() {
     eventually("the topics are made again", &made).await;
     eventually("posts succeed again", &post).await;
     api.answers("/readyz", 200).await;
+}
+
+/// The log of a topic that is made anew begins with leader epoch 0. A restart of the broker has given the old one a later
+/// epoch, and what librdkafka hears of the new one is stale for it (C19).
+#[tokio::test(flavor = "multi_thread")]
+#[should_panic(expected = "the worker reads a topic that was made anew")]
+async fn expected_to_fail_c19_a_topic_that_is_made_anew_after_a_restart_of_its_broker_is_read() {
+    let mut broker = Broker::start().await;
+    let world = World::on_kafka(&broker.address()).with_short_session();
+    let (api, worker) = world.start().await;
+    let kafka = world.kafka();
+    broker.kill().await;
+    broker.up().await;
+    let write = async |user: &str, count: usize| {
+        let records: Vec<Record> = (0..count).map(|_| record(user, &[])).collect();
+        kafka.write(&world.topic, Some(0), &records).await;
+    };
+    write("before", 3).await;
+    api.client.listed(3).await;
+
+    kafka.delete_topic(&world.topic).await.unwrap();
+    eventually("it is made anew", async || {
+        // The API may come first.
+        drop(kafka.create_topic(&world.topic, 6, ("retention.ms", "-1")).await);
+        ensure!(kafka.partitions(&world.topic)?.len() == 6, "it has not all partitions");
+        Ok(())
+    })
+    .await;
+    write("behind", 10).await;
+    let read = eventually("the worker reads it, or is not ready", async || {
+        let (read, said) = (api.client.list().await?.len() > 3, worker.client.get("/readyz").await?.text());
+        ensure!(read || said.contains("has not moved"), "{said}");
+        Ok(read)
+    })
+    .await;
+    // What cures it may begin only now.
+    let read = read || timeout(Duration::from_secs(20), api.client.listed(13)).await.is_ok();
+    assert!(read, "the worker reads a topic that was made anew");
 }
