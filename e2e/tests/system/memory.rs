@@ -95,9 +95,15 @@ async fn a_redis_that_is_full_is_trimmed_by_a_worker_that_starts_on_it_and_takes
 async fn expected_to_fail_c1_a_full_redis_that_has_lost_its_positions_is_found_out() {
     let redis = RedisServer::start().await;
     let worker = World::on_redis(&redis.url()).start_worker().await;
+    // A worker is ready before it has a partition to place.
+    let positions = eventually("the positions are there", async || {
+        let positions = redis.try_command_line::<Vec<String>>("KEYS *at:*").await?;
+        ensure!(positions.len() == 16, "{positions:?}");
+        Ok(positions)
+    })
+    .await;
     let _: String = redis.command_line("CONFIG SET maxmemory 1").await;
     redis.try_command_line::<String>("SET full 1").await.unwrap_err();
-    let positions = redis.command_line::<Vec<String>>("KEYS *at:*").await;
     assert_eq!(redis.command_line::<usize>(&format!("DEL {}", positions.join(" "))).await, 16);
     let found_out = || worker.process.output().contains("Redis has lost positions");
     // Each heartbeat asks for it, before anything that may be refused.
