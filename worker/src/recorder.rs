@@ -50,11 +50,13 @@ impl Pending {
         self.since.get_or_insert(now);
     }
 
-    /// A partition was displaced or revoked: its dead letters and its position stay where they are. Its events may go
-    /// on their way, to store them is right whoever does it.
+    /// A partition was displaced or revoked: nothing of it goes on its way, whoever reads it next does all of it. An event
+    /// that went on alone could overtake those before it, which may never have been stored.
     pub fn forget(&mut self, partition: i32) {
         self.ends.remove(&partition);
+        self.events.retain(|event| event.partition() != partition);
         self.letters.retain(|letter| letter.partition() != partition);
+        self.measure();
     }
 
     /// Takes everything of these partitions out, into a batch of its own.
@@ -81,11 +83,14 @@ impl Pending {
         self.letters.iter().map(DeadLetter::partition).collect()
     }
 
-    /// A partition goes no further than the record at `offset`, which has to be read again.
+    /// A partition goes no further than the record at `offset`: this one has to be read again, and all behind it.
     pub fn cut(&mut self, partition: i32, offset: Offset) {
         if let Some((_, end)) = self.ends.get_mut(&partition) {
             *end = NextOffset(offset.0);
         }
+        self.events.retain(|event| event.partition() != partition || event.offset() < offset.0);
+        self.letters.retain(|letter| letter.partition() != partition || letter.offset() < offset);
+        self.measure();
     }
 
     fn measure(&mut self) {
@@ -161,23 +166,42 @@ mod tests {
         add(&mut pending, b"poison", 1, 1, now);
         add(&mut pending, GOOD, 1, 2, now);
         assert_eq!(pending.lettered(), BTreeSet::from([1]));
-        let mut aside = pending.split_off(&BTreeSet::from([1]));
+        let aside = pending.split_off(&BTreeSet::from([1]));
         assert_eq!((pending.events.len(), pending.letters.len(), pending.ends.len()), (1, 0, 1));
         assert_eq!((aside.events.len(), aside.letters.len(), aside.ends.len()), (1, 1, 1));
         assert_eq!(aside.due(true), pending.due(true));
-        aside.cut(1, Offset(1));
-        assert_eq!(aside.ends[&1].1, NextOffset(1));
         assert_eq!(pending.split_off(&BTreeSet::from([0])).events.len(), 1);
         assert_eq!(pending.due(true), None);
     }
 
     #[test]
-    fn a_forgotten_partition_leaves_no_letter_and_no_position() {
+    fn a_partition_that_is_cut_keeps_what_comes_before_and_nothing_else() {
         let (mut pending, now) = (Pending::default(), Instant::now());
-        add(&mut pending, b"poison", 0, 1, now);
+        for (value, partition, offset) in
+            [(GOOD, 0, 1), (GOOD, 1, 1), (b"poison", 1, 2), (b"poison", 1, 3), (GOOD, 1, 4)]
+        {
+            add(&mut pending, value, partition, offset, now);
+        }
+        pending.cut(1, Offset(3));
+        assert_eq!(pending.ends[&1].1, NextOffset(3));
+        let events: Vec<_> = pending.events.iter().map(|event| (event.partition(), event.offset())).collect();
+        assert_eq!(events, [(0, 1), (1, 1)], "an event does not overtake a dead letter");
+        assert_eq!(pending.letters.iter().map(DeadLetter::offset).collect::<Vec<_>>(), [Offset(2)]);
+    }
+
+    #[test]
+    fn nothing_of_a_forgotten_partition_is_left() {
+        let (mut pending, now) = (Pending::default(), Instant::now());
+        add(&mut pending, &vec![b' '; MOST_BYTES], 0, 1, now);
+        add(&mut pending, GOOD, 0, 2, now);
         add(&mut pending, b"poison", 1, 1, now);
+        add(&mut pending, GOOD, 1, 2, now);
         pending.forget(0);
+        assert_eq!(pending.events.iter().map(StoredEvent::partition).collect::<Vec<_>>(), [1]);
         assert_eq!(pending.letters.iter().map(DeadLetter::partition).collect::<Vec<_>>(), [1]);
         assert_eq!(pending.ends.keys().collect::<Vec<_>>(), [&1]);
+        assert!(!pending.is_full());
+        pending.forget(1);
+        assert_eq!(pending.due(true), None);
     }
 }

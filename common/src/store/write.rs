@@ -128,6 +128,12 @@ impl StoredEvent {
         self.partition
     }
 
+    /// The offset of its record.
+    #[must_use]
+    pub fn offset(&self) -> i64 {
+        self.offset
+    }
+
     /// Whose it is.
     #[must_use]
     pub fn user_id(&self) -> &UserId {

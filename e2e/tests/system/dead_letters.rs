@@ -182,6 +182,7 @@ async fn a_dead_letter_that_cannot_be_published_is_waited_for() {
     worker.process.kill().await;
     let heir = world.spawn_worker();
     waits_at_the_dead_letter(&heir).await;
+    assert_eq!(listed().await.unwrap(), 2, "an event does not overtake a dead letter");
     assert!(kafka.read(&world.dead_letter_topic).unwrap().is_empty());
     kafka.reset_topic_settings(&world.dead_letter_topic).await.unwrap();
     eventually("the dead letter is there and everything is processed", async || {
