@@ -20,6 +20,8 @@ pub enum Mutation {
     PositionsAhead,
     /// Positions are moved wherever they stand.
     NoCompare,
+    /// A batch is written wherever its positions stand.
+    WriteAnyway,
     /// A position that was not where it was left is taken for moved, also by the heartbeat.
     IgnoreMismatch,
     /// Nobody looks whether Redis still holds its positions.
@@ -55,6 +57,7 @@ pub fn active(mutation: Mutation) -> bool {
             "start-from-commit" => Mutation::StartFromCommit,
             "positions-ahead" => Mutation::PositionsAhead,
             "no-compare" => Mutation::NoCompare,
+            "write-anyway" => Mutation::WriteAnyway,
             "ignore-mismatch" => Mutation::IgnoreMismatch,
             "no-heartbeat-check" => Mutation::NoHeartbeatCheck,
             "dead-letter-not-awaited" => Mutation::DeadLetterNotAwaited,

@@ -160,6 +160,12 @@ impl<const B: usize> Ledger<B> {
         self.partitions.get(&partition).map(|state| Slot { partition, epoch: state.epoch })
     }
 
+    /// Whether this life of a partition is the present one, and has its place.
+    #[must_use]
+    pub fn is_live(&self, slot: Slot) -> bool {
+        self.partitions.get(&slot.partition).is_some_and(|state| state.epoch == slot.epoch && state.live.is_some())
+    }
+
     /// The partitions that wait for a place.
     #[must_use]
     pub fn unplaced(&self) -> Vec<Vacancy> {

@@ -133,6 +133,11 @@ impl Layout {
         [&self.prefix, "at:{", TAGS[bucket], "}"].concat()
     }
 
+    /// Exists while the bucket has positions, and changes when a transaction is not to happen.
+    pub(super) fn guard(&self, bucket: usize) -> String {
+        [&self.prefix, "gd:{", TAGS[bucket], "}"].concat()
+    }
+
     pub(super) fn worker(&self, member: &str) -> String {
         [&self.prefix, "wk:", member].concat()
     }

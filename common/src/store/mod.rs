@@ -2,10 +2,11 @@
 //!
 //! Invariants, which everything else rests on:
 //!
-//! - An event's body and its place in the index are written by one transaction per bucket, unconditionally and
-//!   idempotently (`SET … NX`, `ZADD … NX`): writing it again completes whatever a crash left half done.
-//! - The same transaction moves the bucket's *positions*: how far the bucket holds everything of a partition. A
-//!   position moves only by compare-and-set, so it can't get ahead of the data, whatever Redis loses or repeats.
+//! - An event's body and its place in the index are written by one transaction per bucket, idempotently (`SET … NX`,
+//!   `ZADD … NX`): writing it again completes whatever a crash left half done.
+//! - The same transaction moves the bucket's *positions*: how far the bucket holds everything of a partition. It happens
+//!   only if all of them stand where the worker left them, and else writes nothing. So a position can't get ahead of the
+//!   data, nor an event ahead of an earlier one with the same eventId, whatever Redis loses, refuses or repeats.
 //! - A body's JSON is followed by one zero byte, which JSON can't contain, and the event's [`Origin`].
 //!
 //! | key | type | content |
@@ -15,6 +16,7 @@
 //! | `ux:{u}:<userId>` | sorted set | the same of one user, in the bucket of the userId; expires |
 //! | `tl:{t}` | stream | topic, partition, offset and id of what was stored last, and where logs began; capped |
 //! | `at:{t}` | hash | `<group>\|<topic>:<partition>` → next offset |
+//! | `gd:{t}` | string | changes when a transaction is not to happen |
 //! | `wk:<member>`, `workers` | hash, sorted set | heartbeats of the workers |
 //! | `dl:{t}:<eventId>` | string | why an event became a dead letter; expires |
 //! | `meta:trimmed` | string | the time before which the guard of [`Memory`] has trimmed |

@@ -11,6 +11,7 @@ use super::{BUCKETS, Store, StoreError};
 /// than before. ARGV: most entries of the tail, topic, then field, start, partition, end of the log if start is its
 /// beginning, and so on. Replies with 1 or 0 for each.
 const PLACE: &str = "local placed, ends = {}, {ARGV[2], ''} \
+    redis.call('SETNX', KEYS[3], 0) \
     for i = 3, #ARGV, 4 do \
       local held, beginning = tonumber(redis.call('HGET', KEYS[1], ARGV[i]) or '-1'), ARGV[i + 3] ~= '' \
       if beginning or held >= tonumber(ARGV[i + 1]) then \
@@ -100,8 +101,8 @@ impl Store {
         }
         let scripts = (0..BUCKETS).map(|bucket| {
             let mut script = redis::cmd("EVAL");
-            script.arg(PLACE).arg(2).arg(self.layout.positions(bucket)).arg(self.layout.tail(bucket));
-            script.arg(MAX_ENTRIES).arg(scope.topic());
+            script.arg(PLACE).arg(3).arg(self.layout.positions(bucket)).arg(self.layout.tail(bucket));
+            script.arg(self.layout.guard(bucket)).arg(MAX_ENTRIES).arg(scope.topic());
             for Placement { partition, start, beginning } in placements {
                 let end = beginning.map(|end| end.to_string()).unwrap_or_default();
                 script.arg(scope.field(*partition)).arg(*start).arg(*partition).arg(end);

@@ -22,14 +22,26 @@ const SHORTEST_LIFE_MS: i64 = 3_600_000;
 /// One in so many entries of a user's index also trims it.
 const TRIM_ONE_IN: i64 = 64;
 
-/// Moves positions, those that still stand where the caller left them. ARGV: field, from, to, and so on. Replies with 1
-/// or 0 for each.
-const COMPARE_AND_SET: &str = "local moved = {} \
-    for i = 1, #ARGV, 3 do \
-      if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[i + 1] then \
-        redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2]) moved[#moved + 1] = 1 \
-      else moved[#moved + 1] = 0 end \
+/// Looks whether positions stand where the caller left them, and if not, changes the key that the caller watches, so that
+/// the transaction behind does not happen. ARGV: field, from, and so on. Replies with 1 or 0 for each.
+const CHECK: &str = "local fields, stand, all = {}, {}, redis.call('EXISTS', KEYS[2]) == 1 \
+    for i = 1, #ARGV, 2 do fields[#fields + 1] = ARGV[i] end \
+    for i, held in ipairs(redis.call('HMGET', KEYS[1], unpack(fields))) do \
+      stand[i] = held == ARGV[2 * i] and 1 or 0 \
+      all = all and stand[i] == 1 \
     end \
+    if not all then redis.call('INCR', KEYS[2]) end \
+    return stand";
+
+/// Moves positions, those that still stand where the caller left them: another worker may have placed a partition since
+/// the check. ARGV: field, from, to, and so on. Replies with 1 or 0 for each.
+const COMPARE_AND_SET: &str = "local fields, moves, moved = {}, {}, {} \
+    for i = 1, #ARGV, 3 do fields[#fields + 1] = ARGV[i] end \
+    for i, held in ipairs(redis.call('HMGET', KEYS[1], unpack(fields))) do \
+      moved[i] = held == ARGV[3 * i - 1] and 1 or 0 \
+      if moved[i] == 1 then moves[#moves + 1] = fields[i] moves[#moves + 1] = ARGV[3 * i] end \
+    end \
+    if #moves > 0 then redis.call('HSET', KEYS[1], unpack(moves)) end \
     return moved";
 
 /// What the mutation `no-compare` runs instead.
@@ -201,12 +213,17 @@ impl Batch {
 pub struct Receipt {
     /// Indexes into [`Batch::events`] of those that were stored before.
     pub duplicates: Vec<usize>,
+    /// Indexes of those that were not written, because a position of their transaction was not where it was left.
+    pub unwritten: Vec<usize>,
     /// Partitions whose position did not stand where the caller left it, in at least one bucket.
     pub mismatches: Vec<i32>,
+    /// Partitions whose position has not moved in each bucket as asked: those, and others of the same transaction.
+    pub unmoved: Vec<i32>,
 }
 
 impl Store {
-    /// Stores a batch: per bucket one transaction with bodies, index entries and positions.
+    /// Stores a batch: per bucket one transaction with bodies, index entries and positions. Where a position is not where
+    /// it was left, nothing of the transaction is written.
     ///
     /// # Errors
     /// [`StoreError`] when any transaction has no good answer; each of them may or may not have happened.
@@ -222,23 +239,28 @@ impl Store {
             let transaction = Transaction::new(self, scope, batch, bucket, user_index, now);
             async move {
                 let replies: Vec<Value> = self.write.in_turn(bucket, &transaction.commands).await?;
-                transaction.read(&replies, &batch.moves[bucket])
+                transaction.read(replies, &batch.moves[bucket])
             }
         });
         let mut receipt = Receipt::default();
         for part in try_join_all(written).await? {
             receipt.duplicates.extend(part.duplicates);
+            receipt.unwritten.extend(part.unwritten);
             receipt.mismatches.extend(part.mismatches);
+            receipt.unmoved.extend(part.unmoved);
         }
         receipt.duplicates.sort_unstable();
+        receipt.unwritten.sort_unstable();
+        for partitions in [&mut receipt.mismatches, &mut receipt.unmoved] {
+            partitions.sort_unstable();
+            partitions.dedup();
+        }
         if active(Mutation::IndexOnlyNew) {
             self.index_new(batch, &receipt).await?;
         }
         if active(Mutation::UserIndexOutside) || active(Mutation::TailOutside) {
             self.write_outside(scope, batch, user_index);
         }
-        receipt.mismatches.sort_unstable();
-        receipt.mismatches.dedup();
         Ok(receipt)
     }
 }
@@ -246,7 +268,8 @@ impl Store {
 impl Store {
     /// What the mutation `index-only-new` does.
     async fn index_new(&self, batch: &Batch, receipt: &Receipt) -> Result<(), StoreError> {
-        let new = batch.events.iter().enumerate().filter(|(nth, _)| !receipt.duplicates.contains(nth));
+        let old = |nth: &usize| receipt.duplicates.contains(nth) || receipt.unwritten.contains(nth);
+        let new = batch.events.iter().enumerate().filter(|(nth, _)| !old(nth));
         let commands = new.map(|(_, event)| {
             let mut command = redis::cmd("ZADD");
             command.arg(self.layout.index(event.bucket)).arg("NX").arg(event.score).arg(event.stored_id.as_bytes());
@@ -278,9 +301,12 @@ impl Store {
     }
 }
 
-/// One bucket's share of a batch.
+/// One bucket's share of a batch: `WATCH`, the check of its positions, and the transaction, sent as one. They reach Redis
+/// one behind the other, but others may come between. If the check changes the key that is watched, or a Redis that is
+/// emptied takes it away, the transaction does not happen.
 struct Transaction {
     commands: Pipeline,
+    checked: bool,
     /// Indexes of the events whose `SET` replies come first.
     events: Vec<usize>,
 }
@@ -296,8 +322,13 @@ impl Transaction {
     ) -> Self {
         let own = |event: &&StoredEvent| event.bucket == bucket;
         let events: Vec<usize> = (0..batch.events.len()).filter(|i| batch.events[*i].bucket == bucket).collect();
-        let mut commands = redis::Pipeline::with_capacity(events.len() + 4);
-        commands.atomic();
+        let moves = &batch.moves[bucket];
+        let checked = !(moves.is_empty() || active(Mutation::NoCompare) || active(Mutation::WriteAnyway));
+        let mut commands = redis::Pipeline::with_capacity(events.len() + 8);
+        if checked {
+            check(&mut commands, store, scope, bucket, moves);
+        }
+        commands.cmd("MULTI").ignore();
         let retention = millis(store.retention);
         for event in batch.events.iter().filter(own) {
             let expiry = (event.timestamp.millis() + retention).max(now.millis() + SHORTEST_LIFE_MS);
@@ -306,7 +337,7 @@ impl Transaction {
             if !active(Mutation::ClaimWithoutNx) {
                 set.arg("NX");
             }
-            set.arg("PXAT").arg(expiry);
+            set.arg("PXAT").arg(expiry).ignore();
         }
         if !events.is_empty() && !active(Mutation::IndexOnlyNew) {
             let index = commands.cmd("ZADD").arg(store.layout.index(bucket)).arg("NX");
@@ -321,29 +352,54 @@ impl Transaction {
         if user_index == UserIndex::On && !active(Mutation::UserIndexOutside) {
             add_user_entries(&mut commands, store, batch, bucket);
         }
-        if !batch.moves[bucket].is_empty() {
+        if !moves.is_empty() {
             let script = if active(Mutation::NoCompare) { MOVE_ANYWAY } else { COMPARE_AND_SET };
             let script = commands.cmd("EVAL").arg(script).arg(1).arg(store.layout.positions(bucket));
-            for step in &batch.moves[bucket] {
+            for step in moves {
                 script.arg(scope.field(step.partition)).arg(step.from).arg(step.to);
             }
+            commands.ignore();
         }
-        Self { commands, events }
+        commands.cmd("EXEC");
+        Self { commands, checked, events }
     }
 
-    fn read(&self, replies: &[Value], moves: &[Move]) -> Result<Receipt, StoreError> {
-        let unexpected = || StoreError::Corrupt(format!("a transaction answered with {} replies", replies.len()));
-        let (set, rest) = replies.split_at_checked(self.events.len()).ok_or_else(unexpected)?;
-        let present = self.events.iter().zip(set).filter(|(_, reply)| **reply == Value::Nil);
-        let duplicates = present.map(|(index, _)| *index).collect();
-        let moved = match rest {
-            [] if moves.is_empty() => Vec::new(),
-            [moved] => Vec::<u8>::from_redis_value_ref(moved).map_err(|e| StoreError::Corrupt(e.to_string()))?,
-            _ => return Err(unexpected()),
+    /// Takes the replies to the check, if there was one, and to `EXEC`: to each `SET`, what else the transaction has, and
+    /// to the script that moves the positions.
+    fn read(self, mut replies: Vec<Value>, moves: &[Move]) -> Result<Receipt, StoreError> {
+        let unexpected = || StoreError::Corrupt("a transaction has an answer of another form".into());
+        let partitions = |stand: Vec<u8>| -> Vec<i32> {
+            moves.iter().zip(stand).filter(|(_, stands)| *stands == 0).map(|(step, _)| step.partition).collect()
         };
-        let mismatches =
-            moves.iter().zip(moved).filter(|(_, held)| *held == 0).map(|(step, _)| step.partition).collect();
-        Ok(Receipt { duplicates, mismatches })
+        match replies.pop() {
+            Some(Value::Array(done)) => {
+                let set = done.get(..self.events.len()).ok_or_else(unexpected)?;
+                let present = self.events.iter().zip(set).filter(|(_, reply)| **reply == Value::Nil);
+                let duplicates = present.map(|(index, _)| *index).collect();
+                let moved = done.last().filter(|_| !moves.is_empty());
+                let unmoved = partitions(moved.map_or(Ok(Vec::new()), bytes)?);
+                Ok(Receipt { duplicates, mismatches: unmoved.clone(), unmoved, ..Receipt::default() })
+            }
+            Some(Value::Nil) if self.checked => {
+                let mismatches = partitions(bytes(&replies.pop().ok_or_else(unexpected)?)?);
+                let unmoved = moves.iter().map(|step| step.partition).collect();
+                Ok(Receipt { unwritten: self.events, mismatches, unmoved, ..Receipt::default() })
+            }
+            _ => Err(unexpected()),
+        }
+    }
+}
+
+fn bytes(reply: &Value) -> Result<Vec<u8>, StoreError> {
+    Vec::from_redis_value_ref(reply).map_err(|error| StoreError::Corrupt(error.to_string()))
+}
+
+fn check(commands: &mut Pipeline, store: &Store, scope: &PositionScope, bucket: usize, moves: &[Move]) {
+    let guard = store.layout.guard(bucket);
+    commands.cmd("WATCH").arg(&guard).ignore();
+    let script = commands.cmd("EVAL").arg(CHECK).arg(2).arg(store.layout.positions(bucket)).arg(guard);
+    for step in moves {
+        script.arg(scope.field(step.partition)).arg(step.from);
     }
 }
 

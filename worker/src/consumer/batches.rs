@@ -102,7 +102,10 @@ impl Consumer {
         }
     }
 
-    fn write(&mut self, batch: Pending) {
+    fn write(&mut self, mut batch: Pending) {
+        // What is not ours any more, or waits for a new place, is read again; without its position it is not written.
+        let present = |partition| batch.ends.get(&partition).is_some_and(|(slot, _)| self.ledger.is_live(*slot));
+        batch.events.retain(|event| present(event.partition()));
         if batch.ends.is_empty() && batch.events.is_empty() {
             return;
         }
@@ -148,9 +151,11 @@ impl Consumer {
                 self.status.store.up("Redis answers");
                 self.count(&events, &receipt);
                 let ignored = active(Mutation::IgnoreMismatch);
-                for slot in ticket.slots().filter(|slot| !ignored && receipt.mismatches.contains(&slot.partition)) {
-                    log::warn!(partition = slot.partition;
-                        "partition {}: its position in Redis is not where this worker left it; placing it anew", slot.partition);
+                for slot in ticket.slots().filter(|slot| !ignored && receipt.unmoved.contains(&slot.partition)) {
+                    if receipt.mismatches.contains(&slot.partition) {
+                        log::warn!(partition = slot.partition;
+                            "partition {}: its position in Redis is not where this worker left it; placing it anew", slot.partition);
+                    }
                     self.displace(slot);
                 }
                 self.ledger.acknowledge(&ticket);
@@ -171,10 +176,14 @@ impl Consumer {
 
     fn count(&mut self, events: &[StoredEvent], receipt: &Receipt) {
         let counters = &self.status.counters;
-        counters.new.add(events.len() - receipt.duplicates.len());
+        counters.new.add(events.len() - receipt.duplicates.len() - receipt.unwritten.len());
         counters.duplicates.add(receipt.duplicates.len());
         let mut duplicates = receipt.duplicates.iter().peekable();
+        let mut unwritten = receipt.unwritten.iter().peekable();
         for (nth, event) in events.iter().enumerate() {
+            if unwritten.next_if_eq(&&nth).is_some() {
+                continue;
+            }
             let duplicate = duplicates.next_if_eq(&&nth).is_some();
             if !self.log.admits(duplicate) {
                 continue;
@@ -234,7 +243,7 @@ mod tests {
     #[tokio::test]
     async fn a_mismatch_displaces_the_partition_and_nothing_of_it_is_committed() {
         let (mut consumer, ticket) = consumer();
-        let receipt = Receipt { mismatches: vec![0], ..Receipt::default() };
+        let receipt = Receipt { unmoved: vec![0], ..Receipt::default() };
         consumer.on_written((ticket, Vec::new(), Ok(receipt)));
         assert_eq!(consumer.ledger.take_commits(), []);
         assert_eq!(consumer.ledger.unplaced().len(), 1);

@@ -57,7 +57,7 @@ pub(crate) enum Fault {
     ZombieLooks,
     /// The oldest record has outlived the retention.
     Expire,
-    /// Redis' clock jumps: all records are gone, the positions stay.
+    /// Redis' clock jumps: all records have expired, and the positions that cover them.
     ClockJump,
 }
 

@@ -6,6 +6,7 @@ pub(crate) enum Guard {
     StartFromCommit,
     MissingHasNoSay,
     NoCompare,
+    WriteAnyway,
     PlaceAnyway,
     PositionsAhead,
     IgnoreMismatch,
@@ -19,11 +20,12 @@ pub(crate) enum Guard {
 }
 
 impl Guard {
-    /// Those without which an event is lost.
-    pub(crate) const NEEDED: [Self; 9] = [
+    /// Those without which an event is lost, or an earlier one loses its place to a later one.
+    pub(crate) const NEEDED: [Self; 10] = [
         Self::StartFromCommit,
         Self::MissingHasNoSay,
         Self::NoCompare,
+        Self::WriteAnyway,
         Self::PlaceAnyway,
         Self::PositionsAhead,
         Self::IgnoreMismatch,
@@ -45,6 +47,11 @@ impl Guard {
                 ("missing-has-no-say", "A bucket without a position has no say in where a partition starts.")
             }
             Self::NoCompare => ("no-compare", "A position moves, wherever it stands."),
+            Self::WriteAnyway => (
+                "write-anyway",
+                "The records of a batch are written, wherever the position stands. If one of them repeats the eventId of an \
+                 earlier record that is not stored, it takes its place for good.",
+            ),
             Self::PlaceAnyway => (
                 "place-anyway",
                 "The start of a partition is written to every bucket, also where the position is lower by now.",

@@ -16,6 +16,11 @@ impl Records {
         Self(1 << offset)
     }
 
+    /// Whether there is none of the others before one of these.
+    pub(crate) fn begin_before(self, others: Self) -> bool {
+        self.0 == 0 || others.0 == 0 || others.0.trailing_zeros() > self.0.ilog2()
+    }
+
     /// All before this offset.
     pub(crate) fn before(next: i64) -> Self {
         Self((1 << next) - 1)
@@ -49,7 +54,7 @@ impl fmt::Display for Records {
 /// What is sent to one bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Command {
-    /// The transaction of a batch: these records, then the position, compared and set.
+    /// The transaction of a batch: these records and the position, if that stands where the worker left it.
     Write { records: Records, step: Option<(i64, i64)> },
     /// The start of a life: `PLACE` in `common/src/store/positions.rs`.
     Place { start: i64, beginning: bool },
@@ -67,10 +72,12 @@ impl Bucket {
     pub(crate) fn apply(&mut self, command: Command, broken: Option<Guard>) -> bool {
         match command {
             Command::Write { records, step } => {
-                self.stored = self.stored.with(records);
-                let Some((from, to)) = step else { return true };
-                let held = self.position == Some(from) || broken == Some(Guard::NoCompare);
-                if held {
+                let stands = step.is_none_or(|(from, _)| self.position == Some(from));
+                let held = stands || broken == Some(Guard::NoCompare);
+                if held || broken == Some(Guard::WriteAnyway) {
+                    self.stored = self.stored.with(records);
+                }
+                if let Some((_, to)) = step.filter(|_| held) {
                     self.position = Some(to);
                 }
                 held

@@ -54,7 +54,7 @@ impl World {
                 Fault::ZombieLooks => self.look(1 - self.owner, broken),
                 Fault::Expire => self.expire(),
                 Fault::ClockJump => {
-                    self.redis.iter_mut().for_each(|bucket| bucket.stored = Records::default());
+                    self.redis = Default::default();
                     true
                 }
             };

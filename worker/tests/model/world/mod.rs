@@ -178,6 +178,14 @@ impl World {
         })
     }
 
+    /// No bucket holds a record without all of its own before it: one that came first could be a repetition.
+    pub(crate) fn nothing_overtakes(&self) -> bool {
+        (0..BUCKETS).all(|bucket| {
+            let stored = self.redis[bucket].stored;
+            stored.begin_before(self.of(bucket).within(self.due()).without(stored))
+        })
+    }
+
     /// Everything before the commit has been stored, whatever Redis has lost since.
     pub(crate) fn commit_is_true(&self) -> bool {
         Records::before(self.committed.unwrap_or(0)).without(self.ever).is_empty()
