@@ -53,7 +53,8 @@ pub enum Command {
     /// List and show what could not be an event, and publish it again.
     #[command(subcommand)]
     DeadLetters(DeadLettersCommand),
-    /// Read the topic and the store and say whether each record has become what it should; exit code 1 when not.
+    /// Read the topic and the store and say whether each record has become what it should; exit code 1 when not, 2 when
+    /// that can't be said.
     Verify(VerifyArgs),
 }
 

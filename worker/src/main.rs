@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use common::{config, probe, shutdown};
+use worker::desk::verify::VerifyArgs;
 use worker::desk::{dead_letters, positions, verify};
 use worker::{Cli, Command, Config};
 
@@ -24,16 +25,24 @@ fn main() -> ExitCode {
         Some(Command::Healthcheck(args)) => return probe::run(config.admin_port.number, args).into(),
         Some(Command::Positions(command)) => run(positions::run(&config, command)),
         Some(Command::DeadLetters(command)) => run(dead_letters::run(&config, command)),
-        Some(Command::Verify(args)) => match run(verify::run(&config, args)) {
-            Ok(false) => return ExitCode::FAILURE,
-            result => result.map(drop),
-        },
+        Some(Command::Verify(args)) => return verify(&config, args),
         None => run(work(config)),
     };
     if let Err(error) = &result {
         log::error!("ended: {error:#}");
     }
     if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn verify(config: &Config, args: &VerifyArgs) -> ExitCode {
+    match run(verify::run(config, args)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            log::error!("ended: {error:#}");
+            verify::COULD_NOT_LOOK.into()
+        }
+    }
 }
 
 async fn work(config: Config) -> anyhow::Result<()> {

@@ -135,8 +135,8 @@ async fn a_dead_letter_accounts_for_a_record_that_would_be_an_event_by_now() {
     assert_eq!(verified(&world, 0).await["counts"]["deadLettered"], 1);
 }
 
-/// Writes an event to partition 0 in each of so many transactions.
-async fn write_in_transactions(world: &World, count: usize) {
+/// Writes an event to partition 0 in each of so many transactions, which are committed or aborted.
+async fn write_and_end(world: &World, count: usize, commit: bool) {
     let mut settings = ClientConfig::new();
     settings.set("bootstrap.servers", e2e::env::kafka_brokers()).set("transactional.id", &world.topic);
     let producer: FutureProducer = settings.create().unwrap();
@@ -146,22 +146,39 @@ async fn write_in_transactions(world: &World, count: usize) {
         let value = event(&[]);
         let record = FutureRecord::<(), _>::to(&world.topic).partition(0).payload(&value);
         producer.send(record, e2e::PATIENCE).await.unwrap();
-        producer.commit_transaction(e2e::PATIENCE).unwrap();
+        if commit {
+            producer.commit_transaction(e2e::PATIENCE).unwrap();
+        } else {
+            producer.abort_transaction(e2e::PATIENCE).unwrap();
+        }
     }
+}
+
+async fn write_in_transactions(world: &World, count: usize) {
+    write_and_end(world, count, true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn verify_reaches_the_end_of_a_log_that_is_no_record() {
     let world = at_rest().await;
-    write_in_transactions(&world, 1).await;
     // The mark is written after that.
-    eventually("there are the record and the mark", async || {
-        let end = world.kafka().end_offsets(&world.topic)?[&0];
-        ensure!(end == 2, "{end}");
-        Ok(())
-    })
-    .await;
+    let ends_at = async |wanted| {
+        eventually("there are the record and the mark", async || {
+            let end = world.kafka().end_offsets(&world.topic)?[&0];
+            ensure!(end == wanted, "{end}");
+            Ok(())
+        })
+        .await;
+    };
+    write_in_transactions(&world, 1).await;
+    ends_at(2).await;
     assert_eq!(verified(&world, 0).await["counts"]["records"], 1);
+    write_and_end(&world, 2, false).await;
+    ends_at(6).await;
+    assert_eq!(verified(&world, 0).await["counts"]["records"], 1, "what was aborted is no record");
+    // As where the oldest were compacted away.
+    world.kafka().delete_records(&world.topic, 0, 2).await.unwrap();
+    assert_eq!(verified(&world, 2).await["counts"]["records"], 0, "nothing is left to be said of");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -196,54 +213,87 @@ async fn what_is_missing_is_missing_in_each_run_that_goes_on() {
     }
 }
 
-/// The clocks of a verifier, of the workers and of Redis differ by a moment, and verify allows them none (C9).
 #[tokio::test(flavor = "multi_thread")]
-#[should_panic(expected = "clocks may differ")]
-async fn expected_to_fail_c9_what_has_expired_a_moment_ago_by_another_clock_is_not_missing() {
-    let redis = RedisServer::start().await;
-    let world = World::on_redis(&redis.url());
+async fn what_was_in_flight_is_looked_at_again_by_a_run_that_goes_on() {
+    let world = at_rest().await;
+    let records = [event(&[]), b"not json".to_vec(), event(&[])].map(Record::of);
+    world.kafka().write(&world.topic, Some(0), &records).await;
+    let file = tempfile::tempdir().unwrap();
+    let file = file.path().join("progress").display().to_string();
+    let counts = async || {
+        let output = desk(&world, &["verify", "--json", "--resume", &file]).await;
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        ["records", "stored", "deadLettered", "inFlight"].map(|name| report["counts"][name].as_u64().unwrap())
+    };
+    assert_eq!(counts().await, [3, 0, 0, 3]);
     let (api, mut worker) = world.start().await;
-    let [event] = <[Event; 1]>::try_from(posted(&api.client, 1).await).unwrap();
+    api.client.listed(2).await;
     stopped(&world, &mut worker).await;
-    // As a Redis does whose clock is less than a minute ahead of the verifier's.
-    redis.delete_body(&event.event_id).await;
-    redis.unlist(&event.event_id).await;
-    let age = Utc::now() - DateTime::parse_from_rfc3339(&event.timestamp).unwrap().to_utc();
-    let verifier = world.clone().with("EVENT_RETENTION", format!("{}s", age.num_seconds() + 50));
-    let output = desk(&verifier, &["verify", "--json"]).await;
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(report["counts"]["records"], 1, "{report}");
-    assert_eq!(report["counts"]["missing"], 0, "clocks may differ: {report}");
+    assert_eq!(counts().await, [3, 2, 1, 0]);
+    // Whoever was there is remembered.
+    assert_eq!(counts().await, [3, 2, 1, 0]);
 }
 
-/// A repetition is as good as its first record. It is judged by its own time, which is later (C18).
+/// An event with this id and time, in minutes before now, in a record that was written at that time.
+fn minutes_ago(id: &str, minutes: i64) -> Record {
+    let time = Utc::now() - TimeDelta::minutes(minutes);
+    let (id, text) = (format!("\"{id}\""), format!("\"{}\"", rfc3339(time)));
+    let value = event(&[("eventId", &id), ("timestamp", &text)]);
+    Record { timestamp: Some(time.timestamp_millis()), ..Record::of(value) }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-#[should_panic(expected = "what has expired is not missing when it was repeated")]
-async fn expected_to_fail_c18_a_repetition_of_what_has_expired_is_not_missing() {
+async fn what_has_expired_a_moment_ago_by_another_clock_is_not_missing() {
     let redis = RedisServer::start().await;
     let world = World::on_redis(&redis.url());
     let (api, mut worker) = world.start().await;
     let id = Uuid::now_v7().to_string();
-    let at = |minutes| {
-        let (id, time) = (format!("\"{id}\""), rfc3339(Utc::now() - TimeDelta::minutes(minutes)));
-        Record::of(event(&[("eventId", &id), ("timestamp", &format!("\"{time}\""))]))
+    let record = minutes_ago(&id, 30);
+    let written = DateTime::from_timestamp_millis(record.timestamp.unwrap()).unwrap();
+    world.kafka().write(&world.topic, None, &[record]).await;
+    api.client.listed(1).await;
+    stopped(&world, &mut worker).await;
+    // As a Redis does whose clock is ahead of the verifier's by less than a minute, or more.
+    redis.delete_body(&id).await;
+    redis.unlist(&id).await;
+    let expires_in = |seconds| {
+        let age = (Utc::now() - written).num_seconds();
+        world.clone().with("EVENT_RETENTION", format!("{}s", age + seconds))
     };
-    world.kafka().write(&world.topic, Some(0), &[at(50), at(0)]).await;
+    let report = verified(&expires_in(50), 0).await;
+    assert_eq!(report["counts"]["expired"], 1, "clocks may differ: {report}");
+    assert_eq!(verified(&expires_in(300), 1).await["counts"]["missing"], 1, "but not by that much");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repetition_of_what_has_expired_is_not_missing() {
+    let redis = RedisServer::start().await;
+    let world = World::on_redis(&redis.url());
+    let (api, mut worker) = world.start().await;
+    let id = Uuid::now_v7().to_string();
+    world.kafka().write(&world.topic, Some(0), &[minutes_ago(&id, 50), minutes_ago(&id, 0)]).await;
     api.client.listed(1).await;
     stopped(&world, &mut worker).await;
     // As by the retention that the verifier has.
     redis.delete_body(&id).await;
     redis.unlist(&id).await;
-    let output = desk(&world.with("EVENT_RETENTION", "40m"), &["verify", "--json"]).await;
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!([&report["counts"]["records"], &report["counts"]["expired"]], [2, 1], "{report}");
-    assert_eq!(report["counts"]["missing"], 0, "what has expired is not missing when it was repeated: {report}");
+    let verifier = world.clone().with("EVENT_RETENTION", "40m");
+    let counts = async |more: &[&str], code| {
+        let output = desk(&verifier, &[&["verify", "--json"], more].concat()).await;
+        assert_eq!(output.status.code(), Some(code), "{}", said(&output));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        ["records", "expired", "duplicates", "missing"].map(|name| report["counts"][name].as_u64().unwrap())
+    };
+    assert_eq!(counts(&[], 0).await, [2, 1, 1, 0], "it is as good as its first record");
+    let recent = rfc3339(Utc::now() - TimeDelta::minutes(25));
+    assert_eq!(counts(&["--from", &recent], 0).await, [1, 0, 1, 0], "also where that is not asked for");
+    // With a retention in which the first one is still owed.
+    assert_eq!(verified(&world, 1).await["counts"]["missing"], 2);
 }
 
-/// Where no position says how far the workers are, every record counts as one that they have not met yet (C9).
 #[tokio::test(flavor = "multi_thread")]
-#[should_panic(expected = "nothing is said to hold without positions")]
-async fn expected_to_fail_c9_verify_does_not_hold_on_a_redis_without_positions() {
+async fn verify_does_not_hold_on_a_redis_without_positions() {
     let redis = RedisServer::start().await;
     let world = World::on_redis(&redis.url());
     let (api, mut worker) = world.start().await;
@@ -251,7 +301,44 @@ async fn expected_to_fail_c9_verify_does_not_hold_on_a_redis_without_positions()
     stopped(&world, &mut worker).await;
     assert_eq!(redis.command_line::<String>("FLUSHALL").await, "OK");
     let output = desk(&world, &["verify"]).await;
-    assert_ne!(output.status.code(), Some(0), "nothing is said to hold without positions: {}", said(&output));
+    assert_eq!(output.status.code(), Some(2), "nothing is said to hold without positions: {}", said(&output));
+    for words in ["NOBODY CAN SAY", "no positions for 10 records", "0 are running", "no worker is running"] {
+        assert!(said(&output).contains(words), "{words}: {}", said(&output));
+    }
+    // With a worker it can be said again.
+    let _worker = world.start_worker().await;
+    api.client.listed(10).await;
+    assert_eq!(verified(&world, 0).await["workers"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_says_apart_from_what_is_missing_that_it_could_not_look() {
+    let world = at_rest().await;
+    let mut complaints = Vec::new();
+    let mut ends_with = async |world: &World, words: &[&str], code: i32| {
+        let output = desk(world, &[&["verify"], words].concat()).await;
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {}", said(&output));
+        complaints.push(said(&output));
+    };
+    ends_with(&world, &[], 2).await;
+    world.kafka().write(&world.topic, Some(0), &[Record::of("not json")]).await;
+    ends_with(&world, &[], 0).await;
+    ends_with(&world.clone().with("REDIS_URL", "redis://127.0.0.1:9"), &[], 2).await;
+    ends_with(&world.clone().with("KAFKA_BROKERS", "127.0.0.1:9"), &[], 2).await;
+    ends_with(&world.clone().with_topic("of-nobody"), &[], 2).await;
+    let redis = RedisServer::start().await;
+    redis.freeze();
+    let frozen = world.clone().with("REDIS_URL", redis.url()).with("REDIS_TIMEOUT", "1s");
+    ends_with(&frozen, &[], 2).await;
+    redis.thaw();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    ends_with(&world, &["--resume", &file.path().display().to_string()], 2).await;
+    ends_with(&world, &["--resume", "/no/such/folder/file"], 2).await;
+    ends_with(&world, &["--from", "yesterday"], 64).await;
+    let said = ["nothing to verify", "holds", "127.0.0.1:9", "KAFKA_BROKERS", "of-nobody", "does not answer"];
+    for (complaint, words) in complaints.iter().zip(said) {
+        assert!(complaint.contains(words), "{words}: {complaint}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

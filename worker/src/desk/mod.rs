@@ -7,7 +7,7 @@ pub mod verify;
 
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use common::event::Timestamp;
 
 use common::kafka::{LogContext, consumer_config};
@@ -59,6 +59,13 @@ pub(crate) fn partitions_known_to(client: &Client<LogContext>, topic: &str) -> a
     );
     partitions.sort_unstable();
     Ok(partitions)
+}
+
+/// How many workers are in a group.
+pub(crate) fn members(consumer: &Observer, group: &str) -> anyhow::Result<usize> {
+    let groups =
+        ask(|| consumer.fetch_group_list(Some(group), LOOKUP_TIMEOUT)).context("asking who is in the group")?;
+    Ok(groups.groups().iter().find(|found| found.name() == group).map_or(0, |found| found.members().len()))
 }
 
 /// Asks the brokers something, and again for as long as one look-up may take where they are out of reach or elect a leader

@@ -9,7 +9,7 @@ use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 use serde::Serialize;
 
-use super::{LOOKUP_TIMEOUT, Observer, ask, observer, partitions};
+use super::{LOOKUP_TIMEOUT, Observer, ask, members, observer, partitions};
 use crate::Config;
 use crate::placement::{Log, decide};
 
@@ -129,8 +129,7 @@ async fn rows(config: &Config, store: &Store, scope: &PositionScope, consumer: &
 
 fn ensure_stopped(config: &Config, consumer: &Observer) -> anyhow::Result<()> {
     let group = &config.consumer.group;
-    let groups = ask(|| consumer.fetch_group_list(Some(group), LOOKUP_TIMEOUT))?;
-    let members = groups.groups().iter().find(|found| found.name() == group).map_or(0, |found| found.members().len());
+    let members = members(consumer, group)?;
     ensure!(members == 0, "the group {group} has {members} members; stop all workers first, nothing was changed");
     Ok(())
 }

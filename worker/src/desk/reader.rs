@@ -116,6 +116,26 @@ impl Reader {
         Ok(())
     }
 
+    /// Reads nothing before the first record of each partition with a timestamp from `from` on. Where the brokers know of
+    /// none, it has been quiet since, or its records have no timestamps: then all of it.
+    ///
+    /// # Errors
+    /// When the brokers do not tell where that is.
+    pub fn only_since(&mut self, from: Option<Timestamp>) -> anyhow::Result<()> {
+        let nexts = self.offsets_at(from)?;
+        for span in &mut self.spans {
+            span.next = nexts.get(&span.partition).copied().unwrap_or(span.next);
+        }
+        Ok(())
+    }
+
+    /// Reads each partition up to this place only, exclusive, if it has one.
+    pub fn only_before(&mut self, end: &BTreeMap<i32, i64>) {
+        for span in &mut self.spans {
+            span.end = end.get(&span.partition).copied().unwrap_or(span.end).min(span.end);
+        }
+    }
+
     /// The first offset at or after a time in each partition that has one.
     fn offsets_at(&self, time: Option<Timestamp>) -> anyhow::Result<BTreeMap<i32, i64>> {
         let Some(time) = time else { return Ok(BTreeMap::new()) };
