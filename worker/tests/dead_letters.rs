@@ -25,6 +25,7 @@ use tokio::sync::Notify;
 use worker::Command;
 use worker::dead_letter::ATTEMPTS;
 use worker::desk::dead_letters::letter::{Letter, Original};
+use worker::desk::dead_letters::lineage::LINEAGE;
 use worker::desk::dead_letters::list::{self, Counts};
 use worker::desk::dead_letters::outcome::{End, Outcome, Tally, Verdict};
 use worker::desk::dead_letters::redrive;
@@ -293,11 +294,15 @@ async fn a_redriven_record_is_the_original_byte_for_byte() {
 
     let mut back = world.read(world.events());
     back.sort_by_key(|record| record.timestamp);
+    let originals_at: Vec<_> = originals.iter().map(|record| record.timestamp).collect();
     let mut expected = originals;
     expected.sort_by_key(|record| record.timestamp);
     for record in &mut expected {
-        // The one header that stays: the worker counts it on.
+        // The header that stays, which the worker counts on; the one that comes, which it keeps.
         record.headers.push((ATTEMPTS.to_owned(), Some(b"1".to_vec())));
+        let nth = originals_at.iter().position(|timestamp| *timestamp == record.timestamp).unwrap();
+        let lineage = format!("{}-1@{nth}@{}", world.events(), record.timestamp.unwrap());
+        record.headers.push((LINEAGE.to_owned(), Some(lineage.into_bytes())));
     }
     assert!(back == expected, "{:?}", back.iter().map(|record| (&record.key, &record.headers)).collect::<Vec<_>>());
 }
@@ -356,7 +361,46 @@ async fn a_letter_that_fails_again_and_again_is_left_alone_at_the_limit() {
             world.bury(0, &[(again.last().unwrap(), "json")]).await;
         }
     }
-    assert_eq!(redrive(&world, &["--max-attempts", "4", "--dry-run"]).await.tally, tally(3));
+    let again = redrive(&world, &["--max-attempts", "4", "--dry-run"]).await;
+    assert_eq!(again.tally, Tally { superseded: 2, ..tally(1) }, "only the last one");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_redrive_of_what_stays_poison_leaves_one_letter_more() {
+    let world = World::new().await;
+    // One of them in any partition.
+    let records = [Record::poison("a", TEN), Record { key: None, ..Record::poison("", TEN + 1) }];
+    world.bury(0, &records.each_ref().map(|record| (record, "json"))).await;
+    for run in 1..=10 {
+        let outcome = redrive(&world, &["--max-attempts", "100"]).await;
+        assert_eq!(outcome.tally, Tally { superseded: 2 * (run - 1), ..tally(2) }, "run {run}");
+        let all = world.read(world.events());
+        assert_eq!(all.len() as u64, 2 * run);
+        // As the worker does when it meets them again.
+        let attempts = (ATTEMPTS.to_owned(), Some(run.to_string().into_bytes()));
+        let new: Vec<_> =
+            all.iter().filter(|record| record.headers.contains(&attempts)).map(|record| (record, "json")).collect();
+        world.bury(1, &new).await;
+    }
+    let (letters, _) = list(&world, &[]).await;
+    assert_eq!(letters.len(), 22);
+    // Those of each lineage but the last are left alone however they are chosen.
+    let outcome = redrive(&world, &["--partition", "0", "--dry-run"]).await;
+    assert_eq!(outcome.tally, Tally { filtered: 20, superseded: 2, ..tally(0) });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timestamp_that_the_topic_does_not_take_any_more_is_left_out() {
+    let world = World::new().await;
+    let old = Record { value: Some(b"old".to_vec()), ..Record::poison("a", 1) };
+    world.bury(0, &[(&old, "json"), (&Record::poison("a", 2), "json")]).await;
+    world.refuse_old_records(world.events()).await;
+
+    let outcome = redrive(&world, &["--limit", "1"]).await;
+    assert_eq!((outcome.tally, outcome.stopped_at.map(|(_, offset)| offset)), (tally(1), Some(1)));
+    let back = world.read(world.events()).into_iter().find(|record| record.value == old.value).unwrap();
+    assert!(back.timestamp > Some(TEN), "{back:?}");
+    assert_eq!(redrive(&world, &["--resume"]).await.tally, tally(1), "its partition goes on");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -135,6 +135,44 @@ async fn a_dead_letter_accounts_for_a_record_that_would_be_an_event_by_now() {
     assert_eq!(verified(&world, 0).await["counts"]["deadLettered"], 1);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_equation_holds_after_redrives_and_each_leaves_one_letter_more() {
+    let world = at_rest().await;
+    let (kafka, value) = (world.kafka(), event(&[]));
+    kafka.write(&world.topic, Some(1), &[Record::of(&*value)]).await;
+    // As if a worker had been there to which it was no event, as it is to those of today.
+    assert_eq!(desk(&world, &["positions", "set", "--to", "end"]).await.status.code(), Some(0));
+    let origin = [("topic", world.topic.as_str()), ("partition", "1"), ("offset", "0")];
+    let headers = origin.map(|(name, value)| (format!("__connect.errors.{name}"), Some(value.into()))).into();
+    kafka.write(&world.dead_letter_topic, None, &[Record { headers, ..Record::of(value) }]).await;
+    kafka.write(&world.topic, Some(0), &[Record::of("not json")]).await;
+
+    let (api, mut worker) = world.start().await;
+    for letters in 2..=5 {
+        eventually("what stays poison is dead-lettered, once", async || {
+            let found = kafka.read(&world.dead_letter_topic)?.len();
+            ensure!(found == letters, "{found} of {letters}");
+            Ok(())
+        })
+        .await;
+        let output = desk(&world, &["dead-letters", "redrive"]).await;
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+        // The one that is an event again, and the last letter of the other.
+        assert!(said(&output).contains("redriven 2;"), "{}", said(&output));
+    }
+    api.client.listed(1).await;
+    eventually("all is processed", async || {
+        let found = kafka.read(&world.dead_letter_topic)?.len();
+        ensure!(found == 6, "{found}");
+        Ok(())
+    })
+    .await;
+    stopped(&world, &mut worker).await;
+    let report = verified(&world, 0).await;
+    let counts = ["records", "stored", "duplicates", "deadLettered"].map(|name| report["counts"][name].as_u64());
+    assert_eq!(counts, [10, 1, 4, 5].map(Some), "{report}");
+}
+
 /// Writes an event to partition 0 in each of so many transactions, which are committed or aborted.
 async fn write_and_end(world: &World, count: usize, commit: bool) {
     let mut settings = ClientConfig::new();

@@ -232,6 +232,23 @@ impl World {
         }
     }
 
+    /// Makes a topic refuse records that are more than a year old, and waits until each log of it does.
+    pub(crate) async fn refuse_old_records(&self, topic: &str) {
+        let year = (365 * 86_400_000_i64).to_string();
+        let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("message.timestamp.before.max.ms", &year);
+        self.admin().alter_configs([&change], &AdminOptions::new()).await.unwrap().remove(0).unwrap();
+        let producer: FutureProducer = self.client().create().unwrap();
+        for partition in 0..PARTITIONS {
+            let record = || FutureRecord::<[u8], [u8]>::to(topic).partition(partition).payload(b"probe").timestamp(1);
+            until("the bound is in force", async || match producer.send(record(), PATIENCE).await {
+                Ok(_) => false,
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::InvalidTimestamp), _)) => true,
+                Err((error, _)) => panic!("{error}"),
+            })
+            .await;
+        }
+    }
+
     fn admin(&self) -> AdminClient<DefaultClientContext> {
         self.client().create().unwrap()
     }

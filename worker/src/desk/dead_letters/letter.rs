@@ -8,6 +8,7 @@ use common::event::Timestamp;
 use rdkafka::Message;
 use rdkafka::message::{Header, Headers, OwnedHeaders};
 
+use super::lineage::{LINEAGE, lineage};
 use crate::dead_letter::{ATTEMPTS, MESSAGE, OFFSET, PARTITION, REASON, TIMESTAMP, TOPIC, WORKER, is_added};
 
 type HeaderPair = (String, Option<Vec<u8>>);
@@ -31,6 +32,8 @@ pub struct Letter {
     pub attempts: Option<u32>,
     /// Who dead-lettered it.
     pub worker: Option<String>,
+    /// Which lineage it belongs to, if it was redriven and came back.
+    pub lineage: Option<String>,
     /// The original's key.
     pub key: Option<Vec<u8>>,
     /// The original's value.
@@ -73,6 +76,7 @@ impl Letter {
             message: MESSAGE.into_iter().find_map(|name| found.text(name)),
             attempts: found.number(ATTEMPTS),
             worker: found.text(WORKER),
+            lineage: found.text(LINEAGE),
             key: record.key().map(<[u8]>::to_vec),
             value: record.payload().map(<[u8]>::to_vec),
             headers,
@@ -92,11 +96,15 @@ impl Letter {
         self.key.as_deref().map(|key| String::from_utf8_lossy(key).into_owned())
     }
 
-    /// The headers it had before it was dead-lettered, as far as their names can be written, and how often it was.
+    /// The headers it had before it was dead-lettered, as far as their names can be written, how often it was, and its
+    /// lineage.
     #[must_use]
     pub fn redriven_headers(&self) -> OwnedHeaders {
-        let kept = self.headers.iter().filter(|(name, _)| name == ATTEMPTS || !is_added(name));
-        kept.fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: value.as_ref() }))
+        let kept = self.headers.iter().filter(|(name, _)| name == ATTEMPTS || !is_added(name) && name != LINEAGE);
+        let kept = kept
+            .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: value.as_ref() }));
+        let lineage = lineage(self);
+        lineage.iter().fold(kept, |headers, lineage| headers.insert(Header { key: LINEAGE, value: Some(lineage) }))
     }
 }
 
@@ -232,5 +240,17 @@ mod tests {
         let dead = letter(&[("event-id", b"7"), (TOPIC[0], b"t"), (REASON, b"json"), (ATTEMPTS, b"2")]);
         let redriven = dead.redriven_headers();
         assert_eq!(redriven.iter().map(|header| header.key).collect::<Vec<_>>(), ["event-id", ATTEMPTS]);
+    }
+
+    #[test]
+    fn a_redriven_record_says_which_lineage_it_is_of() {
+        let origin: [(&str, &[u8]); 3] = [(TOPIC[0], b"t"), (PARTITION[0], b"3"), (OFFSET[0], b"258")];
+        let of = |letter: Letter| {
+            let headers = letter.redriven_headers();
+            let lineages = headers.iter().filter(|header| header.key == LINEAGE);
+            lineages.map(|header| String::from_utf8(header.value.unwrap().into()).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(of(letter(&origin)), ["t-3@258@1000"]);
+        assert_eq!(of(letter(&[&[(LINEAGE, &b"t-0@1@5"[..])], &origin[..]].concat())), ["t-0@1@5"]);
     }
 }

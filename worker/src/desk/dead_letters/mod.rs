@@ -4,13 +4,14 @@
 //! 1. [`reader`](super::reader): the dead-letter topic, from its beginning to where it ended at the start;
 //! 2. [`letter`]: a record of it, with where it came from and why;
 //! 3. [`filter`]: which of them are meant;
-//! 4. [`list`] and [`show`] print them, [`redrive`] publishes them again, with an [`outcome`]; [`progress`] remembers how
-//!    far that is.
+//! 4. [`list`] and [`show`] print them, [`redrive`] publishes them again, with an [`outcome`]; [`lineage`] tells which have
+//!    a later one in their place, [`progress`] remembers how far that is.
 //!
 //! Redis is not needed for any of it. Looking changes nothing: no group is joined, nothing is committed.
 
 pub mod filter;
 pub mod letter;
+pub mod lineage;
 pub mod list;
 pub mod outcome;
 pub mod progress;

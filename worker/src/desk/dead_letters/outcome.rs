@@ -18,6 +18,8 @@ pub enum Verdict {
     Filtered,
     /// Not from the topic of the events, as far as is known.
     Foreign,
+    /// It was redriven before, and a later letter has come of it.
+    Superseded,
     /// Dead-lettered too often.
     Exhausted,
     /// Not acknowledged.
@@ -33,6 +35,8 @@ pub struct Tally {
     pub filtered: u64,
     /// Not from the topic of the events.
     pub foreign: u64,
+    /// Those that a later letter has come of.
+    pub superseded: u64,
     /// Dead-lettered too often.
     pub exhausted: u64,
     /// Not acknowledged.
@@ -85,12 +89,12 @@ impl Outcome {
 /// The summary.
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Tally { redriven, filtered, foreign, exhausted, failed } = self.tally;
+        let Tally { redriven, filtered, foreign, superseded, exhausted, failed } = self.tally;
         let did = if self.dry_run { "would redrive" } else { "redriven" };
         write!(
             f,
-            "{did} {redriven}; skipped {filtered} by filter, {exhausted} by attempts, {foreign} of another topic; \
-             failed {failed}"
+            "{did} {redriven}; skipped {filtered} by filter, {superseded} for a later one, {exhausted} by attempts, \
+             {foreign} of another topic; failed {failed}"
         )?;
         match (&self.end, self.stopped_at) {
             (End::Reached, _) | (_, None) => Ok(()),
@@ -106,6 +110,7 @@ pub fn line(letter: &Letter, verdict: &Verdict, dry_run: bool) -> Option<String>
         Verdict::Failed(error) => format!("failed ({error})"),
         Verdict::Redriven(_) if dry_run => "would redrive".to_owned(),
         Verdict::Foreign if dry_run => "would skip, it is of another topic:".to_owned(),
+        Verdict::Superseded if dry_run => "would skip, a later one has come of it:".to_owned(),
         Verdict::Exhausted if dry_run => "would skip, it has reached --max-attempts:".to_owned(),
         _ => return None,
     };
@@ -121,13 +126,13 @@ mod tests {
     use super::*;
 
     fn outcome(end: End, failed: u64) -> Outcome {
-        let tally = Tally { redriven: 3, filtered: 1, foreign: 4, exhausted: 2, failed };
+        let tally = Tally { redriven: 3, filtered: 1, foreign: 4, superseded: 5, exhausted: 2, failed };
         Outcome { tally, end, stopped_at: Some((2, 17)), dry_run: false }
     }
 
     #[test]
     fn the_summary_says_what_became_of_the_letters_and_where_it_stopped() {
-        let counts = "redriven 3; skipped 1 by filter, 2 by attempts, 4 of another topic; failed 0";
+        let counts = "redriven 3; skipped 1 by filter, 5 for a later one, 2 by attempts, 4 of another topic; failed 0";
         assert_eq!(outcome(End::Reached, 0).to_string(), counts);
         let stopped = format!("{counts}; stopped before partition 2 offset 17");
         assert_eq!(outcome(End::Interrupted, 0).to_string(), stopped);

@@ -1,20 +1,22 @@
 //! `dead-letters redrive`: publishes dead letters to the topic of the events again, as they were.
 //!
 //! One at a time, each acknowledged before the next: the letters of a key lie in one partition, in order, and come back
-//! in that order. Publishing one twice is harmless, for events are told apart by their eventId. A letter that the
-//! brokers refuse is counted and passed over; anything else that keeps them from acknowledging ends the run.
+//! in that order. Publishing one twice is harmless, for events are told apart by their eventId; of those that came back
+//! only the last of each [lineage](super::lineage) goes again. A letter that the brokers refuse is counted and passed over;
+//! anything else that keeps them from acknowledging ends the run.
 
 use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::{Args, value_parser};
-use common::kafka::{KafkaPublisher, PublishError, dead_letter_producer_config};
+use common::kafka::{Delivered, KafkaPublisher, PublishError, dead_letter_producer_config};
 use common::shutdown::Shutdown;
 use rdkafka::producer::FutureRecord;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use super::filter::Filter;
 use super::letter::Letter;
+use super::lineage::Lineages;
 use super::outcome::{End, Outcome, Tally, Verdict};
 use super::progress::{Progress, group};
 use crate::desk::reader::Reader;
@@ -34,8 +36,9 @@ Examples:
 First remove the cause, for instance upgrade the workers that do not know an event type yet. Each letter is published \
 to KAFKA_TOPIC with its original key, value, headers and timestamp, in order; a header whose name is not UTF-8 is left \
 out. The dead-letter topic keeps it. One that \
-fails again is dead-lettered again, with its attempts counted on; --max-attempts ends that circle. Redriving twice is \
-harmless: events are told apart by their eventId. Letters of another topic, or without headers that say where they came \
+fails again is dead-lettered again, with its attempts counted on, and from then on only that later letter is redriven; \
+--max-attempts ends that circle. Redriving twice is harmless: events are told apart by their eventId. Where the brokers \
+refuse the original timestamp, the record gets the time of now. Letters of another topic, or without headers that say where they came \
 from, are left alone and counted.
 
 Ctrl-C ends it after the letter in flight. --resume goes on where the last run with the same filters was: its progress \
@@ -74,7 +77,7 @@ pub async fn redrive(
     told: impl FnMut(&Letter, &Verdict),
 ) -> anyhow::Result<Outcome> {
     let mut run = Run::begin(config, request)?;
-    let end = run.until_the_end(shutdown, told).await.and_then(|end| run.save().map(|()| end));
+    let end = run.until_the_end(config, shutdown, told).await.and_then(|end| run.save().map(|()| end));
     let end = end.unwrap_or_else(End::Broken);
     Ok(Outcome { tally: run.tally, end, stopped_at: run.at, dry_run: request.dry_run })
 }
@@ -84,6 +87,7 @@ struct Run<'a> {
     topic: &'a str,
     reader: Reader,
     publisher: KafkaPublisher,
+    lineages: Lineages,
     pace: Interval,
     progress: Progress,
     saves: Every,
@@ -111,6 +115,7 @@ impl<'a> Run<'a> {
             progress: Progress::new(&reader.places()),
             reader,
             publisher: KafkaPublisher::new(dead_letter_producer_config(&config.kafka, NAME), topic)?,
+            lineages: Lineages::default(),
             pace,
             saves: Every::new(SAVE_PERIOD),
             reports: Every::new(REPORT_PERIOD),
@@ -123,6 +128,20 @@ impl<'a> Run<'a> {
     }
 
     async fn until_the_end(
+        &mut self,
+        config: &Config,
+        shutdown: &Shutdown,
+        told: impl FnMut(&Letter, &Verdict),
+    ) -> anyhow::Result<End> {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return Ok(End::Interrupted),
+            lineages = lineages(config) => self.lineages = lineages?,
+        }
+        self.redrive_all(shutdown, told).await
+    }
+
+    async fn redrive_all(
         &mut self,
         shutdown: &Shutdown,
         mut told: impl FnMut(&Letter, &Verdict),
@@ -149,7 +168,7 @@ impl<'a> Run<'a> {
 
     /// What becomes of a letter; `None` when a signal was first.
     async fn decide(&mut self, letter: &Letter, shutdown: &Shutdown) -> Option<Verdict> {
-        if let Some(skipped) = skip(letter, self.request, self.topic) {
+        if let Some(skipped) = skip(letter, self.request, self.topic, &self.lineages) {
             return Some(skipped);
         }
         if self.request.dry_run {
@@ -165,15 +184,24 @@ impl<'a> Run<'a> {
     }
 
     async fn publish(&self, letter: &Letter) -> Verdict {
+        let answer = match self.send(letter, letter.timestamp.map(|time| time.millis())).await {
+            // The topic may have other bounds for timestamps now than when the original was written.
+            Err(PublishError::RefusedTimestamp(_)) => self.send(letter, None).await,
+            answer => answer,
+        };
+        answer.map_or_else(Verdict::Failed, |at| Verdict::Redriven(Some(at)))
+    }
+
+    async fn send(&self, letter: &Letter, timestamp: Option<i64>) -> Result<Delivered, PublishError> {
         let record = FutureRecord {
             topic: self.topic,
             partition: None,
             payload: letter.value.as_deref(),
             key: letter.key.as_deref(),
-            timestamp: letter.timestamp.map(|time| time.millis()),
+            timestamp,
             headers: Some(letter.redriven_headers()),
         };
-        self.publisher.send(record).await.map_or_else(Verdict::Failed, |at| Verdict::Redriven(Some(at)))
+        self.publisher.send(record).await
     }
 
     fn note(&mut self, letter: &Letter, verdict: &Verdict) {
@@ -182,6 +210,7 @@ impl<'a> Run<'a> {
             Verdict::Redriven(_) => &mut tally.redriven,
             Verdict::Filtered => &mut tally.filtered,
             Verdict::Foreign => &mut tally.foreign,
+            Verdict::Superseded => &mut tally.superseded,
             Verdict::Exhausted => &mut tally.exhausted,
             Verdict::Failed(_) => &mut tally.failed,
         };
@@ -205,12 +234,25 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Those of all letters there are by now: a filter or a place to go on from may leave the last of a lineage out, and that
+/// is no reason to redrive another one.
+async fn lineages(config: &Config) -> anyhow::Result<Lineages> {
+    let mut reader = Reader::open(config, &config.kafka.topics.dead_letters, &config.consumer.group)?;
+    let mut lineages = Lineages::default();
+    while let Some(letter) = reader.next(|record| Letter::of(record)).await? {
+        lineages.note(&letter);
+    }
+    Ok(lineages)
+}
+
 /// Why a letter is left alone, if it is.
-fn skip(letter: &Letter, request: &Redrive, topic: &str) -> Option<Verdict> {
+fn skip(letter: &Letter, request: &Redrive, topic: &str, lineages: &Lineages) -> Option<Verdict> {
     if !request.filter.matches(letter) {
         Some(Verdict::Filtered)
     } else if letter.original.topic.as_deref() != Some(topic) {
         Some(Verdict::Foreign)
+    } else if lineages.is_superseded(letter) {
+        Some(Verdict::Superseded)
     } else if letter.attempts.is_some_and(|attempts| attempts >= request.max_attempts) {
         Some(Verdict::Exhausted)
     } else {
@@ -254,7 +296,7 @@ mod tests {
 
     #[test]
     fn only_letters_of_the_topic_below_the_limit_go_back() {
-        let skipped = |letter: &Letter| skip(letter, &request(3), "events");
+        let skipped = |letter: &Letter| skip(letter, &request(3), "events", &Lineages::default());
         assert_eq!(skipped(&letter(Some("events"), Some(2))), None);
         assert_eq!(skipped(&letter(Some("events"), None)), None);
         assert_eq!(skipped(&letter(Some("events"), Some(3))), Some(Verdict::Exhausted));
