@@ -355,10 +355,16 @@ async fn measure_publishing(app: Arc<App>) {
 }
 
 async fn watch_store(app: Arc<App>) {
+    let mut said = None;
     loop {
         match app.store.check().await {
             Ok(()) => app.checks.store.up("Redis answers"),
             Err(error) => app.checks.store.down(&error.to_string()),
+        }
+        let warning = app.store.settings_warning();
+        if said != warning {
+            warning.iter().for_each(|warning| log::warn!("{warning}"));
+            said = warning;
         }
         if let Ok(before) = app.store.trimmed().await {
             *app.trimmed.lock().unwrap_or_else(PoisonError::into_inner) = before;

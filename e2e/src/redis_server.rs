@@ -187,6 +187,16 @@ impl RedisServer {
         Ok(command.query_async(&mut connection).await?)
     }
 
+    /// Changes how long events are kept, as workers do that start with another `EVENT_RETENTION`.
+    ///
+    /// # Panics
+    /// When no worker has been there.
+    pub async fn keep_for(&self, retention: chrono::TimeDelta) {
+        let keys: Vec<String> = self.command_line("KEYS *meta:settings").await;
+        let [key] = keys.as_slice() else { panic!("{keys:?}") };
+        self.command_line::<usize>(&format!("HSET {key} retention_ms {}", retention.num_milliseconds())).await;
+    }
+
     /// Deletes what is stored of an event, whose id is a UUID, but for its places in indexes.
     ///
     /// # Panics

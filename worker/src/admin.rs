@@ -4,6 +4,7 @@
 //! work: the brokers answer and it is in the group, Redis answers, its partitions have their place and move while
 //! there is something to store, it is not ending.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use common::health::Condition;
@@ -13,7 +14,8 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use warp::http::StatusCode;
 use warp::hyper::body::Bytes;
-use warp::{Filter, Reply};
+use warp::reply::Response;
+use warp::{Filter, Rejection, Reply};
 
 use crate::status::Status;
 
@@ -29,6 +31,7 @@ struct Ready {
     checks: [CheckLine; 4],
     stored: u64,
     duplicates: u64,
+    expired: u64,
     dead_lettered: u64,
     skipped_offsets: u64,
     replacements: u64,
@@ -59,26 +62,35 @@ pub async fn serve(listener: TcpListener, status: Arc<Status>) {
     let metrics = warp::path!("metrics")
         .map(move || warp::reply::with_header(counted.metrics.render(&counted), "content-type", CONTENT_TYPE));
     let ready = warp::path!("readyz").map(move || ready(&status));
-    let level = warp::path!("log-level")
-        .and(warp::put())
-        .and(warp::body::content_length_limit(LONGEST_LEVEL as u64))
-        .and(warp::body::bytes())
-        .map(|body: Bytes| log_level(&body));
-    warp::serve(warp::get().or(warp::head()).unify().and(live.or(ready).or(metrics)).or(level))
+    warp::serve(warp::get().or(warp::head()).unify().and(live.or(ready).or(metrics)).or(level()))
         .incoming(listener)
         .run()
         .await;
 }
 
-/// `PUT /log-level`: the body is what `LOG_LEVEL` takes.
-fn log_level(body: &[u8]) -> impl Reply + use<> {
-    match set_level(body) {
-        Ok(level) => warp::reply::json(&level).into_response(),
-        Err(error) => {
-            let refusal = warp::reply::json(&serde_json::json!({"success": false, "message": error}));
-            warp::reply::with_status(refusal, StatusCode::BAD_REQUEST).into_response()
-        }
-    }
+/// `PUT /log-level`: the body is what `LOG_LEVEL` takes. The port has no login, and whoever reaches it could have every
+/// event logged, so this is for clients on the same machine, or in the same pod.
+fn level() -> impl Filter<Extract = (Response,), Error = Rejection> + Clone {
+    warp::path!("log-level")
+        .and(warp::put())
+        .and(warp::body::content_length_limit(LONGEST_LEVEL as u64))
+        .and(warp::body::bytes())
+        .and(warp::addr::remote())
+        .map(|body: Bytes, client: Option<SocketAddr>| {
+            if !client.is_some_and(|client| client.ip().to_canonical().is_loopback()) {
+                let why = "the worker's log level can be changed from its own machine or pod only: ask 127.0.0.1 there";
+                return refusal(StatusCode::FORBIDDEN, why);
+            }
+            match set_level(&body) {
+                Ok(level) => warp::reply::json(&level).into_response(),
+                Err(error) => refusal(StatusCode::BAD_REQUEST, &error),
+            }
+        })
+}
+
+fn refusal(status: StatusCode, message: &str) -> Response {
+    let refusal = warp::reply::json(&serde_json::json!({"success": false, "message": message}));
+    warp::reply::with_status(refusal, status).into_response()
 }
 
 fn ready(status: &Status) -> impl Reply + use<> {
@@ -119,10 +131,29 @@ fn ready(status: &Status) -> impl Reply + use<> {
         checks,
         stored: counters.new.get(),
         duplicates: counters.duplicates.get(),
+        expired: counters.expired.get(),
         dead_lettered: counters.dead_lettered.get(),
         skipped_offsets: counters.skipped_offsets.get(),
         replacements: counters.replacements.get(),
     };
     let code = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     warp::reply::with_status(warp::reply::json(&body), code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_log_level_is_changed_from_the_own_machine_only() {
+        let from = async |client: &str| {
+            let request = warp::test::request().method("PUT").path("/log-level").body("no level at all, nor a filter=");
+            request.remote_addr(client.parse().unwrap()).reply(&level()).await.status()
+        };
+        assert_eq!(from("127.0.0.1:5").await, 400);
+        assert_eq!(from("[::1]:5").await, 400);
+        assert_eq!(from("[::ffff:127.0.0.1]:5").await, 400);
+        assert_eq!(from("10.0.0.1:5").await, 403);
+        assert_eq!(from("[fd00::1]:5").await, 403);
+    }
 }

@@ -38,7 +38,7 @@ pub fn decode<M: Message<Headers: CopyHeaders>>(
                 offset: record.offset(),
                 worker: worker.to_owned(),
             };
-            Decoded::Event(StoredEvent::new(event, &origin))
+            Decoded::Event(StoredEvent::new(event, &origin, record.timestamp().to_millis()))
         }
         Err(violations) => Decoded::Poison(DeadLetter::new(record, &violations)),
     }

@@ -63,7 +63,7 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> a
     let traces = config.traces.as_ref().map(|settings| Traces::start(settings, NAME)).transpose()?;
     let status = Arc::new(Status::new(shutdown.clone()));
     let admin = tokio::spawn(admin::serve(listener, Arc::clone(&status)));
-    let result = work(&config, &status, traces.clone(), &shutdown).await;
+    let result = Box::pin(work(&config, &status, traces.clone(), &shutdown)).await;
     admin.abort();
     if let Some(traces) = traces {
         traces.flush().await;
@@ -82,8 +82,8 @@ async fn topics(config: &Config, status: &Status) -> Result<(), TopicError> {
     }
     if let Some(kept) = topic_retention(&config.kafka, NAME).await.filter(|kept| *kept > config.redis.retention) {
         log::warn!(
-            "EVENT_RETENTION={} is shorter than the topic's retention.ms={} ({}): after a loss Redis is refilled with events \
-             that lists don't show any more; make them equal",
+            "EVENT_RETENTION={} is shorter than the topic's retention.ms={} ({}): after a loss of Redis, workers also read what \
+             has expired, and store nothing of it; make them equal",
             humantime::format_duration(config.redis.retention),
             kept.as_millis(),
             humantime::format_duration(kept)

@@ -9,8 +9,10 @@ use metrics::{Counter, Gauge, Histogram};
 
 use crate::status::Status;
 
-const EVENTS: Described =
-    Described("user_activity_events_total", "Events that are stored, by whether they were before.");
+const EVENTS: Described = Described(
+    "user_activity_events_total",
+    "Events that were read, by what became of them: new, duplicate or expired.",
+);
 const DEAD_LETTERS: Described =
     Described("user_activity_dead_letters_total", "Records that went to the dead-letter topic.");
 const BATCH_EVENTS: Described = Described("user_activity_batch_events", "Events of a batch that Redis acknowledged.");
@@ -41,6 +43,7 @@ pub struct Metrics {
     exporter: Exporter,
     new: Counter,
     duplicates: Counter,
+    expired: Counter,
     dead_letters: Counter,
     rewinds: Counter,
     assigned: Gauge,
@@ -59,6 +62,7 @@ impl Metrics {
         Self {
             new: exporter.counter(EVENTS, &[("result", "new")]),
             duplicates: exporter.counter(EVENTS, &[("result", "duplicate")]),
+            expired: exporter.counter(EVENTS, &[("result", "expired")]),
             dead_letters: exporter.counter(DEAD_LETTERS, &[]),
             rewinds: exporter.counter(REWINDS, &[]),
             assigned: exporter.gauge(ASSIGNED, &[]),
@@ -92,6 +96,7 @@ impl Metrics {
         let counters = &status.counters;
         self.new.absolute(counters.new.get());
         self.duplicates.absolute(counters.duplicates.get());
+        self.expired.absolute(counters.expired.get());
         self.dead_letters.absolute(counters.dead_lettered.get());
         self.rewinds.absolute(counters.replacements.get());
         let partitions = status.assignment();

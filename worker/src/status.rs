@@ -47,6 +47,8 @@ pub struct Counters {
     pub new: Counter,
     /// Events that were stored before.
     pub duplicates: Counter,
+    /// Events that had expired before they were read, and were not stored.
+    pub expired: Counter,
     /// Records that went to the dead-letter topic.
     pub dead_lettered: Tally,
     /// Offsets that were not there to be read.

@@ -55,6 +55,16 @@ pub enum StoreError {
         /// The value needed.
         wanted: &'static str,
     },
+    /// Other workers have other settings.
+    #[error(
+        "{difference}, which {others} other workers use: give all the same; to change it, stop all workers before one is started with another"
+    )]
+    Settings {
+        /// Name, own value, and the store's.
+        difference: String,
+        /// How many they are.
+        others: usize,
+    },
     /// The server may throw away what it has acknowledged.
     #[error(
         "Redis at {address} evicts data when it is full (maxmemory-policy {policy}), which can't be noticed: set maxmemory-policy noeviction"
@@ -84,7 +94,7 @@ impl StoreError {
     /// Whether asking again is no use until somebody has changed the server or the settings.
     #[must_use]
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::Layout { .. } | Self::Unfit { .. } | Self::TooOld { .. })
+        matches!(self, Self::Layout { .. } | Self::Settings { .. } | Self::Unfit { .. } | Self::TooOld { .. })
     }
 }
 

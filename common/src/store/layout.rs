@@ -33,6 +33,13 @@ pub fn score_of(timestamp: Timestamp, event_id: &str) -> i64 {
     timestamp.millis() * 1024 + tie.unwrap_or_else(|| (xxh3_64(event_id.as_bytes()) >> 8) as i64 & 1023)
 }
 
+/// Whether an id is a UUIDv7 made at this very time. Such an event has one score for ever, whoever repeats it; one with
+/// another id may come again with another timestamp.
+pub(super) fn has_one_score(id: &StoredId, timestamp: Timestamp) -> bool {
+    let millis = || id.0[..6].iter().fold(0, |millis, byte| millis << 8 | i64::from(*byte));
+    id.0.len() == 16 && id.0[6] >> 4 == 7 && timestamp.micros().is_none() && millis() == timestamp.millis()
+}
+
 /// The upper 10 bits of `rand_a` (RFC 9562, section 5.7), where the counter begins; `None` unless in canonical form.
 fn uuid_v7_counter(id: &str) -> Option<i64> {
     let bytes = id.as_bytes();
@@ -154,6 +161,10 @@ impl Layout {
         [&self.prefix, "meta:trimmed"].concat()
     }
 
+    pub(super) fn settings(&self) -> String {
+        [&self.prefix, "meta:settings"].concat()
+    }
+
     pub(super) fn meta(&self) -> String {
         [&self.prefix, "meta:layout"].concat()
     }
@@ -240,6 +251,16 @@ mod tests {
         }
         let not_ids = [vec![], vec![NOT_A_UUID], vec![0xc3], vec![b'x'; 65]];
         assert!(not_ids.into_iter().all(|stored| StoredId::read(stored).is_none()));
+    }
+
+    #[test]
+    fn only_an_id_of_its_own_time_has_one_score() {
+        let (id, at) = EventId::now();
+        assert!(has_one_score(&StoredId::of(id.as_str()), at));
+        let later = Timestamp::from_millis(at.millis() + 1).unwrap();
+        assert!(!has_one_score(&StoredId::of(id.as_str()), later));
+        assert!(!has_one_score(&StoredId::of(EventId::of_names(&[b"key"]).as_str()), at));
+        assert!(!has_one_score(&StoredId::of("sixteen-bytes-id"), at));
     }
 
     #[test]

@@ -8,8 +8,9 @@ use std::collections::HashMap;
 use super::{BUCKETS, Store, StoreError, bucket_of};
 use crate::event::Timestamp;
 
-/// Entries of one bucket that are trimmed in one step, few so that not much more goes than must.
-const STEP: usize = 20;
+/// Entries of one bucket that are trimmed in one step: as many as are expected to be enough, few at the end so that not much
+/// more goes than must.
+const STEPS: std::ops::RangeInclusive<u64> = 20..=500;
 /// Steps of one call.
 const MOST_STEPS: usize = 500;
 /// How far below its limit the guard goes, in percent, so that it does not act for each event.
@@ -85,6 +86,14 @@ fn user_of(body: &[u8]) -> Option<String> {
     serde_json::Deserializer::from_slice(&body[value..]).into_iter().next()?.ok()
 }
 
+/// Entries of one bucket to trim, so that Redis comes below `percent` of its memory if the oldest of its events are as
+/// large as all are.
+fn step(memory: Memory, percent: u64, events: u64) -> u64 {
+    let excess = memory.used.saturating_sub(memory.max / 100 * percent);
+    let of_an_event = (memory.used / events.max(1)).max(1);
+    (excess / of_an_event / BUCKETS as u64).clamp(*STEPS.start(), *STEPS.end())
+}
+
 impl Store {
     /// How full Redis is, or the fullest primary of a Cluster; `None` when it has no `maxmemory`, or does not say.
     ///
@@ -105,46 +114,54 @@ impl Store {
         if !full(self.memory().await?, percent) {
             return Ok(None);
         }
-        let mut room: Option<Room> = None;
+        let (mut room, events): (Option<Room>, _) = (None, self.entries().await?);
         for _ in 0..MOST_STEPS {
-            let Some(highest) = self.oldest_step().await? else { break };
+            let Some(memory) = self.memory().await? else { break };
+            if !full(Some(memory), percent.saturating_sub(MARGIN)) {
+                break;
+            }
+            let step = step(memory, percent.saturating_sub(MARGIN), events);
+            let Some(highest) = self.oldest_step(step).await? else { break };
             // Everything of this millisecond goes, so that the mark is exact.
             let before = Timestamp::from_millis(highest / 1024 + 1).unwrap_or_else(Timestamp::now);
             // First, so that nobody misses an event without being told.
             self.mark_trimmed(before).await?;
-            let removed = self.trim_to(before.millis() * 1024 - 1).await?;
+            let removed = self.trim_to(before.millis() * 1024 - 1, step).await?;
             room = Some(Room { removed: removed + room.map_or(0, |room| room.removed), before });
-            if !full(self.memory().await?, percent.saturating_sub(MARGIN)) {
-                break;
-            }
         }
         Ok(room)
     }
 
     /// The score up to which one step can trim every bucket whole; `None` when nothing is stored.
-    async fn oldest_step(&self) -> Result<Option<i64>, StoreError> {
+    async fn oldest_step(&self, step: u64) -> Result<Option<i64>, StoreError> {
         let ranges = (0..BUCKETS).map(|bucket| {
             let mut range = redis::cmd("ZRANGE");
-            range.arg(self.layout.index(bucket)).arg(0).arg(STEP - 1).arg("WITHSCORES");
+            range.arg(self.layout.index(bucket)).arg(0).arg(step - 1).arg("WITHSCORES");
             range
         });
         let buckets: Vec<Vec<(Vec<u8>, f64)>> = self.read.scatter(ranges).await?;
         Ok(buckets.iter().filter_map(|rows| rows.last()).map(|(_, score)| *score as i64).min())
     }
 
-    async fn trim_to(&self, highest: i64) -> Result<usize, StoreError> {
+    /// Events in all indexes.
+    async fn entries(&self) -> Result<u64, StoreError> {
+        let counts = (0..BUCKETS).map(|bucket| redis::cmd("ZCARD").arg(self.layout.index(bucket)).take());
+        self.read.scatter::<u64>(counts).await.map(|counts| counts.into_iter().sum())
+    }
+
+    async fn trim_to(&self, highest: i64, step: u64) -> Result<usize, StoreError> {
         let mut removed = 0;
         loop {
             let scripts = (0..BUCKETS).map(|bucket| {
                 let mut script = redis::cmd("EVAL");
                 script.arg(MAKE_ROOM).arg(1).arg(self.layout.index(bucket));
-                script.arg(highest).arg(STEP).arg(self.layout.events(bucket)).arg(END_OF_USER);
+                script.arg(highest).arg(step).arg(self.layout.events(bucket)).arg(END_OF_USER);
                 script
             });
             let steps: Vec<Trimmed> = self.read.scatter(scripts).await?;
             self.trim_users(&steps).await?;
             removed += steps.iter().map(|(ids, _)| ids.len()).sum::<usize>();
-            if steps.iter().all(|(ids, _)| ids.len() < STEP) {
+            if steps.iter().all(|(ids, _)| (ids.len() as u64) < step) {
                 return Ok(removed);
             }
         }
@@ -194,6 +211,15 @@ mod tests {
         let info = "# Memory\r\nused_memory:900\r\nmem_not_counted_for_evict:400\r\nmaxmemory:1000\r\n";
         assert_eq!(parse(info).unwrap().percent(), 50);
         assert_eq!(parse("used_memory:900\r\nmaxmemory:0"), None);
+    }
+
+    #[test]
+    fn as_much_is_trimmed_at_a_time_as_is_too_much() {
+        let memory = |used| Memory { used, max: 100_000_000 };
+        assert_eq!(step(memory(72_000_000), 70, 72_000), 2_000 / BUCKETS as u64);
+        assert_eq!(step(memory(90_000_000), 70, 90_000), 500, "no step blocks Redis for long");
+        assert_eq!(step(memory(70_100_000), 70, 70_100), 20, "few at the end");
+        assert_eq!(step(memory(60_000_000), 70, 0), 20);
     }
 
     #[test]

@@ -20,10 +20,12 @@
 //! | `wk:<member>`, `workers` | hash, sorted set | heartbeats of the workers |
 //! | `dl:{t}:<eventId>` | string | why an event became a dead letter; expires |
 //! | `meta:trimmed` | string | the time before which the guard of [`Memory`] has trimmed |
+//! | `meta:settings` | hash | what all processes must share |
 //! | `meta:layout` | string | version, bucket count, hash |
 //!
 //! An `<id>` is the eventId as `StoredId` writes it: 16 bytes for a UUID, else its text.
 
+mod clock;
 mod connection;
 mod dead_letters;
 mod layout;
@@ -32,12 +34,14 @@ mod positions;
 mod query;
 mod read;
 mod server;
+mod settings;
 mod tail;
 mod trim;
 mod workers;
 mod write;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -49,11 +53,11 @@ pub use self::memory::{Memory, Room};
 pub use self::positions::{Placement, PositionScope, Positions};
 pub use self::query::{Cursor, CursorError, Members, Order, Query};
 pub use self::read::{Found, Page, ReadAhead, Walk};
+use self::settings::Shared;
 pub use self::tail::{Announced, Entry, EntryId, Seen, TailPosition};
 pub use self::workers::{HEARTBEAT_TTL, Heartbeat, LiveWorker, PartitionLag};
 pub use self::write::{Batch, Move, Origin, Receipt, StoredEvent, UserIndex};
 use crate::config::RedisSettings;
-use crate::event::Timestamp;
 
 /// The store of one process. Connects by itself when first asked, and again after any failure.
 pub struct Store {
@@ -66,8 +70,13 @@ pub struct Store {
     export: Lane,
     /// Wait for what is stored next, each for its share of the buckets.
     tail: Vec<Lane>,
-    retention: Duration,
-    user_index: UserIndex,
+    /// Our own settings, and those that count.
+    own: RedisSettings,
+    shared: Shared,
+    /// The worker that it is the store of, if it is.
+    member: Option<String>,
+    /// Milliseconds that Redis' clock is ahead of ours.
+    clock: AtomicI64,
     /// Turns at reading a page: each holds up to its bytes, and Redis answers one after the other anyway.
     pages: Semaphore,
 }
@@ -87,17 +96,28 @@ impl Store {
             read: lane()?,
             export: lane()?,
             tail: (0..waiting).map(|_| lane()).collect::<Result<_, _>>()?,
-            retention: settings.retention,
-            user_index: settings.user_index,
+            own: settings.clone(),
+            shared: Shared::new(settings),
+            member: None,
+            clock: AtomicI64::default(),
             pages: Semaphore::new(read::PAGES),
         })
     }
 
-    /// Whether Redis answers, is new enough and its data was written with this layout; claims an empty Redis for it.
+    /// The store of a worker, whose settings count: it is refused where other workers have other ones.
     ///
     /// # Errors
-    /// [`StoreError::TooOld`] when it lacks commands, [`StoreError::Layout`] when the data is of another layout, else what
-    /// kept Redis from answering.
+    /// As [`Store::new`].
+    pub fn of_worker(settings: &RedisSettings, member: &str) -> Result<Self, StoreError> {
+        Ok(Self { member: Some(member.to_owned()), ..Self::new(settings)? })
+    }
+
+    /// Whether Redis answers, is new enough and its data was written with this layout; claims an empty Redis for it. Also
+    /// compares the clocks and the settings.
+    ///
+    /// # Errors
+    /// [`StoreError::TooOld`] when it lacks commands, [`StoreError::Layout`] when the data is of another layout,
+    /// [`StoreError::Settings`] for a worker among others with other settings, else what kept Redis from answering.
     pub async fn check(&self) -> Result<(), StoreError> {
         self.check_version().await?;
         let key = self.layout.meta();
@@ -108,7 +128,8 @@ impl Store {
             None => self.claim(&key).await?,
         };
         if found == layout::VERSION {
-            return Ok(());
+            self.compare_clocks().await?;
+            return self.agree().await;
         }
         Err(StoreError::Layout { key, found, wanted: layout::VERSION })
     }
@@ -120,9 +141,10 @@ impl Store {
         self.read.pipeline(&claim).await.map(|(found,)| found)
     }
 
-    /// The oldest time that lists still show.
-    fn horizon(&self, now: Timestamp) -> i64 {
-        now.millis().saturating_sub(millis(self.retention)).max(0)
+    /// The oldest time that lists still show, in milliseconds since 1970.
+    #[must_use]
+    pub fn horizon(&self) -> i64 {
+        self.now().millis().saturating_sub(self.retention()).max(0)
     }
 }
 

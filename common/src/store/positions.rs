@@ -90,6 +90,18 @@ impl Store {
         Ok(partitions.iter().enumerate().map(|(nth, partition)| (*partition, of(nth))).collect())
     }
 
+    /// Lets the positions live as long as what is stored now: a clock that jumps ahead and expires the data expires them as
+    /// well. An event may be dated a day ahead.
+    pub(super) async fn keep_positions(&self) -> Result<(), StoreError> {
+        let life = self.retention() + crate::event::MAX_CLOCK_SKEW.num_milliseconds();
+        let commands = (0..BUCKETS).map(|bucket| {
+            let mut command = redis::cmd("PEXPIRE");
+            command.arg(self.layout.positions(bucket)).arg(life);
+            command
+        });
+        self.write.scatter::<usize>(commands).await.map(drop)
+    }
+
     /// Writes where partitions start into every bucket. Gives those that were refused because a bucket has come to
     /// hold less than `start` in the meantime: look again.
     ///

@@ -15,8 +15,7 @@ use tokio::task::JoinHandle;
 use super::connection::Lane;
 use super::layout::StoredId;
 use super::query::Row;
-use super::{BUCKETS, Cursor, Order, Origin, Query, Store, StoreError, UserIndex, bucket_of};
-use crate::event::Timestamp;
+use super::{BUCKETS, Cursor, Members, Order, Origin, Query, Store, StoreError, bucket_of};
 
 /// Entries that one page may look at. A filter that admits few of them gets a short page, and a cursor to go on with.
 const SCAN_BUDGET: usize = 10_000;
@@ -75,18 +74,23 @@ struct List {
     query: Query,
     /// Whether bodies decide what is given out, beyond what the index says.
     filtered: bool,
+    /// Whether a user's index is read.
+    of_a_user: bool,
 }
 
 impl List {
-    /// The index covers the time; an entry of a user may be the id of somebody else's event that came first.
-    fn admits(&self, json: &[u8]) -> bool {
-        !self.filtered || self.query.admits(json)
+    /// The index covers the time. An entry of a user may be the id of somebody else's event that came first, or of one
+    /// that was there with another timestamp.
+    fn admits(&self, row: &Row, json: &[u8]) -> bool {
+        !self.filtered
+            || (self.query.admits(json) && (!self.of_a_user || Members::of(json).is_some_and(|event| event.is_at(row))))
     }
 
     /// The JSON of those events that are asked for.
     async fn events(&self, rows: &[Row]) -> Result<Vec<Bytes>, StoreError> {
         let bodies = self.store.bodies(self.lane(), rows).await?;
-        Ok(bodies.into_iter().flatten().filter(|json| self.admits(json)).collect())
+        let found = rows.iter().zip(bodies).filter_map(|(row, body)| Some((row, body?)));
+        Ok(found.filter(|(row, json)| self.admits(row, json)).map(|(_, json)| json).collect())
     }
 
     fn lane(&self) -> &Lane {
@@ -122,16 +126,22 @@ impl Walk {
     /// exports.
     #[must_use]
     pub fn new(store: &Arc<Store>, query: &Query, cursor: Option<&Cursor>, full: bool) -> Self {
-        let user = query.user.as_ref().filter(|_| store.user_index == UserIndex::On);
+        let (low, high) = query.scores(store.horizon());
+        let user = query.user.as_ref().filter(|_| store.index_is_whole_since(low / 1024));
         let indexes = match user {
             Some(user) => vec![store.layout.user_index(bucket_of(user.as_str()), user.as_str())],
             None => (0..BUCKETS).map(|bucket| store.layout.index(bucket)).collect(),
         };
         let last = cursor.map(|cursor| cursor.0.clone());
         let head = |index| Head { index, buffered: VecDeque::new(), last: last.clone(), exhausted: false };
-        let (low, high) = query.scores(store.horizon(Timestamp::now()));
         let filtered = query.user.is_some() || !query.types.is_empty();
-        let list = Arc::new(List { store: Arc::clone(store), full, query: query.clone(), filtered });
+        let list = Arc::new(List {
+            store: Arc::clone(store),
+            full,
+            query: query.clone(),
+            filtered,
+            of_a_user: user.is_some(),
+        });
         Self { list, low, high, heads: indexes.into_iter().map(head).collect(), merged: VecDeque::new() }
     }
 
@@ -333,6 +343,7 @@ impl Store {
     ) -> Result<Page, StoreError> {
         // The semaphore is never closed.
         let _turn = self.pages.acquire().await;
+        self.settle().await?;
         let mut walk = Walk::new(self, query, cursor, false);
         let (mut page, mut scanned, mut bytes) = (Page::default(), 0, 0);
         // Of the first of the rows that are at hand.
@@ -361,7 +372,7 @@ impl Store {
                 if page.events.len() == limit {
                     return Ok(page);
                 }
-                let json = json.filter(|json| walk.list.admits(json));
+                let json = json.filter(|json| walk.list.admits(&row, json));
                 bytes += json.as_ref().map_or(0, Bytes::len);
                 page.events.extend(json);
                 page.next = Some(Cursor(row));
@@ -484,6 +495,7 @@ impl Store {
 mod tests {
     use super::*;
     use crate::config::RedisSettings;
+    use crate::event::Timestamp;
 
     #[tokio::test]
     async fn a_walk_that_breaks_off_is_no_end_of_the_list() {

@@ -1,7 +1,5 @@
 //! Whether the Redis servers can do what they are asked and are set up to keep what they are given.
 
-use std::collections::HashMap;
-
 use redis::Value;
 
 use super::{Store, StoreError};
@@ -29,13 +27,13 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unfit`] for a server that may throw away what it has acknowledged: positions can't notice it.
     pub async fn inspect(&self) -> Result<Vec<String>, StoreError> {
-        let mut warnings = Vec::new();
-        // One at a time: several need Redis 7.
-        for name in ["maxmemory-policy", "appendonly"] {
-            let asked = redis::cmd("CONFIG").arg("GET").arg(name).take();
-            for (address, settings) in self.read.each_primary::<HashMap<String, String>>(&asked).await? {
-                let value = settings.map(|mut settings| settings.remove(name).unwrap_or_default());
-                let warning = judge(&address, name, value.as_deref().map_err(String::as_str))?;
+        let mut warnings = Vec::from_iter(self.clock_warning());
+        // `INFO` and not `CONFIG`, which many a managed Redis does not allow. One section at a time: several need Redis 7.
+        for (section, field) in [("memory", "maxmemory_policy"), ("persistence", "aof_enabled")] {
+            let asked = redis::cmd("INFO").arg(section).take();
+            for (address, info) in self.read.each_primary::<String>(&asked).await? {
+                let value = info.as_ref().map(|info| field_of(info, field).unwrap_or_default());
+                let warning = judge(&address, field, value.map_err(String::as_str))?;
                 // A server that says nothing is named once.
                 warnings.extend(warning.filter(|warning| !warnings.contains(warning)));
             }
@@ -50,27 +48,31 @@ impl Store {
     }
 }
 
+fn field_of<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+}
+
 /// The version that a server says it is, if that is too old.
 fn too_old(info: &str) -> Option<&str> {
-    let version = info.lines().find_map(|line| line.strip_prefix("redis_version:"))?.trim();
+    let version = field_of(info, "redis_version")?;
     let mut numbers = version.split('.').map(str::parse::<u32>);
     let (major, minor) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
     ((major, minor) < OLDEST).then_some(version)
 }
 
-/// What is wrong with a setting, or with a server that does not say it.
-fn judge(address: &str, name: &str, value: Result<&str, &str>) -> Result<Option<String>, StoreError> {
-    match (name, value) {
-        ("maxmemory-policy", Ok("noeviction")) | ("appendonly", Ok("yes")) => Ok(None),
-        ("maxmemory-policy", Ok(policy)) if !policy.is_empty() => {
+/// What is wrong with what a server says of a field, or with one that does not say it.
+fn judge(address: &str, field: &str, value: Result<&str, &str>) -> Result<Option<String>, StoreError> {
+    match (field, value) {
+        ("maxmemory_policy", Ok("noeviction")) | ("aof_enabled", Ok("1")) => Ok(None),
+        ("maxmemory_policy", Ok(policy)) if !policy.is_empty() => {
             Err(StoreError::Unfit { address: address.to_owned(), policy: policy.to_owned() })
         }
-        ("appendonly", Ok("no")) => Ok(Some(format!(
+        ("aof_enabled", Ok("0")) => Ok(Some(format!(
             "Redis at {address} keeps nothing across a restart (appendonly no): everything is read from the topic again then; set appendonly yes"
         ))),
         (_, unsaid) => Ok(Some(format!(
             "Redis at {address} does not say how it is set up ({}); make sure of maxmemory-policy noeviction and appendonly yes",
-            unsaid.err().unwrap_or("CONFIG GET has no answer")
+            unsaid.err().unwrap_or("INFO does not have it")
         ))),
     }
 }

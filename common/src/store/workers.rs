@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use futures::future::try_join;
+use futures::future::try_join3;
 use serde::{Deserialize, Serialize};
 
 use super::{Store, StoreError, millis};
@@ -73,9 +73,10 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn beat(&self, heartbeat: &Heartbeat) -> Result<(), StoreError> {
-        let (now, key) = (Timestamp::now().millis(), self.layout.worker(&heartbeat.member));
+        let (now, key) = (self.now().millis(), self.layout.worker(&heartbeat.member));
         let partitions: Vec<String> = heartbeat.partitions.iter().map(ToString::to_string).collect();
         let mut own = redis::pipe();
+        own.atomic();
         own.cmd("HSET").arg(&key).arg("partitions").arg(partitions.join(","));
         own.arg("stored").arg(heartbeat.stored).arg("seen").arg(now).arg("group").arg(&heartbeat.group);
         own.arg("topic_partitions").arg(heartbeat.topic_partitions.unwrap_or_default());
@@ -85,8 +86,10 @@ impl Store {
         own.cmd("PEXPIRE").arg(&key).arg(millis(HEARTBEAT_TTL)).ignore();
         let mut all = redis::cmd("EVAL");
         all.arg(ALIVE).arg(1).arg(self.layout.workers()).arg(&heartbeat.member).arg(millis(HEARTBEAT_TTL));
-        // The two keys lie on different nodes of a Cluster.
-        try_join(self.read.pipeline(&own), self.read.command::<usize>(&all)).await.map(|((), _)| ())
+        // The keys lie on different nodes of a Cluster.
+        try_join3(self.read.pipeline(&own), self.read.command::<usize>(&all), self.keep_positions())
+            .await
+            .map(|((), ..)| ())
     }
 
     /// Takes back a worker's heartbeat: it has left.
@@ -106,7 +109,7 @@ impl Store {
     /// [`StoreError`] when Redis has no good answer.
     pub async fn workers(&self) -> Result<Vec<String>, StoreError> {
         let mut command = redis::cmd("ZRANGE");
-        command.arg(self.layout.workers()).arg(format!("({}", Timestamp::now().millis())).arg("+inf").arg("BYSCORE");
+        command.arg(self.layout.workers()).arg(format!("({}", self.now().millis())).arg("+inf").arg("BYSCORE");
         self.read.command(&command).await
     }
 

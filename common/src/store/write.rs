@@ -8,19 +8,42 @@ use bytes::Bytes;
 use futures::future::try_join_all;
 use redis::{FromRedisValue, Pipeline, Value};
 
-use super::layout::StoredId;
+use super::layout::{StoredId, has_one_score};
 use super::positions::PositionScope;
 use super::tail::{MAX_ENTRIES, push_record};
-use super::trim::{STEP, TRIM};
-use super::{BUCKETS, Store, StoreError, bucket_of, millis, score_of};
+use super::trim::{STEP, TRIM_USER};
+use super::{BUCKETS, Store, StoreError, bucket_of, score_of};
 use crate::event::{EventId, EventType, Timestamp, UserEvent, UserId};
 use crate::mutation::{Mutation, active};
 
-/// The shortest life of a body: an event older than the retention is recorded like any other.
-const SHORTEST_LIFE_MS: i64 = 3_600_000;
+/// How long an event lives that was older than the retention already when it was published: whoever did so can still read
+/// that it was stored.
+const GRACE_MS: i64 = 3_600_000;
 
 /// One in so many entries of a user's index also trims it.
 const TRIM_ONE_IN: i64 = 64;
+
+/// Stores events whose ids may come again with another timestamp, as those of an `Idempotency-Key` do. One whose earlier
+/// body is gone is listed at its new place; an entry that is left of the earlier one would keep it at the old place. ARGV:
+/// what the names of bodies begin with, then id, body, expiry and score, and so on. Replies with 1 or 0 for each: new, or
+/// stored before.
+const STORE: &str = "local new = {} \
+    for i = 2, #ARGV, 4 do \
+      local id, score = ARGV[i], ARGV[i + 3] \
+      if redis.call('SET', ARGV[1] .. id, ARGV[i + 1], 'NX', 'PXAT', ARGV[i + 2]) then \
+        redis.call('ZADD', KEYS[1], score, id) new[#new + 1] = 1 \
+      else redis.call('ZADD', KEYS[1], 'NX', score, id) new[#new + 1] = 0 end \
+    end \
+    return new";
+
+/// The entries of the same events in the index of a user, which may be in another bucket than the bodies. An entry beyond
+/// the retention is of a body that is gone. ARGV: retention in milliseconds, then score and id, and so on.
+const LIST_FOR_USER: &str = "local now = redis.call('TIME') \
+    local oldest = (now[1] * 1000 + math.floor(now[2] / 1000) - ARGV[1]) * 1024 \
+    for i = 2, #ARGV, 2 do \
+      local held = redis.call('ZSCORE', KEYS[1], ARGV[i + 1]) \
+      if not held or tonumber(held) < oldest then redis.call('ZADD', KEYS[1], ARGV[i], ARGV[i + 1]) end \
+    end";
 
 /// Looks whether positions stand where the caller left them, and if not, changes the key that the caller watches, so that
 /// the transaction behind does not happen. ARGV: field, from, and so on. Replies with 1 or 0 for each.
@@ -99,21 +122,28 @@ pub struct StoredEvent {
     user_id: UserId,
     event_type: EventType,
     timestamp: Timestamp,
+    /// When its record was published, in milliseconds since 1970.
+    published: Option<i64>,
     partition: i32,
     offset: i64,
     score: i64,
+    /// Whether the id may come again with another timestamp.
+    may_repeat: bool,
     bucket: usize,
     user_bucket: usize,
     body: Vec<u8>,
 }
 
 impl StoredEvent {
-    /// Takes what is stored out of an event.
+    /// Takes what is stored out of an event. `published`: when its record was, in milliseconds since 1970, if it says so.
     #[must_use]
-    pub fn new(event: UserEvent<'_>, origin: &Origin) -> Self {
+    pub fn new(event: UserEvent<'_>, origin: &Origin, published: Option<i64>) -> Self {
         let body = origin.append_to(event.to_json());
         let id = event.event_id;
+        let stored_id = StoredId::of(id.as_str());
         Self {
+            may_repeat: !has_one_score(&stored_id, event.timestamp),
+            published,
             score: score_of(event.timestamp, id.as_str()),
             bucket: bucket_of(id.as_str()),
             user_bucket: bucket_of(event.user_id.as_str()),
@@ -123,8 +153,17 @@ impl StoredEvent {
             user_id: event.user_id,
             event_type: event.event_type,
             body,
-            stored_id: StoredId::of(id.as_str()),
+            stored_id,
             id,
+        }
+    }
+
+    /// When it expires, in milliseconds since 1970 by Redis' clock, with so many milliseconds of retention.
+    fn expiry(&self, retention: i64) -> i64 {
+        let end = self.timestamp.millis().saturating_add(retention);
+        match self.published {
+            Some(published) if published >= end => published.saturating_add(GRACE_MS),
+            _ => end,
         }
     }
 
@@ -196,7 +235,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Whether the transaction of `bucket` would hold events.
+    /// Whether the transaction of each bucket would hold events.
     #[must_use]
     pub fn touches(&self, user_index: UserIndex) -> [bool; BUCKETS] {
         let mut touched = [false; BUCKETS];
@@ -213,6 +252,8 @@ impl Batch {
 pub struct Receipt {
     /// Indexes into [`Batch::events`] of those that were stored before.
     pub duplicates: Vec<usize>,
+    /// Indexes of those that had expired, by Redis' clock, and are not stored.
+    pub expired: Vec<usize>,
     /// Indexes of those that were not written, because a position of their transaction was not where it was left.
     pub unwritten: Vec<usize>,
     /// Partitions whose position did not stand where the caller left it, in at least one bucket.
@@ -233,16 +274,18 @@ impl Store {
         batch: &Batch,
         user_index: UserIndex,
     ) -> Result<Receipt, StoreError> {
-        let (now, touched) = (Timestamp::now(), batch.touches(user_index));
+        let (retention, now, touched) = (self.retention(), self.now().millis(), batch.touches(user_index));
+        let has_expired = |nth: &usize| batch.events[*nth].expiry(retention) <= now;
+        let expired: Vec<usize> = (0..batch.events.len()).filter(has_expired).collect();
         let needed = (0..BUCKETS).filter(|bucket| touched[*bucket] || !batch.moves[*bucket].is_empty());
         let written = needed.map(|bucket| {
-            let transaction = Transaction::new(self, scope, batch, bucket, user_index, now);
+            let transaction = Transaction::new(self, scope, batch, bucket, user_index, &expired);
             async move {
                 let replies: Vec<Value> = self.write.in_turn(bucket, &transaction.commands).await?;
                 transaction.read(replies, &batch.moves[bucket])
             }
         });
-        let mut receipt = Receipt::default();
+        let mut receipt = Receipt { expired: expired.clone(), ..Receipt::default() };
         for part in try_join_all(written).await? {
             receipt.duplicates.extend(part.duplicates);
             receipt.unwritten.extend(part.unwritten);
@@ -288,7 +331,7 @@ impl Store {
                 let own: Vec<_> = batch.events.iter().filter(|event| event.bucket == bucket).collect();
                 announce(&mut commands, self, scope, bucket, own.into_iter());
             } else if user_index == UserIndex::On {
-                add_user_entries(&mut commands, self, batch, bucket);
+                add_user_entries(&mut commands, self, batch, bucket, &[]);
             }
         }
         let lane = Arc::clone(&self.write);
@@ -307,8 +350,9 @@ impl Store {
 struct Transaction {
     commands: Pipeline,
     checked: bool,
-    /// Indexes of the events whose `SET` replies come first.
-    events: Vec<usize>,
+    /// Indexes of its events: those that have a `SET` each, the replies to which come first, and those of [`STORE`].
+    plain: Vec<usize>,
+    repeatable: Vec<usize>,
 }
 
 impl Transaction {
@@ -318,10 +362,13 @@ impl Transaction {
         batch: &Batch,
         bucket: usize,
         user_index: UserIndex,
-        now: Timestamp,
+        expired: &[usize],
     ) -> Self {
-        let own = |event: &&StoredEvent| event.bucket == bucket;
-        let events: Vec<usize> = (0..batch.events.len()).filter(|i| batch.events[*i].bucket == bucket).collect();
+        let events: Vec<usize> = (0..batch.events.len())
+            .filter(|nth| batch.events[*nth].bucket == bucket && expired.binary_search(nth).is_err())
+            .collect();
+        let unguarded = active(Mutation::ClaimWithoutNx) || active(Mutation::IndexOnlyNew);
+        let (repeatable, plain) = events.iter().copied().partition(|nth| batch.events[*nth].may_repeat && !unguarded);
         let moves = &batch.moves[bucket];
         let checked = !(moves.is_empty() || active(Mutation::NoCompare) || active(Mutation::WriteAnyway));
         let mut commands = redis::Pipeline::with_capacity(events.len() + 8);
@@ -329,28 +376,14 @@ impl Transaction {
             check(&mut commands, store, scope, bucket, moves);
         }
         commands.cmd("MULTI").ignore();
-        let retention = millis(store.retention);
-        for event in batch.events.iter().filter(own) {
-            let expiry = (event.timestamp.millis() + retention).max(now.millis() + SHORTEST_LIFE_MS);
-            let key = store.layout.event(bucket, &event.stored_id);
-            let set = commands.cmd("SET").arg(key).arg(&event.body);
-            if !active(Mutation::ClaimWithoutNx) {
-                set.arg("NX");
-            }
-            set.arg("PXAT").arg(expiry).ignore();
-        }
-        if !events.is_empty() && !active(Mutation::IndexOnlyNew) {
-            let index = commands.cmd("ZADD").arg(store.layout.index(bucket)).arg("NX");
-            batch.events.iter().filter(own).for_each(|event| {
-                index.arg(event.score).arg(event.stored_id.as_bytes());
-            });
-            commands.ignore();
-        }
+        let mut share = Self { commands, checked, plain, repeatable };
+        share.store_events(store, batch, bucket);
+        let commands = &mut share.commands;
         if !active(Mutation::TailOutside) {
-            announce(&mut commands, store, scope, bucket, events.iter().map(|nth| &batch.events[*nth]));
+            announce(commands, store, scope, bucket, events.iter().map(|nth| &batch.events[*nth]));
         }
         if user_index == UserIndex::On && !active(Mutation::UserIndexOutside) {
-            add_user_entries(&mut commands, store, batch, bucket);
+            add_user_entries(commands, store, batch, bucket, expired);
         }
         if !moves.is_empty() {
             let script = if active(Mutation::NoCompare) { MOVE_ANYWAY } else { COMPARE_AND_SET };
@@ -361,7 +394,34 @@ impl Transaction {
             commands.ignore();
         }
         commands.cmd("EXEC");
-        Self { commands, checked, events }
+        share
+    }
+
+    /// Their bodies, and their entries in the bucket's index.
+    fn store_events(&mut self, store: &Store, batch: &Batch, bucket: usize) {
+        let retention = store.retention();
+        for event in self.plain.iter().map(|nth| &batch.events[*nth]) {
+            let set = self.commands.cmd("SET").arg(store.layout.event(bucket, &event.stored_id)).arg(&event.body);
+            if !active(Mutation::ClaimWithoutNx) {
+                set.arg("NX");
+            }
+            set.arg("PXAT").arg(event.expiry(retention)).ignore();
+        }
+        if !self.plain.is_empty() && !active(Mutation::IndexOnlyNew) {
+            let index = self.commands.cmd("ZADD").arg(store.layout.index(bucket)).arg("NX");
+            for event in self.plain.iter().map(|nth| &batch.events[*nth]) {
+                index.arg(event.score).arg(event.stored_id.as_bytes());
+            }
+            index.ignore();
+        }
+        if !self.repeatable.is_empty() {
+            let script = self.commands.cmd("EVAL").arg(STORE).arg(1).arg(store.layout.index(bucket));
+            script.arg(store.layout.events(bucket));
+            for event in self.repeatable.iter().map(|nth| &batch.events[*nth]) {
+                script.arg(event.stored_id.as_bytes()).arg(&event.body).arg(event.expiry(retention)).arg(event.score);
+            }
+            script.ignore();
+        }
     }
 
     /// Takes the replies to the check, if there was one, and to `EXEC`: to each `SET`, what else the transaction has, and
@@ -373,9 +433,7 @@ impl Transaction {
         };
         match replies.pop() {
             Some(Value::Array(done)) => {
-                let set = done.get(..self.events.len()).ok_or_else(unexpected)?;
-                let present = self.events.iter().zip(set).filter(|(_, reply)| **reply == Value::Nil);
-                let duplicates = present.map(|(index, _)| *index).collect();
+                let duplicates = self.duplicates(&done).ok_or_else(unexpected)??;
                 let moved = done.last().filter(|_| !moves.is_empty());
                 let unmoved = partitions(moved.map_or(Ok(Vec::new()), bytes)?);
                 Ok(Receipt { duplicates, mismatches: unmoved.clone(), unmoved, ..Receipt::default() })
@@ -383,10 +441,28 @@ impl Transaction {
             Some(Value::Nil) if self.checked => {
                 let mismatches = partitions(bytes(&replies.pop().ok_or_else(unexpected)?)?);
                 let unmoved = moves.iter().map(|step| step.partition).collect();
-                Ok(Receipt { unwritten: self.events, mismatches, unmoved, ..Receipt::default() })
+                let unwritten = [self.plain, self.repeatable].concat();
+                Ok(Receipt { unwritten, mismatches, unmoved, ..Receipt::default() })
             }
             _ => Err(unexpected()),
         }
+    }
+
+    /// Which of its events were stored before, from what its commands answered.
+    fn duplicates(&self, done: &[Value]) -> Option<Result<Vec<usize>, StoreError>> {
+        let (set, rest) = done.split_at_checked(self.plain.len())?;
+        let present = self.plain.iter().zip(set).filter(|(_, reply)| **reply == Value::Nil);
+        let mut duplicates: Vec<usize> = present.map(|(nth, _)| *nth).collect();
+        if !self.repeatable.is_empty() {
+            // Behind that to the `ZADD` of the others.
+            let new = rest.get(usize::from(!self.plain.is_empty()))?;
+            let new = match bytes(new) {
+                Ok(new) => new,
+                Err(error) => return Some(Err(error)),
+            };
+            duplicates.extend(self.repeatable.iter().zip(new).filter(|(_, new)| *new == 0).map(|(nth, _)| *nth));
+        }
+        Some(Ok(duplicates))
     }
 }
 
@@ -423,22 +499,31 @@ fn announce<'a>(
 }
 
 /// The entries of users whose bucket this is; they ride in its transaction, so that its position covers them.
-fn add_user_entries(commands: &mut Pipeline, store: &Store, batch: &Batch, bucket: usize) {
+fn add_user_entries(commands: &mut Pipeline, store: &Store, batch: &Batch, bucket: usize, expired: &[usize]) {
     // An event may be dated a day ahead, so its entry must outlive the retention by that.
-    let life = millis(store.retention) + crate::event::MAX_CLOCK_SKEW.num_milliseconds();
+    let life = store.retention() + crate::event::MAX_CLOCK_SKEW.num_milliseconds();
     let mut users: HashMap<&str, Vec<&StoredEvent>> = HashMap::new();
-    for event in batch.events.iter().filter(|event| event.user_bucket == bucket) {
-        users.entry(event.user_id.as_str()).or_default().push(event);
+    for (nth, event) in batch.events.iter().enumerate() {
+        if event.user_bucket == bucket && expired.binary_search(&nth).is_err() {
+            users.entry(event.user_id.as_str()).or_default().push(event);
+        }
     }
     for (user, events) in users {
         let key = store.layout.user_index(bucket, user);
-        let entries = commands.cmd("ZADD").arg(&key).arg("NX");
-        events.iter().for_each(|event| {
-            entries.arg(event.score).arg(event.stored_id.as_bytes());
-        });
-        commands.ignore().cmd("PEXPIRE").arg(&key).arg(life).ignore();
+        let (repeatable, plain): (Vec<&StoredEvent>, Vec<_>) = events.iter().partition(|event| event.may_repeat);
+        if !plain.is_empty() {
+            let entries = commands.cmd("ZADD").arg(&key).arg("NX");
+            plain.iter().for_each(|event| _ = entries.arg(event.score).arg(event.stored_id.as_bytes()));
+            entries.ignore();
+        }
+        if !repeatable.is_empty() {
+            let entries = commands.cmd("EVAL").arg(LIST_FOR_USER).arg(1).arg(&key).arg(store.retention());
+            repeatable.iter().for_each(|event| _ = entries.arg(event.score).arg(event.stored_id.as_bytes()));
+            entries.ignore();
+        }
+        commands.cmd("PEXPIRE").arg(&key).arg(life).ignore();
         if events.iter().any(|event| event.score % TRIM_ONE_IN == 0) {
-            commands.cmd("EVAL").arg(TRIM).arg(1).arg(&key).arg(millis(store.retention)).arg(STEP).ignore();
+            commands.cmd("EVAL").arg(TRIM_USER).arg(1).arg(&key).arg(store.retention()).arg(STEP).ignore();
         }
     }
 }

@@ -1,52 +1,89 @@
 //! Settings that all processes must share: a difference is refused or said, and no list lacks anything in silence.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::event::Timestamp;
-use common::store::{Batch, Query, UserIndex};
+use common::store::{Batch, Heartbeat, Query, Store, StoreError, UserIndex};
 
 use crate::support::event_json;
-use crate::world::{TIMEOUT, World, ago, of_user, stored};
+use crate::world::{RETENTION, TIMEOUT, World, ago, of_user, stored};
 
 impl World {
-    /// Whether a process with these settings refuses to work on what is stored, or says which setting is another one.
-    async fn objects(&self, setting: &str) -> bool {
-        let Ok(()) = self.store.check().await else { return true };
-        self.store.inspect().await.map_or(true, |warnings| warnings.iter().any(|warning| warning.contains(setting)))
+    /// A worker on the same keys, with settings of its own.
+    fn worker(&self, member: &str, retention: Duration, user_index: UserIndex) -> Arc<Store> {
+        Arc::new(Store::of_worker(&self.settings_with(retention, user_index), member).unwrap())
+    }
+
+    async fn store_by(&self, store: &Store, json: &str) {
+        let batch = Batch { events: vec![stored(json, 1)], ..Batch::default() };
+        store.write(&self.scope, &batch, store.user_index()).await.unwrap();
     }
 }
 
-/// Nothing in the store says since when the users' indexes are whole (C13).
-#[tokio::test]
-#[should_panic(expected = "a user's list lacks nothing in silence")]
-async fn expected_to_fail_c13_what_was_stored_without_user_index_is_not_missed_in_silence() {
-    let world = World::new();
-    let without = world.without_user_index();
-    without.store.check().await.unwrap();
-    let json = event_json("e", "u", Timestamp::now(), "{}");
-    let batch = Batch { events: vec![stored(&json, 1)], ..Batch::default() };
-    without.store.write(&world.scope, &batch, UserIndex::Off).await.unwrap();
-    assert_eq!(without.paged(&of_user("u"), 10).await, [json.as_str()]);
-
-    let objects = world.objects("USER_INDEX").await;
-    let listed = world.paged(&of_user("u"), 10).await;
-    assert!(objects || listed == [json], "a user's list lacks nothing in silence: {listed:?}");
+async fn live(store: &Store, member: &str) {
+    store.beat(&Heartbeat { member: member.into(), ..Heartbeat::default() }).await.unwrap();
 }
 
-/// Nothing in the store says how long events are kept, and whoever has partition 0 trims by a setting of its own (C13).
 #[tokio::test]
-#[should_panic(expected = "nobody trims what others still list")]
-async fn expected_to_fail_c13_a_worker_with_a_shorter_retention_takes_nothing_out_of_the_lists() {
+async fn what_was_stored_without_user_index_is_not_missed_in_silence() {
     let world = World::new();
+    let without = world.worker("a", RETENTION, UserIndex::Off);
+    without.check().await.unwrap();
+    let first = event_json("first", "u", ago(Duration::from_mins(1)), "{}");
+    world.store_by(&without, &first).await;
+    assert_eq!(world.paged(&of_user("u"), 10).await, [first.as_str()], "a reader goes by what the store says");
+    let warning = world.store.settings_warning().unwrap();
+    assert!(warning.contains("USER_INDEX=on here and off in the store"), "{warning}");
+
+    live(&without, "a").await;
+    let with = world.worker("b", RETENTION, UserIndex::On);
+    let refused = with.check().await.unwrap_err();
+    assert!(matches!(refused, StoreError::Settings { others: 1, .. }) && refused.is_final(), "{refused}");
+    without.leave("a").await.unwrap();
+    with.check().await.unwrap();
+    without.check().await.unwrap_err();
+    let second = event_json("second", "u", Timestamp::now(), "{}");
+    world.store_by(&with, &second).await;
     world.store.check().await.unwrap();
-    let json = event_json("e", "u", ago(Duration::from_hours(2)), "{}");
-    world.write(vec![stored(&json, 1)]).await;
+    assert_eq!(world.store.settings_warning(), None);
+    assert_eq!(world.paged(&of_user("u"), 10).await, [first, second], "the index is not whole yet");
+}
 
-    let short = world.again(TIMEOUT, Duration::from_hours(1));
-    // What a worker does in turn; a warning alone would not save what is trimmed.
-    if short.store.check().await.is_ok() {
-        short.store.trim().await.unwrap();
+#[tokio::test]
+async fn a_worker_with_a_shorter_retention_takes_nothing_out_of_the_lists() {
+    let world = World::new();
+    let worker = world.worker("a", RETENTION, UserIndex::On);
+    worker.check().await.unwrap();
+    live(&worker, "a").await;
+    let json = event_json("e", "u", ago(Duration::from_hours(2)), "{}");
+    world.store_by(&worker, &json).await;
+
+    let hour = Duration::from_hours(1);
+    let refused = world.worker("b", hour, UserIndex::On).check().await.unwrap_err();
+    assert!(refused.to_string().contains("EVENT_RETENTION=1h here and 7days in the store"), "{refused}");
+    let reader = world.again(TIMEOUT, hour);
+    reader.store.check().await.unwrap();
+    assert_eq!(reader.store.kept_for(), RETENTION);
+    assert_eq!(reader.paged(&Query::default(), 10).await, [json.as_str()], "a reader goes by what the store says");
+
+    // Alone, a worker changes it, for lists at once. What has a body keeps its entry.
+    worker.leave("a").await.unwrap();
+    world.worker("b", hour, UserIndex::On).check().await.unwrap();
+    world.store.check().await.unwrap();
+    assert_eq!(world.store.trim().await.unwrap(), 0);
+    assert!(world.paged(&Query::default(), 10).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_store_that_was_emptied_has_the_settings_of_its_workers_again() {
+    let world = World::new();
+    let worker = world.worker("a", RETENTION, UserIndex::Off);
+    worker.check().await.unwrap();
+    for key in ["meta:layout", "meta:settings"] {
+        assert_eq!(world.command::<i32>(&["DEL", &world.key(key)]), 1);
     }
-    let listed = world.paged(&Query::default(), 10).await;
-    assert_eq!(listed, [json], "nobody trims what others still list");
+    worker.check().await.unwrap();
+    world.store.check().await.unwrap();
+    assert_eq!(world.store.user_index(), UserIndex::Off);
 }

@@ -82,9 +82,12 @@ async fn a_redis_that_would_throw_data_away_is_unfit_and_other_doubts_are_warnin
     world.command::<()>(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]);
     let unfit = world.store.inspect().await.unwrap_err();
     assert!(matches!(&unfit, StoreError::Unfit { policy, .. } if policy == "allkeys-lru"), "{unfit}");
+    // As on a managed one.
     world.command::<()>(&["ACL", "SETUSER", "default", "-config"]);
-    warned_of("does not say").await;
+    let unfit = world.store.inspect().await.unwrap_err();
+    assert!(matches!(&unfit, StoreError::Unfit { policy, .. } if policy == "allkeys-lru"), "{unfit}");
     world.command::<()>(&["ACL", "SETUSER", "default", "-info"]);
+    warned_of("does not say").await;
     world.store.check().await.unwrap();
 }
 
@@ -138,4 +141,17 @@ async fn what_a_worker_says_of_itself_is_read_as_it_was_said_and_absent_is_not_z
     assert!(live.iter().all(|worker| (Timestamp::now().millis() - worker.seen.millis()).abs() < 60_000), "{live:?}");
     let heartbeats: Vec<Heartbeat> = live.into_iter().map(|worker| worker.heartbeat).collect();
     assert_eq!(heartbeats, [said, heartbeat("b")]);
+}
+
+/// A machine can't be given another clock here, but a store that was told of one can be looked at.
+#[tokio::test]
+async fn times_are_those_of_redis() {
+    let world = World::new();
+    let before = Timestamp::now().millis();
+    world.store.check().await.unwrap();
+    let (seconds, micros): (i64, i64) = world.command(&["TIME"]);
+    let redis = seconds * 1000 + micros / 1000;
+    let took = Timestamp::now().millis() - before;
+    assert!((world.store.now().millis() - redis).abs() <= 2 * took + 1, "{} and {redis}", world.store.now().millis());
+    assert!(world.store.trusts_clock());
 }

@@ -62,6 +62,11 @@ impl World {
         Self::with(RedisSettings { user_index: UserIndex::Off, ..self.settings.clone() })
     }
 
+    /// The settings of another process on the same keys.
+    pub(crate) fn settings_with(&self, retention: Duration, user_index: UserIndex) -> RedisSettings {
+        RedisSettings { retention, user_index, ..self.settings.clone() }
+    }
+
     pub(crate) fn with(settings: RedisSettings) -> Self {
         let store = Arc::new(Store::new(&settings).unwrap());
         Self { store, scope: PositionScope::new("group", "topic"), settings }
@@ -133,7 +138,12 @@ impl World {
 
 /// An event as it is stored, from a record of that offset.
 pub(crate) fn stored(json: &str, offset: i64) -> StoredEvent {
-    StoredEvent::new(event(json), &origin(offset))
+    StoredEvent::new(event(json), &origin(offset), None)
+}
+
+/// The same of a record that is published now.
+pub(crate) fn stored_now(json: &str) -> StoredEvent {
+    StoredEvent::new(event(json), &origin(1), Some(Timestamp::now().millis()))
 }
 
 /// All events of a user.

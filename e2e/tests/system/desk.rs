@@ -97,7 +97,15 @@ async fn verified(world: &World, code: i32) -> Value {
 /// A world whose topics are there, with positions, and no worker.
 async fn at_rest() -> World {
     let world = World::shared();
-    stopped(&world, &mut world.start_worker().await).await;
+    let mut worker = world.start_worker().await;
+    // It is ready before it has partitions.
+    eventually("all partitions have their place", async || {
+        let ready = worker.client.get("/readyz").await?.text();
+        ensure!(ready.contains("6 assigned"), "{ready}");
+        Ok(())
+    })
+    .await;
+    stopped(&world, &mut worker).await;
     world
 }
 
@@ -295,13 +303,12 @@ async fn what_has_expired_a_moment_ago_by_another_clock_is_not_missing() {
     // As a Redis does whose clock is ahead of the verifier's by less than a minute, or more.
     redis.delete_body(&id).await;
     redis.unlist(&id).await;
-    let expires_in = |seconds| {
-        let age = (Utc::now() - written).num_seconds();
-        world.clone().with("EVENT_RETENTION", format!("{}s", age + seconds))
-    };
-    let report = verified(&expires_in(50), 0).await;
+    let expires_in = async |seconds| redis.keep_for(Utc::now() - written + TimeDelta::seconds(seconds)).await;
+    expires_in(50).await;
+    let report = verified(&world, 0).await;
     assert_eq!(report["counts"]["expired"], 1, "clocks may differ: {report}");
-    assert_eq!(verified(&expires_in(300), 1).await["counts"]["missing"], 1, "but not by that much");
+    expires_in(300).await;
+    assert_eq!(verified(&world, 1).await["counts"]["missing"], 1, "but not by that much");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -310,23 +317,23 @@ async fn a_repetition_of_what_has_expired_is_not_missing() {
     let world = World::on_redis(&redis.url());
     let (api, mut worker) = world.start().await;
     let id = Uuid::now_v7().to_string();
-    world.kafka().write(&world.topic, Some(0), &[minutes_ago(&id, 50), minutes_ago(&id, 0)]).await;
+    world.kafka().write(&world.topic, Some(0), &[minutes_ago(&id, 50), minutes_ago(&id, 25)]).await;
     api.client.listed(1).await;
     stopped(&world, &mut worker).await;
-    // As by the retention that the verifier has.
     redis.delete_body(&id).await;
     redis.unlist(&id).await;
-    let verifier = world.clone().with("EVENT_RETENTION", "40m");
+    redis.keep_for(TimeDelta::minutes(40)).await;
     let counts = async |more: &[&str], code| {
-        let output = desk(&verifier, &[&["verify", "--json"], more].concat()).await;
+        let output = desk(&world, &[&["verify", "--json"], more].concat()).await;
         assert_eq!(output.status.code(), Some(code), "{}", said(&output));
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
         ["records", "expired", "duplicates", "missing"].map(|name| report["counts"][name].as_u64().unwrap())
     };
     assert_eq!(counts(&[], 0).await, [2, 1, 1, 0], "it is as good as its first record");
-    let recent = rfc3339(Utc::now() - TimeDelta::minutes(25));
+    let recent = rfc3339(Utc::now() - TimeDelta::minutes(30));
     assert_eq!(counts(&["--from", &recent], 0).await, [1, 0, 1, 0], "also where that is not asked for");
     // With a retention in which the first one is still owed.
+    redis.keep_for(TimeDelta::days(7)).await;
     assert_eq!(verified(&world, 1).await["counts"]["missing"], 2);
 }
 

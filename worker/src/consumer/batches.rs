@@ -26,6 +26,7 @@ impl Consumer {
     /// Whether something of what is pending could go on its way.
     pub(super) fn can_dispatch(&self) -> bool {
         self.writes.len() < MOST_IN_FLIGHT
+            && self.guard.has_room()
             && (self.burying.is_none() || {
                 let waiting = self.waiting();
                 self.pending.ends.keys().any(|partition| !waiting.contains(partition))
@@ -132,6 +133,7 @@ impl Consumer {
     fn send(&mut self, ticket: Ticket, batch: Batch, span: Option<BatchSpan>) {
         let (store, scope, user_index) = (Arc::clone(&self.store), self.scope.clone(), self.config.redis.user_index);
         let status = Arc::clone(&self.status);
+        self.guard.sent(batch.events.iter().map(StoredEvent::size).sum(), Instant::now());
         self.writes.push_back(Box::pin(async move {
             if active(Mutation::PositionsAhead) {
                 let result = positions_first(&store, &scope, batch, user_index).await;
@@ -176,15 +178,16 @@ impl Consumer {
 
     fn count(&mut self, events: &[StoredEvent], receipt: &Receipt) {
         let counters = &self.status.counters;
-        counters.new.add(events.len() - receipt.duplicates.len() - receipt.unwritten.len());
+        let absent = receipt.unwritten.len() + receipt.expired.len();
+        counters.new.add(events.len() - receipt.duplicates.len() - absent);
         counters.duplicates.add(receipt.duplicates.len());
-        let mut duplicates = receipt.duplicates.iter().peekable();
-        let mut unwritten = receipt.unwritten.iter().peekable();
+        counters.expired.add(receipt.expired.len());
         for (nth, event) in events.iter().enumerate() {
-            if unwritten.next_if_eq(&&nth).is_some() {
+            let among = |some: &[usize]| some.binary_search(&nth).is_ok();
+            if among(&receipt.unwritten) || among(&receipt.expired) {
                 continue;
             }
-            let duplicate = duplicates.next_if_eq(&&nth).is_some();
+            let duplicate = among(&receipt.duplicates);
             if !self.log.admits(duplicate) {
                 continue;
             }

@@ -23,6 +23,7 @@ impl Consumer {
     pub(super) async fn drain(mut self) -> anyhow::Result<()> {
         let deadline = Instant::now() + self.config.shutdown_timeout;
         self.failed = 0;
+        self.guard.lift();
         let finished = timeout_at(deadline, self.finish()).await;
         let failed = self.failed;
         let left = self.leave(deadline).await;

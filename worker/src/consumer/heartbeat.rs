@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use common::event::Timestamp;
 use common::mutation::{Mutation, active};
-use common::store::{BUCKETS, Heartbeat, Memory, Positions, Room, Store, StoreError};
+use common::store::{BUCKETS, Heartbeat, Memory, PositionScope, Positions, Store, StoreError};
 use rdkafka::Offset as KafkaOffset;
 use rdkafka::consumer::{CommitMode, Consumer as _};
 
@@ -19,10 +19,15 @@ const SETTLE_PERIOD: Duration = Duration::from_secs(1);
 /// How often Redis is told that this worker lives, and asked for the positions it holds.
 const HEARTBEAT_PERIOD: Duration = Duration::from_secs(3);
 
-/// What the look found: what is wrong with the server, and the positions.
-type Found = (Vec<String>, HashMap<i32, Positions>);
-/// What was acknowledged before the look, and what it found.
-pub(super) type Beaten = (Vec<(Slot, [NextOffset; BUCKETS])>, Result<Found, StoreError>);
+/// What was acknowledged before a heartbeat, and what came of it.
+pub(super) struct Beaten {
+    acknowledged: Vec<(Slot, [NextOffset; BUCKETS])>,
+    found: Result<HashMap<i32, Positions>, StoreError>,
+    /// What is wrong with the servers.
+    warnings: Result<Vec<String>, StoreError>,
+    /// Of what else there was to do.
+    done: Result<(), StoreError>,
+}
 
 impl Consumer {
     pub(super) fn on_tick(&mut self) {
@@ -80,7 +85,7 @@ impl Consumer {
         // A commit that met a rebalance is gone, and in silence no other would follow it.
         self.ledger.doubt_commits();
         let (store, scope) = (Arc::clone(&self.store), self.scope.clone());
-        let (alarm, guard) = (self.config.memory_alarm, self.config.memory_guard);
+        let alarm = Some(self.config.memory_alarm);
         let acknowledged = self.ledger.acknowledged();
         let heartbeat = Heartbeat {
             member: self.config.name.clone(),
@@ -93,37 +98,39 @@ impl Consumer {
         };
         self.beating = Some(Box::pin(async move {
             let partitions: Vec<i32> = acknowledged.iter().map(|(slot, _)| slot.partition).collect();
-            let found = async {
-                store.check().await?;
-                let mut warnings = store.inspect().await?;
-                // Before anything is written, which a Redis that is full refuses.
-                if heartbeat.partitions.first() == Some(&0) {
-                    store.trim().await?;
-                    make_room(&store, guard).await?;
-                    warnings.extend(alarm_of(store.memory().await?, alarm));
-                }
-                store.beat(&heartbeat).await?;
-                Ok((warnings, store.positions(&scope, &partitions).await?))
-            };
-            let found = found.await;
-            (acknowledged, found)
+            // Each by itself: what a Redis that is full refuses must keep nobody from the look, nor from trimming.
+            let found = look(&store, &scope, &partitions).await;
+            let trims = heartbeat.partitions.first() == Some(&0);
+            let warnings = inspect(&store, alarm.filter(|_| trims)).await;
+            let trimmed = if trims && store.trusts_clock() { store.trim().await.map(drop) } else { Ok(()) };
+            let done = store.beat(&heartbeat).await.and(trimmed);
+            Beaten { acknowledged, found, warnings, done }
         }));
     }
 
-    pub(super) fn on_beaten(&mut self, (acknowledged, found): Beaten) -> anyhow::Result<()> {
-        let (warnings, found) = match found {
-            Ok(found) => found,
-            Err(error) if error.is_final() => return Err(error.into()),
-            Err(error) => {
-                self.status.store.down(&error.to_string());
-                return Ok(());
-            }
-        };
-        self.status.store.up("Redis answers");
-        if self.warnings != warnings {
+    pub(super) fn on_beaten(&mut self, beaten: Beaten) -> anyhow::Result<()> {
+        let Beaten { acknowledged, found, warnings, done } = beaten;
+        let failures = [found.as_ref().err(), warnings.as_ref().err(), done.as_ref().err()];
+        if let Some(last) = failures.iter().flatten().find(|error| error.is_final()) {
+            return Err(StoreError::clone(last).into());
+        }
+        match failures.into_iter().flatten().next() {
+            None => self.status.store.up("Redis answers"),
+            Some(first) => self.status.store.down(&first.to_string()),
+        }
+        if let Ok(warnings) = warnings
+            && self.warnings != warnings
+        {
             warnings.iter().for_each(|warning| log::warn!("{warning}"));
             self.warnings = warnings;
         }
+        if let Ok(found) = found {
+            self.compare(acknowledged, &found);
+        }
+        Ok(())
+    }
+
+    fn compare(&mut self, acknowledged: Vec<(Slot, [NextOffset; BUCKETS])>, found: &HashMap<i32, Positions>) {
         let ignored = active(Mutation::NoHeartbeatCheck) || active(Mutation::IgnoreMismatch);
         for (slot, acked) in acknowledged.into_iter().filter(|_| !ignored) {
             if found.get(&slot.partition).is_some_and(|found| has_fallen(&acked, found)) {
@@ -132,17 +139,20 @@ impl Consumer {
                 self.displace(slot);
             }
         }
-        Ok(())
     }
 }
 
-async fn make_room(store: &Store, guard: Option<u64>) -> Result<(), StoreError> {
-    let Some(percent) = guard else { return Ok(()) };
-    if let Some(Room { removed, before }) = store.make_room(percent).await? {
-        log::warn!(removed, before:% = before;
-            "Redis has reached {percent} % of its memory (REDIS_MEMORY_GUARD): {removed} events trimmed early, all before {before}");
+async fn look(store: &Store, scope: &PositionScope, partitions: &[i32]) -> Result<HashMap<i32, Positions>, StoreError> {
+    store.check().await?;
+    store.positions(scope, partitions).await
+}
+
+async fn inspect(store: &Store, alarm: Option<u64>) -> Result<Vec<String>, StoreError> {
+    let mut warnings = store.inspect().await?;
+    if let Some(alarm) = alarm {
+        warnings.extend(alarm_of(store.memory().await?, alarm));
     }
-    Ok(())
+    Ok(warnings)
 }
 
 /// In words that stay the same while it lasts, so that it is logged once.

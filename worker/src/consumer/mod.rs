@@ -7,13 +7,14 @@
 //! membership in the group stays alive.
 //!
 //! The loop and the records are here; `batches` sends them on their way, `places` says where partitions start,
-//! `heartbeat` and `lags` look after what time brings, `drain` ends it all.
+//! `heartbeat`, `lags` and `room` look after what time brings, `drain` ends it all.
 
 mod batches;
 mod drain;
 mod heartbeat;
 mod lags;
 mod places;
+mod room;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
@@ -40,6 +41,7 @@ use self::batches::{Buried, Written};
 use self::heartbeat::Beaten;
 use self::lags::Measured;
 use self::places::{Backoff, Placing};
+use self::room::{Guard, Looked};
 use crate::breaker::{Breakers, Reaction};
 use crate::commit::{Ledger, Offset, Verdict};
 use crate::dead_letter::DeadLetters;
@@ -85,6 +87,8 @@ pub struct Consumer {
     backoffs: BTreeMap<i32, Backoff>,
     beating: Option<BoxFuture<'static, Beaten>>,
     measuring: Option<BoxFuture<'static, Measured>>,
+    guard: Guard,
+    looking_for_room: Option<BoxFuture<'static, Looked>>,
     /// What is wrong with the Redis server, as last said.
     warnings: Vec<String>,
     place_after: Instant,
@@ -112,7 +116,7 @@ impl Consumer {
             status,
             kafka: Arc::new(kafka),
             changes,
-            store: Arc::new(Store::new(&config.redis)?),
+            store: Arc::new(Store::of_worker(&config.redis, &config.name)?),
             scope: PositionScope::new(&config.consumer.group, topic),
             letters: Arc::new(letters),
             types: EventTypes::default(),
@@ -130,6 +134,8 @@ impl Consumer {
             backoffs: BTreeMap::new(),
             beating: None,
             measuring: None,
+            guard: Guard::new(config.memory_guard, now),
+            looking_for_room: None,
             warnings: Vec::new(),
             place_after: now,
             beat_after: now,
@@ -177,6 +183,7 @@ impl Consumer {
                 placed = finished(&mut self.placing) => self.on_placed(placed)?,
                 beaten = finished(&mut self.beating) => self.on_beaten(beaten)?,
                 measured = finished(&mut self.measuring) => self.on_measured(measured),
+                looked = finished(&mut self.looking_for_room) => self.on_room(looked),
                 _ = tick.tick() => self.on_tick(),
                 () = when(due), if self.can_dispatch() => self.dispatch(),
                 record = kafka.recv(), if !self.pending.is_full() => self.on_records(&kafka, record)?,
@@ -194,6 +201,9 @@ impl Consumer {
         }
         if self.beating.is_none() && now >= self.beat_after {
             self.start_beating(now);
+        }
+        if self.looking_for_room.is_none() && now >= self.guard.look_after {
+            self.start_looking_for_room(now);
         }
         if self.measuring.is_none() && now >= self.measure_after {
             self.start_measuring(now);

@@ -10,8 +10,8 @@ use common::event::Timestamp;
 
 use super::verdict::{Event, Horizon, Place, Sighting};
 
-/// The shortest life of a body: an event older than the retention is kept for an hour.
-const SHORTEST_LIFE_MS: i64 = 3_600_000;
+/// How long an event is kept that was older than the retention when it was written.
+const GRACE_MS: i64 = 3_600_000;
 
 /// One life.
 #[derive(Debug, Clone, Copy)]
@@ -65,7 +65,8 @@ impl Lives {
         }
         // Near the end of a life nobody can tell: the record may have begun the next one.
         if !lives.iter().any(|life| life.covers(sighting.at, written, -self.horizon.slack)) {
-            let end = timestamp.millis().saturating_add(self.horizon.retention).max(written + SHORTEST_LIFE_MS);
+            let end = timestamp.millis().saturating_add(self.horizon.retention);
+            let end = if end > written { end } else { written.saturating_add(GRACE_MS) };
             lives.push(Life { first: sighting.at, written, timestamp: *timestamp, end });
         }
     }

@@ -100,14 +100,15 @@ struct Audit<'a> {
 pub async fn run(config: &Config, args: &VerifyArgs) -> anyhow::Result<bool> {
     let mut reader = Reader::open(config, &config.kafka.topics.events, &config.consumer.group)?;
     let progress = begin(&mut reader, &config.kafka.topics.events, args)?;
+    let store = Store::new(&config.redis)?;
+    store.check().await?;
     let mut audit = Audit {
         config,
-        store: Store::new(&config.redis)?,
         scope: PositionScope::new(&config.consumer.group, &config.kafka.topics.events),
-        horizon: Horizon::new(config.redis.retention),
+        horizon: Horizon::new(store.kept_for()),
+        store,
         progress,
     };
-    audit.store.check().await?;
     audit.read_topic(reader, args.resume.as_deref()).await?;
     audit.settle_suspects().await?;
     let workers = members(&observer(config)?, &config.consumer.group)?;
@@ -205,7 +206,7 @@ impl Audit<'_> {
 
     async fn view(&self, positions: AllPositions) -> anyhow::Result<View> {
         let trimmed = self.store.trimmed().await?;
-        Ok(View { positions, trimmed, horizon: self.horizon.at(Timestamp::now()) })
+        Ok(View { positions, trimmed, horizon: self.horizon.at(self.store.now()) })
     }
 
     /// Gives each suspect its fate. Those of which nothing else is known are missing where the workers have been.

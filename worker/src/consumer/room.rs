@@ -1,0 +1,129 @@
+//! Room in Redis, where `REDIS_MEMORY_GUARD` is set: whoever has partition 0 trims, and everybody else waits for it. A
+//! worker sends no more between two looks than a part of what is left, so that they can't outrun the guard together.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::store::{Memory, Room, StoreError};
+
+use super::Consumer;
+
+/// Between looks, at the latest.
+const LOOK_PERIOD: Duration = Duration::from_secs(1);
+/// The same while there is no room.
+const FULL_PERIOD: Duration = Duration::from_millis(50);
+/// A worker takes one in so many bytes of what is left between two looks: an event takes up to twice its size there, and
+/// several workers look at the same time.
+const SHARE: u64 = 16;
+
+/// What was found, after anything that had to be trimmed was.
+pub(super) type Looked = Result<(Option<Memory>, Option<Room>), StoreError>;
+
+/// Whether there is room.
+#[derive(Debug)]
+pub(super) struct Guard {
+    /// In percent; `None`: nobody guards.
+    percent: Option<u64>,
+    full: bool,
+    /// Bytes that may be sent before the next look.
+    left: u64,
+    pub(super) look_after: Instant,
+}
+
+impl Guard {
+    pub(super) fn new(percent: Option<u64>, now: Instant) -> Self {
+        Self { percent, full: false, left: 0, look_after: now }
+    }
+
+    /// Whether a batch may go on its way.
+    pub(super) fn has_room(&self) -> bool {
+        self.percent.is_none() || (!self.full && self.left > 0)
+    }
+
+    /// So many bytes are on their way.
+    pub(super) fn sent(&mut self, bytes: usize, now: Instant) {
+        self.left = self.left.saturating_sub(bytes as u64);
+        if self.left == 0 {
+            self.look_after = self.look_after.min(now);
+        }
+    }
+
+    /// From now on nobody guards: what is left to do is done.
+    pub(super) fn lift(&mut self) {
+        self.percent = None;
+    }
+
+    fn found(&mut self, memory: Option<Memory>, percent: u64, now: Instant) {
+        self.full = memory.is_some_and(|memory| memory.percent() >= percent);
+        self.left = memory.map_or(u64::MAX, |memory| memory.max.saturating_sub(memory.used) / SHARE);
+        self.look_after = now + if self.full { FULL_PERIOD } else { LOOK_PERIOD };
+    }
+}
+
+impl Consumer {
+    pub(super) fn start_looking_for_room(&mut self, now: Instant) {
+        let Some(percent) = self.guard.percent else { return };
+        self.guard.look_after = now + LOOK_PERIOD;
+        let (store, trims) = (Arc::clone(&self.store), self.ledger.current(0).is_some());
+        self.looking_for_room = Some(Box::pin(async move {
+            let room = if trims { store.make_room(percent).await? } else { None };
+            Ok((store.memory().await?, room))
+        }));
+    }
+
+    pub(super) fn on_room(&mut self, looked: Looked) {
+        let Some(percent) = self.guard.percent else { return };
+        match looked {
+            Ok((memory, room)) => {
+                if let Some(Room { removed, before }) = room {
+                    log::warn!(removed, before:% = before;
+                        "Redis has reached {percent} % of its memory (REDIS_MEMORY_GUARD): {removed} events trimmed early, all before {before}");
+                }
+                self.guard.found(memory, percent, Instant::now());
+                let nothing_left = room.is_none() && self.ledger.current(0).is_some();
+                if self.guard.full && nothing_left {
+                    self.status.store.down(&format!(
+                        "Redis uses {percent} % of its maxmemory or more (REDIS_MEMORY_GUARD), and no event is left to trim: raise maxmemory"
+                    ));
+                }
+            }
+            Err(error) => self.status.store.down(&error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory(used: u64) -> Option<Memory> {
+        Some(Memory { used, max: 16_000 })
+    }
+
+    #[test]
+    fn nothing_is_sent_before_the_first_look_and_no_more_than_a_share_before_the_next() {
+        let now = Instant::now();
+        let mut guard = Guard::new(Some(60), now);
+        assert!(!guard.has_room());
+        guard.found(memory(8_000), 60, now);
+        assert!(guard.has_room() && guard.look_after == now + LOOK_PERIOD);
+        guard.sent(499, now);
+        assert!(guard.has_room());
+        guard.sent(2_000, now);
+        assert!(!guard.has_room() && guard.look_after == now, "the next look is due at once");
+        guard.found(memory(9_600), 60, now);
+        assert!(!guard.has_room() && guard.look_after == now + FULL_PERIOD);
+        guard.found(None, 60, now);
+        guard.sent(1_000_000, now);
+        assert!(guard.has_room(), "without a limit there is always room");
+    }
+
+    #[test]
+    fn without_a_guard_and_in_the_end_there_is_room() {
+        let now = Instant::now();
+        assert!(Guard::new(None, now).has_room());
+        let mut guard = Guard::new(Some(60), now);
+        guard.lift();
+        assert!(guard.has_room());
+    }
+}
