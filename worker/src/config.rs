@@ -226,10 +226,12 @@ fn name(raw: &str) -> Result<String, String> {
     if good { Ok(raw.to_owned()) } else { Err("must be 1 to 64 visible ASCII characters without spaces".into()) }
 }
 
+/// With some random digits: in containers on the network of their host all are process 1 of the same machine.
 fn default_name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host: String = host.trim().chars().filter(char::is_ascii_graphic).take(48).collect();
-    format!("{}-{}", if host.is_empty() { "worker" } else { &host }, std::process::id())
+    let host: String = host.trim().chars().filter(char::is_ascii_graphic).take(44).collect();
+    let host = if host.is_empty() { "worker" } else { &host };
+    format!("{host}-{}-{:08x}", std::process::id(), fastrand::u32(..))
 }
 
 /// The mark of what has been trimmed must fit in itself, so there is a bit of room to leave.

@@ -105,9 +105,19 @@ impl Query {
     fn digest(&self) -> u64 {
         let mut types: Vec<&str> = self.types.iter().map(EventType::as_str).collect();
         types.sort_unstable();
-        let millis = |time: Option<Timestamp>| time.map(Timestamp::millis);
-        let user = self.user.as_ref().map(UserId::as_str);
-        xxh3_64(format!("{user:?}{types:?}{:?}{:?}{:?}", millis(self.from), millis(self.to), self.order).as_bytes())
+        // Each with its length: what ends where must not be a matter of what is in it.
+        let mut bytes = Vec::new();
+        let mut add = |part: Option<&[u8]>| {
+            bytes.extend(part.map_or(u64::MAX, |part| part.len() as u64).to_be_bytes());
+            bytes.extend_from_slice(part.unwrap_or_default());
+        };
+        add(self.user.as_ref().map(|user| user.as_str().as_bytes()));
+        for time in [self.from, self.to] {
+            add(time.map(|time| time.millis().to_be_bytes()).as_ref().map(<[u8; 8]>::as_slice));
+        }
+        add(Some(if self.order == Order::Ascending { b"asc" } else { b"desc" }));
+        types.iter().for_each(|name| add(Some(name.as_bytes())));
+        xxh3_64(&bytes)
     }
 }
 
@@ -126,6 +136,11 @@ impl Members {
         let event: StoredMembers<'_> = serde_json::from_slice(json).ok()?;
         let at = Timestamp::parse(&event.timestamp);
         Some(Self { user: event.user_id.into_owned(), kind: event.event_type.into_owned(), at })
+    }
+
+    /// Whether its time is that of an entry.
+    pub(super) fn is_at(&self, row: &Row) -> bool {
+        self.at.is_some_and(|at| at.millis() == row.score / 1024)
     }
 }
 

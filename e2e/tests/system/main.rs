@@ -27,6 +27,7 @@ mod metrics;
 mod reads;
 mod redis_loss;
 mod redis_outage;
+mod redis_security;
 mod rolling_restart;
 mod scripts;
 mod shutdown;
