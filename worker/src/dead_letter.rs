@@ -4,6 +4,10 @@
 //! dead letter may be written twice after a crash, with the same coordinates, but is never lost. The headers come in
 //! the spellings that existing tools read: Kafka Connect's (text), Spring Kafka's (numbers as big-endian bytes), and
 //! ours.
+//!
+//! What the topic refuses for its size, compressed and alone, it would refuse for ever: then `stub` cuts it.
+
+mod stub;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,6 +23,8 @@ use rdkafka::error::KafkaResult;
 use rdkafka::message::{BorrowedHeaders, Header, Headers, OwnedHeaders};
 use rdkafka::producer::FutureRecord;
 
+use self::stub::{EDGES, Stub, may_fit};
+pub use self::stub::{KEY_SIZE, TRUNCATED, VALUE_HEAD, VALUE_SHA256, VALUE_SIZE};
 use crate::commit::{NextOffset, Offset};
 
 /// How the failure is named where tools expect a class.
@@ -26,6 +32,8 @@ const EXCEPTION: &str = "user_activity.InvalidEvent";
 const EVENT_ID_HEADER: &str = "event-id";
 /// The longest explanation in a header, so that the headers stay within their headroom.
 const LONGEST_MESSAGE: usize = 1024;
+/// More than a letter is larger than its record on the wire: the added headers, and what the format takes around each part.
+const OVERHEAD: usize = 8 * 1024;
 
 /// The original's topic, in the spelling of Kafka Connect and in that of Spring Kafka, as the next three.
 pub const TOPIC: [&str; 2] = ["__connect.errors.topic", "kafka_dlt-original-topic"];
@@ -78,7 +86,7 @@ struct Burial<'a> {
 /// Whether dead-lettering adds a header of this name.
 #[must_use]
 pub fn is_added(name: &str) -> bool {
-    ADDED.iter().any(|(added, _)| *added == name)
+    ADDED.iter().any(|(added, _)| *added == name) || stub::NAMES.contains(&name)
 }
 
 /// A record that can't be an event.
@@ -191,13 +199,19 @@ impl DeadLetter {
         bytes(&self.key) + bytes(&self.value) + headers.sum::<usize>()
     }
 
-    /// The original's headers, then ours. Those of an earlier dead-lettering give way to the new ones, counted on.
-    fn headers(&self, group: &str, worker: &str) -> OwnedHeaders {
+    /// Whether a topic with this limit for a record, if that is known, has no reason to refuse it.
+    fn surely_fits(&self, limit: Option<usize>) -> bool {
+        let known = matches!(self.headers, Originals::Readable(_));
+        limit.is_some_and(|limit| known && self.size() + 16 * self.headers.pairs().len() + OVERHEAD <= limit)
+    }
+
+    /// The original's headers, as given, then ours. Those of an earlier dead-lettering give way to the new ones, counted on.
+    fn headers(&self, originals: &Originals, group: &str, worker: &str) -> OwnedHeaders {
         let attempts =
             self.headers.pairs().iter().rfind(|(key, _)| key == ATTEMPTS).and_then(|(_, value)| value.as_deref());
         let attempts = attempts.and_then(|value| std::str::from_utf8(value).ok()?.parse::<u32>().ok()).unwrap_or(0);
         let burial = Burial { letter: self, group, worker, attempts: attempts + 1 };
-        let headers = match &self.headers {
+        let headers = match originals {
             Originals::Unreadable(headers) => headers.clone(),
             Originals::Readable(pairs) => {
                 let kept = pairs.iter().filter(|(key, _)| !is_added(key));
@@ -246,17 +260,22 @@ impl DeadLetters {
         })
     }
 
-    /// Publishes all of them and waits until the brokers have each. Gives, for every partition with a failure, the
-    /// offset of its first and why.
-    pub async fn publish(&self, letters: &[DeadLetter]) -> BTreeMap<i32, (Offset, PublishError)> {
+    /// Publishes all of them and waits until the brokers have each.
+    pub async fn publish(&self, letters: &[DeadLetter]) -> Buried {
         let results = join_all(letters.iter().map(|letter| self.publish_once(letter))).await;
-        let mut failures = BTreeMap::new();
+        let mut buried = Buried::default();
         for (letter, result) in letters.iter().zip(results) {
+            let result = match result {
+                // The partition is read again from its first failure on.
+                Err(_) if buried.failures.contains_key(&letter.partition) => continue,
+                Err(PublishError::TooLarge { .. }) => self.publish_alone(letter, &mut buried).await,
+                result => result,
+            };
             if let Err(error) = result {
-                failures.entry(letter.partition).or_insert((letter.offset(), error));
+                buried.failures.insert(letter.partition, (letter.offset(), error));
             }
         }
-        failures
+        buried
     }
 
     /// A partition has come past everything before `end`, or is not ours any more.
@@ -277,28 +296,77 @@ impl DeadLetters {
             );
             return Ok(());
         }
-        match self.send(letter, letter.timestamp.to_millis()).await {
-            // The dead-letter topic may have narrower bounds for timestamps; a header holds the original one.
-            Err(PublishError::RefusedTimestamp(_)) => self.send(letter, None).await?,
-            result => result?,
-        }
+        self.send(letter, None).await?;
         self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner).insert(at);
         let DeadLetter { topic, partition, offset, reason, message, .. } = letter;
         log::warn!(topic, partition, offset, reason; "dead letter: {topic}-{partition} offset {offset}: {message}");
         Ok(())
     }
 
-    async fn send(&self, letter: &DeadLetter, timestamp: Option<i64>) -> Result<(), PublishError> {
+    /// Publishes a letter that was refused for its size: whole, since what was refused may have been too large only
+    /// together with others in its batch; otherwise the largest stub of it that the topic takes.
+    async fn publish_alone(&self, letter: &DeadLetter, buried: &mut Buried) -> Result<(), PublishError> {
+        let (mut refused, limit) = match self.publish_once(letter).await {
+            Err(refused @ PublishError::TooLarge { limit, .. }) if !letter.surely_fits(limit) => (refused, limit),
+            result => return result,
+        };
+        for edge in EDGES.into_iter().filter(|edge| may_fit(*edge, limit)) {
+            match self.send(letter, Some(Stub::of(letter, edge))).await {
+                Err(again @ PublishError::TooLarge { .. }) => refused = again,
+                result => return result.map(|()| self.truncated(letter, edge, buried)),
+            }
+        }
+        Err(refused)
+    }
+
+    fn truncated(&self, letter: &DeadLetter, edge: usize, buried: &mut Buried) {
+        let at = (letter.partition, letter.offset());
+        self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner).insert(at);
+        buried.truncated += 1;
+        let (DeadLetter { topic, partition, offset, reason, .. }, size) = (letter, letter.size());
+        log::error!(topic, partition, offset, reason, size;
+            "dead letter cut short: {topic}-{partition} offset {offset} has {size} bytes, more than the topic {} takes; of its \
+             value, the first and the last {edge} bytes are kept; raise max.message.bytes there", self.topic);
+    }
+
+    async fn send(&self, letter: &DeadLetter, stub: Option<Stub>) -> Result<(), PublishError> {
+        match self.send_at(letter, stub.as_ref(), letter.timestamp.to_millis()).await {
+            // The dead-letter topic may have narrower bounds for timestamps; a header holds the original one.
+            Err(PublishError::RefusedTimestamp(_)) => self.send_at(letter, stub.as_ref(), None).await,
+            result => result,
+        }
+    }
+
+    async fn send_at(
+        &self,
+        letter: &DeadLetter,
+        stub: Option<&Stub>,
+        timestamp: Option<i64>,
+    ) -> Result<(), PublishError> {
+        let (key, value) = stub.map_or((&letter.key, &letter.value), |stub| (&stub.key, &stub.value));
+        let kept = stub.map(|stub| Originals::Readable(stub.originals.clone()));
+        let headers = letter.headers(kept.as_ref().unwrap_or(&letter.headers), &self.group, &self.worker);
+        let said = stub.into_iter().flat_map(|stub| &stub.said);
+        let headers = said.fold(headers, |all, (key, value)| all.insert(Header { key, value: Some(value) }));
         let record = FutureRecord {
             topic: &self.topic,
             partition: None,
-            payload: letter.value.as_deref(),
-            key: letter.key.as_deref(),
+            payload: value.as_deref(),
+            key: key.as_deref(),
             timestamp,
-            headers: Some(letter.headers(&self.group, &self.worker)),
+            headers: Some(headers),
         };
         self.publisher.send(record).await.map(drop)
     }
+}
+
+/// What became of letters that were to be published.
+#[derive(Debug, Default)]
+pub struct Buried {
+    /// For every partition with a failure, the offset of its first and why.
+    pub failures: BTreeMap<i32, (Offset, PublishError)>,
+    /// Of how many only a stub could be published.
+    pub truncated: usize,
 }
 
 #[cfg(test)]
@@ -331,7 +399,8 @@ mod tests {
             OwnedHeaders::new()
                 .insert(Header { key: "traceparent", value: Some("00-1") })
                 .insert(Header::<&str> { key: "empty", value: None });
-        let headers = letter(original).headers("group", "w1");
+        let letter = letter(original);
+        let headers = letter.headers(&letter.headers, "group", "w1");
         assert_eq!(value(&headers, "traceparent"), [Some(&b"00-1"[..])]);
         assert_eq!(value(&headers, "empty"), [None]);
         assert_eq!(value(&headers, "__connect.errors.offset"), [Some(&b"258"[..])]);
@@ -347,7 +416,8 @@ mod tests {
         let redriven = OwnedHeaders::new()
             .insert(Header { key: ATTEMPTS, value: Some("2") })
             .insert(Header { key: "dead-letter-reason", value: Some("old") });
-        let headers = letter(redriven).headers("group", "w1");
+        let letter = letter(redriven);
+        let headers = letter.headers(&letter.headers, "group", "w1");
         assert_eq!(value(&headers, ATTEMPTS), [Some(&b"3"[..])]);
         assert_eq!(value(&headers, "dead-letter-reason"), [Some(&b"json"[..])]);
     }

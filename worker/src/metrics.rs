@@ -15,6 +15,10 @@ const EVENTS: Described = Described(
 );
 const DEAD_LETTERS: Described =
     Described("user_activity_dead_letters_total", "Records that went to the dead-letter topic.");
+const TRUNCATED: Described = Described(
+    "user_activity_dead_letters_truncated_total",
+    "Dead letters that were cut, because their topic refused them for their size.",
+);
 const BATCH_EVENTS: Described = Described("user_activity_batch_events", "Events of a batch that Redis acknowledged.");
 const WRITE_DURATION: Described =
     Described("user_activity_store_write_duration_seconds", "From sending a batch to Redis to its answer or failure.");
@@ -45,6 +49,7 @@ pub struct Metrics {
     duplicates: Counter,
     expired: Counter,
     dead_letters: Counter,
+    truncated: Counter,
     rewinds: Counter,
     assigned: Gauge,
     batch_events: Histogram,
@@ -64,6 +69,7 @@ impl Metrics {
             duplicates: exporter.counter(EVENTS, &[("result", "duplicate")]),
             expired: exporter.counter(EVENTS, &[("result", "expired")]),
             dead_letters: exporter.counter(DEAD_LETTERS, &[]),
+            truncated: exporter.counter(TRUNCATED, &[]),
             rewinds: exporter.counter(REWINDS, &[]),
             assigned: exporter.gauge(ASSIGNED, &[]),
             batch_events: exporter.histogram(BATCH_EVENTS, &[]),
@@ -98,6 +104,7 @@ impl Metrics {
         self.duplicates.absolute(counters.duplicates.get());
         self.expired.absolute(counters.expired.get());
         self.dead_letters.absolute(counters.dead_lettered.get());
+        self.truncated.absolute(counters.truncated.get());
         self.rewinds.absolute(counters.replacements.get());
         let partitions = status.assignment();
         self.assigned.set(partitions.len() as f64);

@@ -51,6 +51,8 @@ pub struct Counters {
     pub expired: Counter,
     /// Records that went to the dead-letter topic.
     pub dead_lettered: Tally,
+    /// Dead letters of which only a stub fitted into their topic.
+    pub truncated: Counter,
     /// Offsets that were not there to be read.
     pub skipped_offsets: Counter,
     /// Times a partition had to be placed anew.

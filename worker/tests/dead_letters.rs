@@ -27,7 +27,7 @@ use worker::dead_letter::ATTEMPTS;
 use worker::desk::dead_letters::letter::{Letter, Original};
 use worker::desk::dead_letters::lineage::LINEAGE;
 use worker::desk::dead_letters::list::{self, Counts};
-use worker::desk::dead_letters::outcome::{End, Outcome, Tally, Verdict};
+use worker::desk::dead_letters::outcome::{self, End, Outcome, Tally, Verdict};
 use worker::desk::dead_letters::redrive;
 use worker::desk::dead_letters::show;
 use worker::desk::dead_letters::{DeadLettersCommand, DeadLettersCommand as Desk};
@@ -472,7 +472,7 @@ async fn the_rate_is_a_cap() {
 async fn a_letter_that_the_brokers_refuse_is_counted_and_tried_again_by_the_next_run() {
     let world = World::new().await;
     let small = |n| Record::poison("a", TEN + n);
-    let large = Record { value: Some(vec![b'x'; 10_000]), ..small(1) };
+    let large = Record { value: Some(random(10_000)), ..small(1) };
     let as_large = vec![b'y'; 10_000];
     world.bury(0, &[(&small(0), "json"), (&large, "json"), (&small(2), "json")]).await;
     world.limit_records(world.events(), 5_000, &as_large).await;
@@ -491,6 +491,70 @@ async fn a_letter_that_the_brokers_refuse_is_counted_and_tried_again_by_the_next
     world.limit_records(world.events(), 50_000, &as_large).await;
     assert_eq!(redrive(&world, &["--resume"]).await.tally, tally(2), "the refused one and what came after it");
     assert!(world.read(world.events()).iter().any(|record| record.value == large.value));
+}
+
+/// Bytes that don't get fewer when they are compressed.
+fn random(count: usize) -> Vec<u8> {
+    std::iter::repeat_with(|| fastrand::u8(..)).take(count).collect()
+}
+
+/// The records of the dead-letter topic that are not those which asked for its limit.
+fn letters(world: &World) -> Vec<Record> {
+    world.read(world.dlq()).into_iter().filter(|record| !record.headers.is_empty()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stub_is_as_large_as_its_topic_takes_and_is_not_redriven() {
+    let large = Record { value: Some(random(30_000)), ..Record::poison("a", TEN) };
+    for (limit, edge) in [(20_000, 4_096), (6_000, 1_024), (1_500, 0)] {
+        let world = World::new().await;
+        world.limit_records(world.dlq(), limit, &random(30_000)).await;
+        world.bury(0, &[(&large, "json")]).await;
+        let stubs = letters(&world);
+        let sizes: Vec<_> = stubs.iter().map(|stub| (&stub.key, stub.value.as_ref().map(Vec::len))).collect();
+        assert_eq!(sizes, [(&large.key, Some(2 * edge))], "{limit}");
+
+        let mut told = Vec::new();
+        let tell = |letter: &Letter, verdict: &Verdict| told.extend(outcome::line(letter, verdict, false));
+        let outcome = redrive_until(&world, &[], &Shutdown::new(), tell).await.unwrap();
+        let Tally { truncated, redriven, failed, .. } = outcome.tally;
+        assert_eq!((truncated, redriven, failed), (1, 0, 0));
+        assert!(told.len() == 1 && told[0].contains("it was cut short"), "{told:?}");
+        assert!(world.read(world.events()).is_empty());
+    }
+}
+
+/// The client sends them together, and a topic's limit is for what is sent together.
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_that_are_too_large_only_together_are_not_cut() {
+    let world = World::new().await;
+    world.limit_records(world.dlq(), 10_000, &random(20_000)).await;
+    let record = |n| Record { value: Some(random(3_000)), ..Record::poison("a", TEN + n) };
+    let records: Vec<_> = (0..20).map(record).collect();
+    let met: Vec<_> = (0..).zip(&records).map(|(offset, record)| record.at(world.events(), 0, offset)).collect();
+    let buried = world.try_to_bury(&met, "json").await;
+    assert!(buried.failures.is_empty() && buried.truncated == 0, "{buried:?}");
+    let mut values: Vec<_> = letters(&world).into_iter().map(|letter| letter.value).collect();
+    let mut expected: Vec<_> = records.into_iter().map(|record| record.value).collect();
+    values.sort();
+    expected.sort();
+    assert!(values == expected);
+}
+
+/// A topic that takes nothing at all is an outage; once that is over, nothing was cut.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_is_not_cut_for_a_topic_that_takes_none() {
+    let world = World::new().await;
+    let letter = Record::poison("a", TEN);
+    let record = [letter.at(world.events(), 0, 7)];
+    world.limit_records(world.dlq(), 60, &random(1_000)).await;
+    let refused = world.try_to_bury(&record, "json").await;
+    assert!(matches!(refused.failures[&0], (_, PublishError::TooLarge { limit: Some(60), .. })), "{refused:?}");
+    world.limit_records(world.dlq(), 5_000, &random(1_000)).await;
+    let buried = world.try_to_bury(&record, "json").await;
+    assert!(buried.failures.is_empty() && buried.truncated == 0, "{buried:?}");
+    let values: Vec<_> = letters(&world).into_iter().map(|letter| letter.value).collect();
+    assert_eq!(values, [letter.value]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -89,13 +89,18 @@ pub fn producer_config(settings: &KafkaSettings, client_id: &str) -> ClientConfi
     config
 }
 
-/// As [`producer_config`], with librdkafka's largest queue: a batch of dead letters must find room in it.
+/// As [`producer_config`], with librdkafka's largest queue: a batch of dead letters must find room in it. It always
+/// compresses, whatever `KAFKA_COMPRESSION` says: a topic's `max.message.bytes` is for what is sent, so a record that was
+/// small on its topic because its producer compressed it must be as small once more. zstd leaves the least.
 #[must_use]
 pub fn dead_letter_producer_config(settings: &KafkaSettings, client_id: &str) -> ClientConfig {
     let mut config = producer_config(settings, client_id);
     // A worker waits for its dead letters, and must not wait so long that the group takes it for dead.
     let timeout = settings.delivery_timeout.min(Duration::from_secs(10)).as_millis().to_string();
-    config.set("queue.buffering.max.kbytes", "1048576").set("message.timeout.ms", timeout);
+    config
+        .set("queue.buffering.max.kbytes", "1048576")
+        .set("message.timeout.ms", timeout)
+        .set("compression.type", "zstd");
     config
 }
 
@@ -321,6 +326,14 @@ mod tests {
     }
 
     #[test]
+    fn dead_letters_are_compressed_whatever_events_are() {
+        for compression in ["none", "gzip"] {
+            let config = dead_letter_producer_config(&KafkaSettings { compression, ..defaults() }, "worker");
+            assert_eq!(config.get("compression.type"), Some("zstd"), "with {compression}");
+        }
+    }
+
+    #[test]
     fn encryption_and_login_are_part_of_every_client() {
         let certificate = ClientCertificate {
             certificate_file: "c.pem".into(),
@@ -415,9 +428,10 @@ mod tests {
     }
 
     #[test]
-    fn librdkafka_accepts_both_sets() {
+    fn librdkafka_accepts_all_sets() {
         let consumer = ConsumerSettings { group: "g".into(), session_timeout: Duration::from_secs(10) };
         producer_config(&defaults(), "api").create_native_config().unwrap();
+        dead_letter_producer_config(&defaults(), "worker").create_native_config().unwrap();
         consumer_config(&defaults(), "worker", &consumer).create_native_config().unwrap();
     }
 }

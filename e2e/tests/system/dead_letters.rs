@@ -156,9 +156,9 @@ fn describe(original: &Located) -> String {
 async fn a_dead_letter_that_cannot_be_published_is_waited_for() {
     let world = World::shared().with_short_session();
     let kafka = world.kafka();
-    // Too small for a dead letter with its headers.
-    let too_small = ("max.message.bytes", "600");
-    kafka.create_topic(&world.dead_letter_topic, 6, too_small).await.unwrap();
+    // It takes nothing at all, not even the headers alone.
+    let closed = ("max.message.bytes", "1");
+    kafka.create_topic(&world.dead_letter_topic, 6, closed).await.unwrap();
     let (api, mut worker) = world.start().await;
     let good = || Record::of(event(&[]));
     let poison = Record::of("poison".repeat(100));
@@ -204,12 +204,11 @@ async fn waits_at_the_dead_letter(worker: &Service) {
     .await;
 }
 
-/// What a topic takes is measured as it comes, and its dead letter is not compressed (C8).
+/// A topic measures a record as it comes. This one is 2.4 MB unpacked, more than either topic takes.
 #[tokio::test(flavor = "multi_thread")]
-#[should_panic(expected = "nothing waits for a record that came compressed")]
-async fn expected_to_fail_c8_a_large_record_that_came_compressed_does_not_stop_its_partition() {
+async fn a_large_record_that_came_compressed_is_dead_lettered_byte_for_byte() {
     let world = World::shared();
-    let (api, worker) = world.start().await;
+    let (api, mut worker) = world.start().await;
     let mut settings = ClientConfig::new();
     settings.set("bootstrap.servers", e2e::env::kafka_brokers());
     settings.set("compression.type", "lz4").set("message.max.bytes", "8000000");
@@ -219,14 +218,54 @@ async fn expected_to_fail_c8_a_large_record_that_came_compressed_does_not_stop_i
         let record = FutureRecord::<(), _>::to(&world.topic).partition(0).payload(value);
         producer.send(record, PATIENCE).await.unwrap();
     }
-    let waits = eventually("it is dead-lettered or waited for", async || {
-        let waits = worker.client.get("/readyz").await?.text().contains("can't publish the dead letter of offset 0");
-        let listed = api.client.list().await?.len();
-        ensure!(waits || listed == 1, "{listed} of 1");
-        Ok(waits)
-    })
-    .await;
-    assert!(!waits, "nothing waits for a record that came compressed");
+    api.client.listed(1).await;
+    let letters = world.kafka().read(&world.dead_letter_topic).unwrap();
+    assert_eq!(letters.len(), 1);
+    assert!(letters[0].record.value.as_deref() == Some(poison.as_bytes()), "it is not the same");
+    assert_eq!(letters[0].record.header("dead-letter-truncated"), None);
+    assert_eq!(truncated(&mut worker).await, 0);
+}
+
+/// The counter of dead letters that were cut.
+async fn truncated(worker: &mut Service) -> u64 {
+    let metrics = worker.answers("/metrics", 200).await.text();
+    let name = "user_activity_dead_letters_truncated_total ";
+    metrics.lines().find_map(|line| line.strip_prefix(name)).expect("a metric").parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_that_is_too_large_for_its_topic_leaves_a_stub_and_stops_nothing() {
+    let world = World::shared();
+    let kafka = world.kafka();
+    kafka.create_topic(&world.topic, 6, ("max.message.bytes", "4000000")).await.unwrap();
+    kafka.create_topic(&world.dead_letter_topic, 6, ("max.message.bytes", "1048588")).await.unwrap();
+    let (api, mut worker) = world.start().await;
+    // Not to be compressed.
+    let poison: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(2_000_000).collect();
+    let header = |name: &str, size: usize| (name.to_owned(), Some(vec![b'h'; size]));
+    let headers = vec![header("large", 100_000), header("small", 10)];
+    let key = Some(b"a key".to_vec());
+    let large = Record { key: key.clone(), headers: headers.clone(), ..Record::of(poison.clone()) };
+    let written = kafka.write(&world.topic, Some(3), &[large, Record::of(event(&[]))]).await;
+    api.client.listed(1).await;
+
+    let letters = kafka.read(&world.dead_letter_topic).unwrap();
+    assert_eq!(letters.len(), 1);
+    let stub = &letters[0].record;
+    assert_eq!(stub.key, key);
+    let (head, tail) = (&poison[..65_536], &poison[2_000_000 - 65_536..]);
+    assert!(stub.value.as_deref() == Some(&*[head, tail].concat()), "both ends of the value");
+    assert_eq!(stub.headers[0], headers[1], "the original header that fits");
+    let words = |name: &str| String::from_utf8(stub.header(name).expect(name).to_vec()).unwrap();
+    assert_eq!(words("dead-letter-truncated"), "true");
+    assert_eq!((words("dead-letter-value-size"), words("dead-letter-value-head")), ("2000000".into(), "65536".into()));
+    let digest = ring::digest::digest(&ring::digest::SHA256, &poison);
+    let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(words("dead-letter-value-sha256"), hex);
+    assert_eq!(words("__connect.errors.offset"), written[0].offset.to_string());
+    assert_eq!((words("kafka_dlt-original-topic"), words("dead-letter-reason")), (world.topic.clone(), "json".into()));
+    assert_eq!(truncated(&mut worker).await, 1);
+    assert!(worker.process.output().contains("dead letter cut short"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

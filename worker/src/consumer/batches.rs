@@ -1,16 +1,15 @@
 //! Batches on their way: dead letters first, then Redis.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use common::kafka::PublishError;
 use common::mutation::{Mutation, active};
 use common::store::{Batch, PositionScope, Receipt, Store, StoreError, StoredEvent, UserIndex};
 
 use super::Consumer;
-use crate::commit::{Offset, Ticket};
-use crate::dead_letter::DeadLetter;
+use crate::commit::Ticket;
+use crate::dead_letter::{self, DeadLetter};
 use crate::recorder::Pending;
 use crate::traces::BatchSpan;
 
@@ -19,8 +18,8 @@ const MOST_IN_FLIGHT: usize = 4;
 
 /// A batch, and what Redis said.
 pub(super) type Written = (Ticket, Vec<StoredEvent>, Result<Receipt, StoreError>);
-/// A batch, and the first dead letter of each partition that could not be published.
-pub(super) type Buried = (Pending, BTreeMap<i32, (Offset, PublishError)>);
+/// A batch, and what became of its dead letters.
+pub(super) type Buried = (Pending, dead_letter::Buried);
 
 impl Consumer {
     /// Whether something of what is pending could go on its way.
@@ -61,21 +60,23 @@ impl Consumer {
         }
         self.in_burial = batch.lettered();
         self.burying = Some(Box::pin(async move {
-            let failures = letters.publish(&batch.letters).await;
-            let buried = batch.letters.iter().filter(|letter| !failures.contains_key(&letter.partition()));
-            let known: Vec<_> = buried.filter_map(DeadLetter::event_id_and_reason).collect();
+            let buried = letters.publish(&batch.letters).await;
+            let done = batch.letters.iter().filter(|letter| !buried.failures.contains_key(&letter.partition()));
+            let known: Vec<_> = done.filter_map(DeadLetter::event_id_and_reason).collect();
             // For those who ask what became of their event; nothing rests on it.
             if let Err(error) = store.note_dead_letters(&known).await {
                 log::debug!("dead letters are not noted: {error}");
             }
-            (batch, failures)
+            (batch, buried)
         }));
     }
 
     /// What could be buried goes on to Redis. A partition goes no further than its first letter that could not, and
     /// is then displaced, so that it is read again from there.
-    pub(super) fn on_buried(&mut self, (mut batch, failures): Buried) {
+    pub(super) fn on_buried(&mut self, (mut batch, buried): Buried) {
+        let dead_letter::Buried { failures, truncated } = buried;
         self.in_burial.clear();
+        self.status.counters.truncated.add(truncated);
         // Those behind a failure are read again, and counted then.
         let is_done = |letter: &&DeadLetter| {
             failures.get(&letter.partition()).is_none_or(|(first_failed, _)| letter.offset() < *first_failed)
@@ -86,7 +87,7 @@ impl Consumer {
         for (partition, (offset, error)) in &failures {
             log::error!(partition, offset = offset.0;
                 "partition {partition} waits at offset {}: its dead letter can't be published: {error}; the topic {} must exist, \
-                 be writable, and allow a max.message.bytes above that of the events' topic",
+                 be writable, and take records of some size",
                 offset.0, self.config.kafka.topics.dead_letters);
             let why = format!("partition {partition} can't publish the dead letter of offset {}: {error}", offset.0);
             waiting.extend(batch.ends.get(partition).map(|(slot, _)| (*slot, why)));
@@ -218,7 +219,7 @@ mod tests {
     use common::shutdown::Shutdown;
 
     use super::*;
-    use crate::commit::{NextOffset, Slot, Verdict};
+    use crate::commit::{NextOffset, Offset, Slot, Verdict};
     use crate::status::Status;
     use crate::{Cli, Config};
 

@@ -16,7 +16,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Message, Offset, Timestamp, TopicPartitionList};
 use uuid::Uuid;
-use worker::dead_letter::{DeadLetter, DeadLetters};
+use worker::dead_letter::{Buried, DeadLetter, DeadLetters};
 use worker::{Cli, Command, Config};
 
 const PARTITIONS: i32 = 2;
@@ -154,12 +154,18 @@ impl World {
     }
 
     pub(crate) async fn bury_one(&self, record: &OwnedMessage, reason: &'static str) {
+        let buried = self.try_to_bury(std::slice::from_ref(record), reason).await;
+        assert!(buried.failures.is_empty(), "{buried:?}");
+    }
+
+    pub(crate) async fn try_to_bury(&self, records: &[OwnedMessage], reason: &'static str) -> Buried {
         let violation = Violation { pointer: "".into(), code: reason, detail: format!("it is {reason}").into() };
         let letters = self.letters.get_or_init(|| {
             DeadLetters::new(&self.config.kafka, "test", &self.config.consumer.group, "worker-1").unwrap()
         });
-        let failures = letters.publish(&[DeadLetter::new(record, &[violation])]).await;
-        assert!(failures.is_empty(), "{failures:?}");
+        let all: Vec<_> =
+            records.iter().map(|record| DeadLetter::new(record, std::slice::from_ref(&violation))).collect();
+        letters.publish(&all).await
     }
 
     /// Writes a record as it is.

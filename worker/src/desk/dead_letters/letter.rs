@@ -9,7 +9,7 @@ use rdkafka::Message;
 use rdkafka::message::{Header, Headers, OwnedHeaders};
 
 use super::lineage::{LINEAGE, lineage};
-use crate::dead_letter::{ATTEMPTS, MESSAGE, OFFSET, PARTITION, REASON, TIMESTAMP, TOPIC, WORKER, is_added};
+use crate::dead_letter::{ATTEMPTS, MESSAGE, OFFSET, PARTITION, REASON, TIMESTAMP, TOPIC, TRUNCATED, WORKER, is_added};
 
 type HeaderPair = (String, Option<Vec<u8>>);
 
@@ -88,6 +88,12 @@ impl Letter {
     #[must_use]
     pub fn reason(&self) -> &str {
         self.reason.as_deref().unwrap_or("unknown")
+    }
+
+    /// Whether it is only a stub, so that the original can't be made of it.
+    #[must_use]
+    pub fn is_truncated(&self) -> bool {
+        Found(&self.headers).value(TRUNCATED).is_some()
     }
 
     /// The key as text, whatever can't be replaced.

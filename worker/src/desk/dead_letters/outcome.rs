@@ -22,6 +22,8 @@ pub enum Verdict {
     Superseded,
     /// Dead-lettered too often.
     Exhausted,
+    /// A stub: the topic was too small for the whole.
+    Truncated,
     /// Not acknowledged.
     Failed(PublishError),
 }
@@ -39,6 +41,8 @@ pub struct Tally {
     pub superseded: u64,
     /// Dead-lettered too often.
     pub exhausted: u64,
+    /// Stubs of letters that their topic was too small for.
+    pub truncated: u64,
     /// Not acknowledged.
     pub failed: u64,
 }
@@ -89,12 +93,12 @@ impl Outcome {
 /// The summary.
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Tally { redriven, filtered, foreign, superseded, exhausted, failed } = self.tally;
+        let Tally { redriven, filtered, foreign, superseded, exhausted, truncated, failed } = self.tally;
         let did = if self.dry_run { "would redrive" } else { "redriven" };
         write!(
             f,
             "{did} {redriven}; skipped {filtered} by filter, {superseded} for a later one, {exhausted} by attempts, \
-             {foreign} of another topic; failed {failed}"
+             {foreign} of another topic, {truncated} cut short; failed {failed}"
         )?;
         match (&self.end, self.stopped_at) {
             (End::Reached, _) | (_, None) => Ok(()),
@@ -103,11 +107,15 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// A line about a letter for the person: all that are meant in a dry run, else those that failed.
+/// A line about a letter for the person: all that are meant in a dry run, else those that failed or can't
+/// be published.
 #[must_use]
 pub fn line(letter: &Letter, verdict: &Verdict, dry_run: bool) -> Option<String> {
     let verdict = match verdict {
         Verdict::Failed(error) => format!("failed ({error})"),
+        Verdict::Truncated => {
+            "not redriven, for it was cut short and the original is not in it; ask its sender for it again:".to_owned()
+        }
         Verdict::Redriven(_) if dry_run => "would redrive".to_owned(),
         Verdict::Foreign if dry_run => "would skip, it is of another topic:".to_owned(),
         Verdict::Superseded if dry_run => "would skip, a later one has come of it:".to_owned(),
@@ -126,13 +134,13 @@ mod tests {
     use super::*;
 
     fn outcome(end: End, failed: u64) -> Outcome {
-        let tally = Tally { redriven: 3, filtered: 1, foreign: 4, superseded: 5, exhausted: 2, failed };
+        let tally = Tally { redriven: 3, filtered: 1, foreign: 4, superseded: 5, exhausted: 2, truncated: 6, failed };
         Outcome { tally, end, stopped_at: Some((2, 17)), dry_run: false }
     }
 
     #[test]
     fn the_summary_says_what_became_of_the_letters_and_where_it_stopped() {
-        let counts = "redriven 3; skipped 1 by filter, 5 for a later one, 2 by attempts, 4 of another topic; failed 0";
+        let counts = "redriven 3; skipped 1 by filter, 5 for a later one, 2 by attempts, 4 of another topic, 6 cut short; failed 0";
         assert_eq!(outcome(End::Reached, 0).to_string(), counts);
         let stopped = format!("{counts}; stopped before partition 2 offset 17");
         assert_eq!(outcome(End::Interrupted, 0).to_string(), stopped);

@@ -39,7 +39,7 @@ out. The dead-letter topic keeps it. One that \
 fails again is dead-lettered again, with its attempts counted on, and from then on only that later letter is redriven; \
 --max-attempts ends that circle. Redriving twice is harmless: events are told apart by their eventId. Where the brokers \
 refuse the original timestamp, the record gets the time of now. Letters of another topic, or without headers that say where they came \
-from, are left alone and counted.
+from, are left alone and counted. So are those that were cut short, because the dead-letter topic was too small for them.
 
 Ctrl-C ends it after the letter in flight. --resume goes on where the last run with the same filters was: its progress \
 is kept as commits of the group <KAFKA_CONSUMER_GROUP>-redrive, followed by the filters, for as long as the brokers \
@@ -212,6 +212,7 @@ impl<'a> Run<'a> {
             Verdict::Foreign => &mut tally.foreign,
             Verdict::Superseded => &mut tally.superseded,
             Verdict::Exhausted => &mut tally.exhausted,
+            Verdict::Truncated => &mut tally.truncated,
             Verdict::Failed(_) => &mut tally.failed,
         };
         *count += 1;
@@ -255,6 +256,8 @@ fn skip(letter: &Letter, request: &Redrive, topic: &str, lineages: &Lineages) ->
         Some(Verdict::Superseded)
     } else if letter.attempts.is_some_and(|attempts| attempts >= request.max_attempts) {
         Some(Verdict::Exhausted)
+    } else if letter.is_truncated() {
+        Some(Verdict::Truncated)
     } else {
         None
     }
@@ -284,6 +287,7 @@ impl Every {
 mod tests {
     use super::super::letter::Original;
     use super::*;
+    use crate::dead_letter::TRUNCATED;
 
     fn request(max_attempts: u32) -> Redrive {
         Redrive { dry_run: false, resume: false, rate: 1, max_attempts, limit: None, filter: Filter::default() }
@@ -302,5 +306,7 @@ mod tests {
         assert_eq!(skipped(&letter(Some("events"), Some(3))), Some(Verdict::Exhausted));
         assert_eq!(skipped(&letter(Some("others"), Some(1))), Some(Verdict::Foreign));
         assert_eq!(skipped(&letter(None, None)), Some(Verdict::Foreign));
+        let headers = vec![(TRUNCATED.to_owned(), Some(b"true".to_vec()))];
+        assert_eq!(skipped(&Letter { headers, ..letter(Some("events"), None) }), Some(Verdict::Truncated));
     }
 }
