@@ -33,6 +33,7 @@ struct Ready {
     duplicates: u64,
     expired: u64,
     dead_lettered: u64,
+    /// Those that fell off the topic before they were read.
     skipped_offsets: u64,
     replacements: u64,
 }
@@ -133,7 +134,7 @@ fn ready(status: &Status) -> impl Reply + use<> {
         duplicates: counters.duplicates.get(),
         expired: counters.expired.get(),
         dead_lettered: counters.dead_lettered.get(),
-        skipped_offsets: counters.skipped_offsets.get(),
+        skipped_offsets: counters.lost.get(),
         replacements: counters.replacements.get(),
     };
     let code = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };

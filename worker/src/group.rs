@@ -46,6 +46,8 @@ pub struct Look {
     pub partitions: usize,
     /// Those that have a leader.
     pub led: BTreeSet<i32>,
+    /// Where the logs begin, as of the last fetch from each.
+    pub starts: BTreeMap<i32, NextOffset>,
     /// Before these everything that can be read has been handed over.
     pub drained: Vec<(i32, NextOffset)>,
 }
@@ -60,6 +62,10 @@ impl Look {
         Self {
             partitions: known().count(),
             led: known().filter(|partition| partition.leader >= 0).map(|partition| partition.partition).collect(),
+            starts: known()
+                .filter(|partition| partition.lo_offset >= 0)
+                .map(|partition| (partition.partition, NextOffset(partition.lo_offset)))
+                .collect(),
             drained: drained.map(|partition| (partition.partition, NextOffset(partition.next_offset))).collect(),
         }
     }

@@ -8,7 +8,8 @@
 //! 6. [`recorder`]: a batch on its way to Redis;
 //! 7. [`commit`]: the ledger: what is stored, how far positions and commits may move.
 //!
-//! [`admin`], [`status`], [`metrics`] and [`lag`] say how it is, [`event_log`] and [`traces`] what it did; [`desk`] is for operators.
+//! [`admin`], [`status`], [`metrics`], [`gaps`] and [`lag`] say how it is, [`event_log`] and [`traces`] what it did;
+//! [`desk`] is for operators.
 
 pub mod admin;
 pub mod breaker;
@@ -19,6 +20,7 @@ pub mod dead_letter;
 pub mod decode;
 pub mod desk;
 pub mod event_log;
+pub mod gaps;
 pub mod group;
 pub mod lag;
 pub mod metrics;

@@ -19,6 +19,9 @@ const TRUNCATED: Described = Described(
     "user_activity_dead_letters_truncated_total",
     "Dead letters that were cut, because their topic refused them for their size.",
 );
+const LOST: Described =
+    Described("user_activity_lost_offsets_total", "Offsets that fell off the topic before they were read.");
+const HOLES: Described = Described("user_activity_hole_offsets_total", "Offsets that the topic has without a record.");
 const BATCH_EVENTS: Described = Described("user_activity_batch_events", "Events of a batch that Redis acknowledged.");
 const WRITE_DURATION: Described =
     Described("user_activity_store_write_duration_seconds", "From sending a batch to Redis to its answer or failure.");
@@ -50,6 +53,8 @@ pub struct Metrics {
     expired: Counter,
     dead_letters: Counter,
     truncated: Counter,
+    lost: Counter,
+    holes: Counter,
     rewinds: Counter,
     assigned: Gauge,
     batch_events: Histogram,
@@ -69,6 +74,8 @@ impl Metrics {
             duplicates: exporter.counter(EVENTS, &[("result", "duplicate")]),
             expired: exporter.counter(EVENTS, &[("result", "expired")]),
             dead_letters: exporter.counter(DEAD_LETTERS, &[]),
+            lost: exporter.counter(LOST, &[]),
+            holes: exporter.counter(HOLES, &[]),
             truncated: exporter.counter(TRUNCATED, &[]),
             rewinds: exporter.counter(REWINDS, &[]),
             assigned: exporter.gauge(ASSIGNED, &[]),
@@ -104,6 +111,8 @@ impl Metrics {
         self.duplicates.absolute(counters.duplicates.get());
         self.expired.absolute(counters.expired.get());
         self.dead_letters.absolute(counters.dead_lettered.get());
+        self.lost.absolute(counters.lost.get());
+        self.holes.absolute(counters.holes.get());
         self.truncated.absolute(counters.truncated.get());
         self.rewinds.absolute(counters.replacements.get());
         let partitions = status.assignment();

@@ -53,8 +53,10 @@ pub struct Counters {
     pub dead_lettered: Tally,
     /// Dead letters of which only a stub fitted into their topic.
     pub truncated: Counter,
-    /// Offsets that were not there to be read.
-    pub skipped_offsets: Counter,
+    /// Offsets that fell off the topic before they were read.
+    pub lost: Counter,
+    /// Offsets that the topic has without a record.
+    pub holes: Counter,
     /// Times a partition had to be placed anew.
     pub replacements: Counter,
 }

@@ -56,7 +56,7 @@ const SOMEWHERE: [(Has, &str, Sign); 13] = [
     (|kind| kind == Kind::Cluster, "CLUSTERDOWN", Error("CLUSTERDOWN")),
     (|kind| kind == Kind::Guard, "trimmed early", Log("(REDIS_MEMORY_GUARD): ")),
     (|kind| kind == Kind::Transactions, "transaction aborted", Met(|counts| counts.outsider.aborted)),
-    (|kind| kind == Kind::Transactions, "offsets without a record", Log("are not on the topic any more")),
+    (|kind| kind == Kind::Transactions, "offsets without a record", Log("offsets had no record")),
     (|kind| kind == Kind::Partitions, "seventh partition read", Log("partition 6: reading from offset")),
 ];
 

@@ -44,6 +44,7 @@ impl Consumer {
             self.settle();
             self.tell_partitions();
             self.tell_lags(now);
+            self.tell_holes(now);
         }
     }
 

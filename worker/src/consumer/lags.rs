@@ -11,6 +11,7 @@ use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::Consumer;
 use crate::commit::NextOffset;
+use crate::gaps::Lost;
 use crate::group::{Group, Look};
 use crate::status::PartitionState;
 
@@ -50,7 +51,24 @@ impl Consumer {
 
     pub(super) fn on_look(&mut self, look: Look) {
         look.drained.iter().for_each(|(partition, next)| self.lags.drained(*partition, *next));
+        let judged = self.gaps.judge(&look.starts);
+        self.status.counters.holes.add(judged.holes);
+        judged.lost.into_iter().for_each(|lost| self.lose(lost));
         self.look = look;
+    }
+
+    /// Says that records are lost. This is the one place where an acknowledged event is: everything else is read again.
+    pub(super) fn lose(&self, Lost { partition, count: lost, before }: Lost) {
+        self.status.counters.lost.add(lost);
+        log::error!(partition, lost, before = before.0;
+            "partition {partition}: {lost} offsets before {} fell off the topic before they were read; their events are lost",
+            before.0);
+    }
+
+    pub(super) fn tell_holes(&mut self, now: Instant) {
+        if let Some(holes) = self.gaps.turn(now) {
+            log::info!(holes; "{holes} offsets had no record: marks of transactions, aborted ones, or compaction");
+        }
     }
 
     /// Tells the metrics how the partitions are, and the health check whether they move.

@@ -43,10 +43,11 @@ use self::lags::Measured;
 use self::places::{Backoff, Placing};
 use self::room::{Guard, Looked};
 use crate::breaker::{Breakers, Reaction};
-use crate::commit::{Ledger, Offset, Verdict};
+use crate::commit::{Ledger, NextOffset, Offset, Verdict};
 use crate::dead_letter::DeadLetters;
 use crate::decode::{Decoded, decode};
 use crate::event_log::EventLog;
+use crate::gaps::Gaps;
 use crate::group::{Change, Group, Look, Stranded};
 use crate::lag::Lags;
 use crate::recorder::Pending;
@@ -70,6 +71,7 @@ pub struct Consumer {
     ledger: Ledger,
     breakers: Breakers,
     lags: Lags,
+    gaps: Gaps,
     /// What the client last said of the topic.
     look: Look,
     log: EventLog,
@@ -123,6 +125,7 @@ impl Consumer {
             ledger: Ledger::default(),
             breakers: Breakers::new(config.breaker),
             lags: Lags::default(),
+            gaps: Gaps::default(),
             look: Look::default(),
             log: EventLog::new(config.event_log, now),
             traces: traces.map(|traces| BatchTraces::new(traces, topic, &config.consumer.group)),
@@ -235,7 +238,7 @@ impl Consumer {
         match self.ledger.deliver(partition, offset) {
             Verdict::Accepted { slot, missing } => {
                 if missing > 0 {
-                    self.count_missing(partition, missing, offset);
+                    self.gaps.meet(partition, NextOffset(offset.0 - missing), offset);
                 }
                 self.lags.read(partition, offset, record.timestamp().to_millis());
                 let decoded = decode(record, &self.types, &self.config.name, now);
@@ -259,13 +262,6 @@ impl Consumer {
                 self.after_displacement(partition);
             }
         }
-    }
-
-    fn count_missing(&self, partition: i32, missing: i64, before: Offset) {
-        self.status.counters.skipped_offsets.add(usize::try_from(missing).unwrap_or(usize::MAX));
-        log::warn!(partition, missing, before = before.0;
-            "partition {partition}: {missing} offsets before {} are not on the topic any more \
-             (retention, compaction or transaction markers)", before.0);
     }
 }
 

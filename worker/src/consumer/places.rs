@@ -9,6 +9,7 @@ use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::Consumer;
 use crate::commit::{NextOffset, Offset, Slot};
+use crate::gaps::Lost;
 use crate::group::{Change, Stranded};
 use crate::placement::{PlaceError, Placed, place};
 
@@ -153,8 +154,8 @@ impl Consumer {
         self.lags.place(partition, start);
         self.breakers.resumed(partition, Instant::now());
         log::info!(partition, offset = start.0; "partition {partition}: reading from offset {}", start.0);
-        if missing > 0 {
-            self.count_missing(partition, missing, Offset(start.0));
+        if let Some(count) = usize::try_from(missing).ok().filter(|count| *count > 0) {
+            self.lose(Lost { partition, count, before: Offset(start.0) });
         }
     }
 

@@ -75,7 +75,7 @@ pub(crate) enum Action {
     Notice(usize),
     Heartbeat(usize),
     Look(usize),
-    /// A worker reads so many records and sends them as a batch.
+    /// A worker reads so many offsets and sends their records as a batch.
     Send(usize, i64),
     Settle(usize),
     /// Redis, or the node of a bucket, goes back to what it was at [`Fault::Save`].

@@ -61,6 +61,8 @@ fn answers(worker: usize) -> [Action; 3] {
     [Action::Apply(worker, Which::Both), Action::ApplyPlacing(worker, Which::Both), Action::Answer(worker)]
 }
 
-fn work(worker: usize) -> [Action; 4] {
-    [Action::Heartbeat(worker), Action::Look(worker), Action::Send(worker, 1), Action::Settle(worker)]
+/// A record alone, or that behind a hole.
+fn work(worker: usize) -> [Action; 5] {
+    let read = [1, 2].map(|offsets| Action::Send(worker, offsets));
+    [Action::Heartbeat(worker), Action::Look(worker), read[0], read[1], Action::Settle(worker)]
 }

@@ -13,6 +13,7 @@ pub(crate) enum Guard {
     NoHeartbeatCheck,
     LateAnswersCount,
     AnyOrder,
+    NoBarrier,
     /// Not needed.
     CommitEarly,
     /// Not needed.
@@ -21,7 +22,7 @@ pub(crate) enum Guard {
 
 impl Guard {
     /// Those without which an event is lost, or an earlier one loses its place to a later one.
-    pub(crate) const NEEDED: [Self; 10] = [
+    pub(crate) const NEEDED: [Self; 11] = [
         Self::StartFromCommit,
         Self::MissingHasNoSay,
         Self::NoCompare,
@@ -32,6 +33,7 @@ impl Guard {
         Self::NoHeartbeatCheck,
         Self::LateAnswersCount,
         Self::AnyOrder,
+        Self::NoBarrier,
     ];
 
     /// Those of which one would think so.
@@ -66,6 +68,11 @@ impl Guard {
                 ("late-answers-count", "The answer to a batch from before a displacement still counts.")
             }
             Self::AnyOrder => ("any-order", "Answers count as they come, not in the order of the batches."),
+            Self::NoBarrier => (
+                "no-barrier",
+                "The client goes on handing out what it had fetched before the partition was placed anew. It does not: \
+                 librdkafka drops what is older than a seek.",
+            ),
             Self::CommitEarly => ("commit-early", "A batch is committed when it is sent."),
             Self::PositionsAlone => ("positions-alone", "The commit has no say in where a partition starts."),
         }

@@ -80,7 +80,7 @@ impl World {
         }
         let Batch { ticket, parts } = self.workers[worker].in_flight.remove(0);
         self.give_up(parts);
-        ticket.slots().for_each(|slot| self.workers[worker].displace(slot));
+        ticket.slots().for_each(|slot| self.workers[worker].displace(slot, broken));
         self.acknowledge(worker, broken);
         true
     }

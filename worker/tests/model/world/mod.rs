@@ -8,6 +8,7 @@ use std::hash::{Hash, Hasher};
 use worker::commit::{Ledger, NextOffset, Slot, Ticket};
 
 use crate::Rule;
+use crate::guards::Guard;
 use crate::redis::{BUCKETS, Bucket, Command, Records};
 
 /// The one partition.
@@ -81,8 +82,8 @@ impl Worker {
         self.ledger.unplaced().first().is_some_and(|vacancy| vacancy.slot.epoch > 1)
     }
 
-    fn displace(&mut self, slot: Slot) {
-        if self.ledger.displace(slot) {
+    fn displace(&mut self, slot: Slot, broken: Option<Guard>) {
+        if self.ledger.displace(slot) && broken != Some(Guard::NoBarrier) {
             self.next = 0;
         }
     }
@@ -92,6 +93,8 @@ impl Worker {
 pub(crate) struct World {
     /// The bucket of the record at each offset.
     log: Vec<usize>,
+    /// The offset that has no record, if there is one.
+    hole: Option<usize>,
     /// So many more.
     pub(crate) faults: u8,
     pub(crate) redis: [Bucket; BUCKETS],
@@ -107,6 +110,8 @@ pub(crate) struct World {
     /// What has outlived the retention.
     expired: Records,
     commit_is_lost: bool,
+    /// Whether the partition was displaced for what was delivered.
+    pub(crate) doubted: bool,
     most_in_flight: usize,
     clock_jumps: bool,
     whole: bool,
@@ -115,17 +120,18 @@ pub(crate) struct World {
 /// The workers have no names: one is the owner.
 impl Hash for World {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
-        let Self { log, faults, redis, saved, owner, committed, workers, late, ever, expired, commit_is_lost, .. } =
-            self;
-        (log, faults, redis, saved, committed, commit_is_lost, late, ever, expired).hash(hasher);
+        let Self { log, hole, faults, redis, saved, owner, committed, workers, late, ever, expired, .. } = self;
+        (self.commit_is_lost, self.doubted, hole).hash(hasher);
+        (log, faults, redis, saved, committed, late, ever, expired).hash(hasher);
         (&workers[*owner], &workers[1 - *owner]).hash(hasher);
     }
 }
 
 impl World {
-    pub(crate) fn new(log: Vec<usize>, rule: &Rule) -> Self {
+    pub(crate) fn new(log: Vec<usize>, hole: Option<usize>, rule: &Rule) -> Self {
         let mut world = Self {
             log,
+            hole,
             faults: rule.faults,
             redis: Default::default(),
             saved: None,
@@ -136,6 +142,7 @@ impl World {
             ever: Records::default(),
             expired: Records::default(),
             commit_is_lost: false,
+            doubted: false,
             most_in_flight: rule.in_flight,
             clock_jumps: rule.clock_jumps,
             whole: rule.whole,
@@ -151,12 +158,19 @@ impl World {
     /// The records of a bucket.
     fn of(&self, bucket: usize) -> Records {
         let own = (0..).zip(&self.log).filter(|(_, of)| **of == bucket);
-        own.fold(Records::default(), |records, (offset, _)| records.with(Records::only(offset)))
+        let own = own.fold(Records::default(), |records, (offset, _)| records.with(Records::only(offset)));
+        own.within(self.records())
+    }
+
+    /// All records of the log.
+    fn records(&self) -> Records {
+        let hole = self.hole.and_then(|hole| i64::try_from(hole).ok()).map_or(Records::default(), Records::only);
+        Records::before(self.end()).without(hole)
     }
 
     /// What a reader must find.
     fn due(&self) -> Records {
-        Records::before(self.end()).without(self.expired)
+        self.records().without(self.expired)
     }
 
     fn stored(&self) -> Records {
@@ -165,7 +179,10 @@ impl World {
 
     /// In words: which record belongs where.
     pub(crate) fn setting(&self) -> String {
-        let belongs = |(record, bucket): (usize, &usize)| format!("record {record} belongs to bucket {bucket}");
+        let belongs = |(record, bucket): (usize, &usize)| match self.hole {
+            Some(hole) if hole == record => format!("offset {record} has no record"),
+            _ => format!("record {record} belongs to bucket {bucket}"),
+        };
         self.log.iter().enumerate().map(belongs).collect::<Vec<_>>().join(", ")
     }
 
@@ -188,7 +205,7 @@ impl World {
 
     /// Everything before the commit has been stored, whatever Redis has lost since.
     pub(crate) fn commit_is_true(&self) -> bool {
-        Records::before(self.committed.unwrap_or(0)).without(self.ever).is_empty()
+        Records::before(self.committed.unwrap_or(0)).within(self.records()).without(self.ever).is_empty()
     }
 
     /// A reader finds everything.

@@ -117,7 +117,7 @@ impl World {
         if let Some(placing) = &mut self.workers[worker].placing {
             placing.parts[bucket] = if held { Part::Held } else { Part::Mismatch };
         }
-        self.placed(worker);
+        self.placed(worker, broken);
         true
     }
 
@@ -158,19 +158,20 @@ impl World {
         let Some(nth) = self.next_answer(worker, broken) else { return false };
         let Batch { ticket, parts } = self.workers[worker].in_flight.remove(nth);
         self.give_up(parts);
-        ticket.slots().for_each(|slot| self.workers[worker].displace(slot));
+        ticket.slots().for_each(|slot| self.workers[worker].displace(slot, broken));
         self.acknowledge(worker, broken);
         true
     }
 
     /// The answer to a placement changes nothing but its worker, so that it may come at once.
-    fn placed(&mut self, worker: usize) {
+    fn placed(&mut self, worker: usize, broken: Option<Guard>) {
         let worker = &mut self.workers[worker];
         let answered = worker.placing.take_if(|placing| is_answered(&placing.parts));
         let Some(Placing { slot, start, committed, parts, .. }) = answered else { return };
         let written = parts.iter().all(|part| *part == Part::Held);
         if written && worker.ledger.place(slot, start, committed.map(NextOffset)) {
-            worker.next = start.0;
+            let fetched = if broken == Some(Guard::NoBarrier) { worker.next } else { start.0 };
+            worker.next = fetched.max(start.0);
         }
     }
 
@@ -188,7 +189,7 @@ impl World {
         let acknowledged = self.workers[worker].ledger.acknowledged();
         let fallen = acknowledged.into_iter().find(|(_, acked)| has_fallen(acked, &positions));
         let fallen = fallen.filter(|_| broken != Some(Guard::IgnoreMismatch));
-        fallen.iter().for_each(|(slot, _)| self.workers[worker].displace(*slot));
+        fallen.iter().for_each(|(slot, _)| self.workers[worker].displace(*slot, broken));
         // What was lost of the commits is made up for.
         let committed = self.committed;
         self.workers[worker].ledger.doubt_commits();
@@ -225,18 +226,24 @@ impl World {
     /// without a position, which is never wrong: nothing to check.
     pub(super) fn send(&mut self, worker: usize, records: i64, broken: Option<Guard>) -> bool {
         let sent = self.workers[worker].next + records;
-        if sent > self.end() {
+        // A batch ends with a record.
+        if sent > self.end() || Records::only(sent - 1).within(self.records()).is_empty() {
             return false;
         }
-        let all = Records::before(sent).without(Records::before(sent - records));
+        let all = Records::before(sent).without(Records::before(sent - records)).within(self.records());
         let of: [Records; BUCKETS] = std::array::from_fn(|bucket| all.within(self.of(bucket)));
         let Worker { ledger, next, in_flight, .. } = &mut self.workers[worker];
         let waits = ledger.current(PARTITION).is_none() || !ledger.unplaced().is_empty();
         if waits || in_flight.len() == self.most_in_flight {
             return false;
         }
-        let verdicts = (*next..sent).map(|offset| ledger.deliver(PARTITION, Offset(offset)));
-        let Some(Verdict::Accepted { slot, .. }) = verdicts.last() else { return false };
+        let delivered = (*next..sent).filter(|offset| !Records::only(*offset).within(all).is_empty());
+        let verdicts: Vec<_> = delivered.map(|offset| ledger.deliver(PARTITION, Offset(offset))).collect();
+        if verdicts.contains(&Verdict::Displaced) {
+            (*next, self.doubted) = (0, true);
+            return true;
+        }
+        let Some(Verdict::Accepted { slot, .. }) = verdicts.last().copied() else { return false };
         *next = sent;
         let (ticket, moves) = ledger.dispatch([(slot, NextOffset(sent))], of.map(|records| !records.is_empty()));
         let step = |bucket: usize| moves[bucket].first().map(|step| (step.from, step.to));
