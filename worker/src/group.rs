@@ -3,7 +3,7 @@
 //! The callbacks run inside `recv`, so they stay short: a newly assigned partition is paused at once and the loop is
 //! told; it finds the partition's place and resumes it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -44,8 +44,8 @@ pub struct Stranded;
 pub struct Look {
     /// How many partitions it has.
     pub partitions: usize,
-    /// Those that have a leader.
-    pub led: BTreeSet<i32>,
+    /// Those that have a leader, and which broker that is.
+    pub leaders: BTreeMap<i32, i32>,
     /// Where the logs begin, as of the last fetch from each.
     pub starts: BTreeMap<i32, NextOffset>,
     /// Before these everything that can be read has been handed over.
@@ -61,7 +61,10 @@ impl Look {
         });
         Self {
             partitions: known().count(),
-            led: known().filter(|partition| partition.leader >= 0).map(|partition| partition.partition).collect(),
+            leaders: known()
+                .filter(|partition| partition.leader >= 0)
+                .map(|partition| (partition.partition, partition.leader))
+                .collect(),
             starts: known()
                 .filter(|partition| partition.lo_offset >= 0)
                 .map(|partition| (partition.partition, NextOffset(partition.lo_offset)))

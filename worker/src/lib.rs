@@ -106,7 +106,8 @@ async fn work(
         created = topics(config, status) => created?,
     }
     loop {
-        match Consumer::new(config, Arc::clone(status), traces.clone())?.run(shutdown).await {
+        // On the heap: it is as large as all that a consumer holds.
+        match Box::pin(Consumer::new(config, Arc::clone(status), traces.clone())?.run(shutdown)).await {
             Err(error) if error.is::<Stranded>() && !shutdown.is_cancelled() => {
                 log::warn!("a new consumer joins the group: {error}")
             }

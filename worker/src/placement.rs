@@ -4,14 +4,18 @@
 //! because of a commit that ran ahead of what Redis still has; what it does have is a cheap duplicate, and an emptied
 //! Redis is refilled by itself.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use common::mutation::{Mutation, active};
-use common::store::{Placement, PositionScope, Store, StoreError};
+use common::store::{BUCKETS, Placement, PositionScope, Positions, Store, StoreError};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use futures::stream::{BoxStream, FuturesUnordered, StreamExt};
 use rdkafka::consumer::{Consumer, StreamConsumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 
 use crate::commit::{NextOffset, Slot, Vacancy};
@@ -19,6 +23,8 @@ use crate::group::Group;
 
 /// For one look-up at the brokers.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+/// For moving the read positions, which happens inside the client.
+const SEEK_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Why partitions have no place yet.
 #[derive(Debug, thiserror::Error)]
@@ -84,77 +90,214 @@ pub fn decide(log: Log, positions: &[Option<i64>], ceiling: Option<NextOffset>) 
     Start { at, beginning, missing }
 }
 
-/// Finds a place for each of the partitions and writes it into every bucket. Those it can't place now are left away.
-///
-/// # Errors
-/// [`PlaceError`] when the brokers or the store have no answer; trying again is safe.
-pub async fn place(
-    kafka: Weak<StreamConsumer<Group>>,
-    store: Arc<Store>,
-    scope: PositionScope,
-    topic: String,
-    vacancies: Vec<Vacancy>,
-) -> Result<Vec<Placed>, PlaceError> {
-    store.check().await?;
-    let partitions: Vec<i32> = vacancies.iter().map(|vacancy| vacancy.slot.partition).collect();
-    // Before the logs: a position that somebody still moves meanwhile must not seem to lie beyond the end.
-    let positions = store.positions(&scope, &partitions).await?;
-    let asked = partitions.clone();
-    // Weak: the client is closed by whoever drops it last, which must not be a look-up that nobody waits for.
-    let look_up = move || logs(&*kafka.upgrade().ok_or(KafkaError::Canceled)?, &topic, &asked);
-    let logs = tokio::task::spawn_blocking(look_up).await;
-    // The closure neither panics nor is it cancelled.
-    let logs = logs.unwrap_or(Err(KafkaError::Canceled))?;
-    let mut placements = Vec::new();
-    let mut placed = Vec::new();
-    for Vacancy { slot, ceiling } in vacancies {
-        let (Some(log), Some(positions)) = (logs.get(&slot.partition), positions.get(&slot.partition)) else {
-            continue;
-        };
-        let Start { at, beginning, missing } = decide(*log, positions, ceiling);
-        let beginning = beginning.then_some(log.high);
-        placements.push(Placement { partition: slot.partition, start: at.0, beginning });
-        placed.push(Placed { slot, start: at, committed: log.committed.map(NextOffset), missing });
-    }
-    let refused = store.place(&scope, &placements).await?;
-    placed.retain(|place| !refused.contains(&place.slot.partition));
-    Ok(placed)
+/// An attempt to place partitions, or those of them that one broker leads.
+#[derive(Debug)]
+pub struct Attempt {
+    /// The partitions it is over for.
+    pub partitions: Vec<i32>,
+    /// Those that have their place now: the client reads on from there once it is resumed. The others have to wait.
+    ///
+    /// Trying again after an error is safe.
+    pub result: Result<Vec<Placed>, PlaceError>,
 }
 
-/// Asks the brokers. A partition without a leader is left away, so that it does not hold up the others.
-fn logs(kafka: &StreamConsumer<Group>, topic: &str, partitions: &[i32]) -> Result<HashMap<i32, Log>, KafkaError> {
-    let mut asked = TopicPartitionList::with_capacity(partitions.len());
-    for partition in partitions {
-        asked.add_partition(topic, *partition);
+/// Brokers by what they lead.
+pub type Leaders = BTreeMap<i32, i32>;
+
+/// A partition that can be placed once its log is known.
+struct Candidate {
+    vacancy: Vacancy,
+    positions: Positions,
+    committed: Option<i64>,
+}
+
+impl Candidate {
+    fn partition(&self) -> i32 {
+        self.vacancy.slot.partition
     }
-    let committed = kafka.committed_offsets(asked, LOOKUP_TIMEOUT)?;
-    let metadata = kafka.fetch_metadata(Some(topic), LOOKUP_TIMEOUT)?;
-    let known = metadata.topics().iter().filter(|found| found.name() == topic).flat_map(|topic| topic.partitions());
-    let led: BTreeSet<i32> =
-        known.filter(|partition| partition.leader() >= 0).map(|partition| partition.id()).collect();
-    let mut logs = HashMap::new();
-    let mut failure = None;
-    // One without a leader would be waited for until the time-out.
-    for partition in partitions.iter().filter(|partition| led.contains(partition)) {
-        let commit = committed.find_partition(topic, *partition).and_then(|found| match found.offset() {
-            KafkaOffset::Offset(offset) => Some(offset),
-            _ => None,
-        });
-        match kafka.fetch_watermarks(topic, *partition, LOOKUP_TIMEOUT) {
-            Ok((low, high)) => drop(logs.insert(*partition, Log { low, high, committed: commit })),
-            Err(error) => failure = Some(error),
+}
+
+/// What is asked for places.
+#[derive(Clone)]
+pub struct Placer {
+    /// Weak: the client is closed by whoever drops it last, which must not be a look-up that nobody waits for.
+    pub kafka: Weak<StreamConsumer<Group>>,
+    /// Where positions are.
+    pub store: Arc<Store>,
+    /// Whose positions.
+    pub scope: PositionScope,
+    /// The topic.
+    pub topic: String,
+}
+
+impl Placer {
+    /// Finds a place for each of the partitions, writes it into every bucket and moves the client there. Each of the
+    /// partitions is in one of the attempts.
+    ///
+    /// The brokers are asked for all partitions at once, each leader by itself: one that does not answer holds up nothing
+    /// but the partitions it leads. `leaders` is what the client knew last; where it knows none, the brokers are asked.
+    pub fn place(self, vacancies: Vec<Vacancy>, leaders: Leaders) -> BoxStream<'static, Attempt> {
+        let begun = async move {
+            let partitions = vacancies.iter().map(|vacancy| vacancy.slot.partition).collect();
+            match self.candidates(vacancies, leaders).await {
+                Ok(shares) => shares.into_iter().map(|share| self.clone().place_share(share)).collect(),
+                Err(error) => {
+                    let failed = async move { Attempt { partitions, result: Err(error) } };
+                    FuturesUnordered::from_iter([failed.boxed()])
+                }
+            }
+        };
+        begun.flatten_stream().boxed()
+    }
+
+    /// Those that can be placed, by the broker that leads them. What has no leader is a share of its own, to be given up.
+    async fn candidates(
+        &self,
+        vacancies: Vec<Vacancy>,
+        leaders: Leaders,
+    ) -> Result<Vec<(Option<i32>, Vec<Candidate>)>, PlaceError> {
+        self.store.check().await?;
+        let partitions: Vec<i32> = vacancies.iter().map(|vacancy| vacancy.slot.partition).collect();
+        // Before the logs: a position that somebody still moves meanwhile must not seem to lie beyond the end.
+        let mut positions = self.store.positions(&self.scope, &partitions).await?;
+        let asked = partitions.clone();
+        let (commits, leaders) = self
+            .ask(move |kafka, topic| {
+                let commits = commits(kafka, topic, &asked)?;
+                Ok((commits, with_missing(kafka, topic, &asked, leaders)?))
+            })
+            .await?;
+        let mut shares: BTreeMap<Option<i32>, Vec<Candidate>> = BTreeMap::new();
+        for vacancy in vacancies {
+            let partition = vacancy.slot.partition;
+            let positions = positions.remove(&partition).unwrap_or([None; BUCKETS]);
+            let candidate = Candidate { vacancy, positions, committed: commits.get(&partition).copied() };
+            shares.entry(leaders.get(&partition).copied()).or_default().push(candidate);
         }
+        Ok(shares.into_iter().collect())
     }
-    match failure {
-        Some(error) if logs.is_empty() => Err(error),
-        _ => Ok(logs),
+
+    fn place_share(self, (leader, share): (Option<i32>, Vec<Candidate>)) -> BoxFuture<'static, Attempt> {
+        let partitions = share.iter().map(Candidate::partition).collect();
+        async move {
+            let result = if leader.is_some() { self.place_led(share).await } else { Ok(Vec::new()) };
+            Attempt { partitions, result }
+        }
+        .boxed()
+    }
+
+    async fn place_led(self, share: Vec<Candidate>) -> Result<Vec<Placed>, PlaceError> {
+        let partitions: Vec<i32> = share.iter().map(Candidate::partition).collect();
+        let edge = async |edge| {
+            let partitions = partitions.clone();
+            self.ask(move |kafka, topic| edges(kafka, topic, &partitions, edge, LOOKUP_TIMEOUT)).await
+        };
+        let (lows, highs) = tokio::try_join!(edge(KafkaOffset::Beginning), edge(KafkaOffset::End))?;
+        let mut placements = Vec::new();
+        let mut placed = Vec::new();
+        for Candidate { vacancy: Vacancy { slot, ceiling }, positions, committed } in share {
+            let (Some(low), Some(high)) = (lows.get(&slot.partition), highs.get(&slot.partition)) else { continue };
+            let log = Log { low: low.0, high: high.0, committed };
+            let Start { at, beginning, missing } = decide(log, &positions, ceiling);
+            let beginning = beginning.then_some(log.high);
+            placements.push(Placement { partition: slot.partition, start: at.0, beginning });
+            placed.push(Placed { slot, start: at, committed: committed.map(NextOffset), missing });
+        }
+        let refused = self.store.place(&self.scope, &placements).await?;
+        placed.retain(|place| !refused.contains(&place.slot.partition));
+        if placed.is_empty() {
+            return Ok(placed);
+        }
+        let starts: Vec<_> = placed.iter().map(|place| (place.slot.partition, place.start)).collect();
+        let sought = self.ask(move |kafka, topic| Ok(seek(kafka, topic, &starts))).await?;
+        placed.retain(|place| sought.contains(&place.slot.partition));
+        Ok(placed)
+    }
+
+    /// Asks the client something that may block.
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&StreamConsumer<Group>, &str) -> KafkaResult<T> + Send + 'static,
+    ) -> KafkaResult<T> {
+        let (kafka, topic) = (Weak::clone(&self.kafka), self.topic.clone());
+        let asked = move || question(&*kafka.upgrade().ok_or(KafkaError::Canceled)?, &topic);
+        // The closure neither panics nor is it cancelled.
+        tokio::task::spawn_blocking(asked).await.unwrap_or(Err(KafkaError::Canceled))
+    }
+}
+
+/// A list of partitions with such an offset each.
+fn list(topic: &str, places: impl IntoIterator<Item = (i32, KafkaOffset)>) -> KafkaResult<TopicPartitionList> {
+    let mut list = TopicPartitionList::new();
+    places.into_iter().try_for_each(|(partition, offset)| list.add_partition_offset(topic, partition, offset))?;
+    Ok(list)
+}
+
+fn commits(kafka: &StreamConsumer<Group>, topic: &str, partitions: &[i32]) -> KafkaResult<HashMap<i32, i64>> {
+    let asked = list(topic, partitions.iter().map(|partition| (*partition, KafkaOffset::Invalid)))?;
+    let found = kafka.committed_offsets(asked, LOOKUP_TIMEOUT)?;
+    let commit = |element: &TopicPartitionListElem<'_>| match element.offset() {
+        KafkaOffset::Offset(offset) => Some((element.partition(), offset)),
+        _ => None,
+    };
+    Ok(found.elements().iter().filter_map(commit).collect())
+}
+
+/// The leaders that are known, and what the brokers know of the others.
+fn with_missing(
+    kafka: &StreamConsumer<Group>,
+    topic: &str,
+    partitions: &[i32],
+    mut leaders: Leaders,
+) -> KafkaResult<Leaders> {
+    if partitions.iter().any(|partition| !leaders.contains_key(partition)) {
+        let metadata = kafka.fetch_metadata(Some(topic), LOOKUP_TIMEOUT)?;
+        let known = metadata.topics().iter().filter(|found| found.name() == topic).flat_map(|topic| topic.partitions());
+        leaders.extend(known.filter(|known| known.leader() >= 0).map(|known| (known.id(), known.leader())));
+    }
+    Ok(leaders)
+}
+
+/// Where the logs begin or end: one request to each leader. `edge` stands for itself where a time is expected (Kafka
+/// protocol, ListOffsets: -2 and -1).
+///
+/// # Errors
+/// When any of the leaders has no answer; of one partition alone, it is left out.
+pub(crate) fn edges(
+    kafka: &StreamConsumer<Group>,
+    topic: &str,
+    partitions: &[i32],
+    edge: KafkaOffset,
+    timeout: Duration,
+) -> KafkaResult<HashMap<i32, NextOffset>> {
+    let asked = list(topic, partitions.iter().map(|partition| (*partition, edge)))?;
+    let found = kafka.offsets_for_times(asked, timeout)?;
+    let offset = |element: &TopicPartitionListElem<'_>| match element.offset() {
+        KafkaOffset::Offset(offset) if element.error().is_ok() => Some((element.partition(), NextOffset(offset))),
+        _ => None,
+    };
+    Ok(found.elements().iter().filter_map(offset).collect())
+}
+
+/// Moves the read positions, all together. Gives the partitions where that was done: right after an assignment the client
+/// may not have begun with one yet.
+fn seek(kafka: &StreamConsumer<Group>, topic: &str, starts: &[(i32, NextOffset)]) -> BTreeSet<i32> {
+    let asked = list(topic, starts.iter().map(|(partition, start)| (*partition, KafkaOffset::Offset(start.0))));
+    let sought = asked.and_then(|asked| kafka.seek_partitions(asked, SEEK_TIMEOUT));
+    match sought {
+        Ok(sought) => {
+            let done = sought.elements().into_iter().filter(|element| element.error().is_ok());
+            done.map(|element| element.partition()).collect()
+        }
+        Err(error) => {
+            log::debug!("partitions are not placed yet: {error}");
+            BTreeSet::new()
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use common::store::{BUCKETS, Positions};
-
     use super::*;
 
     fn start(low: i64, high: i64, committed: Option<i64>, positions: &Positions) -> (i64, bool, i64) {

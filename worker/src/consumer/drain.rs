@@ -76,7 +76,7 @@ impl Consumer {
             log::debug!("the heartbeat could not be taken back; it expires by itself");
         }
         // A placement under way has the client in use.
-        self.placing = None;
+        self.placing.clear();
         let kafka = self.kafka;
         let left = within(deadline, move || {
             let list = kafka.context().commit_list(&commits);

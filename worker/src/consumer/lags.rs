@@ -1,18 +1,19 @@
 //! How far this worker is behind: the looks at the logs' ends, and who is told.
 
-use std::sync::{Arc, Weak};
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::event::Timestamp;
 use common::store::PartitionLag;
-use rdkafka::consumer::{Consumer as _, StreamConsumer};
+use rdkafka::Offset as KafkaOffset;
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::Consumer;
 use crate::commit::NextOffset;
 use crate::gaps::Lost;
-use crate::group::{Group, Look};
+use crate::group::Look;
+use crate::placement::edges;
 use crate::status::PartitionState;
 
 /// How often the brokers are asked for the ends of the logs: one small request to each.
@@ -21,7 +22,7 @@ const MEASURE_PERIOD: Duration = Duration::from_secs(3);
 const MEASURE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The ends of the logs.
-pub(super) type Measured = KafkaResult<Vec<(i32, NextOffset)>>;
+pub(super) type Measured = KafkaResult<HashMap<i32, NextOffset>>;
 
 impl Consumer {
     /// Asks the brokers, because the client itself learns of an end only by fetching: not of a paused partition's, which
@@ -30,13 +31,17 @@ impl Consumer {
         self.measure_after = now + MEASURE_PERIOD;
         let mut partitions = self.ledger.assigned();
         // One without a leader would hold up the answer about the others until the time-out.
-        partitions.retain(|partition| self.look.partitions == 0 || self.look.led.contains(partition));
+        partitions.retain(|partition| self.look.partitions == 0 || self.look.leaders.contains_key(partition));
         if partitions.is_empty() {
             return;
         }
         let (kafka, topic) = (Arc::downgrade(&self.kafka), self.config.kafka.topics.events.clone());
         self.measuring = Some(Box::pin(async move {
-            let look = tokio::task::spawn_blocking(move || ends(&kafka, &topic, &partitions)).await;
+            let ends = move || {
+                let kafka = kafka.upgrade().ok_or(KafkaError::Canceled)?;
+                edges(&kafka, &topic, &partitions, KafkaOffset::End, MEASURE_TIMEOUT)
+            };
+            let look = tokio::task::spawn_blocking(ends).await;
             // The closure neither panics nor is it cancelled.
             look.unwrap_or(Err(KafkaError::Canceled))
         }));
@@ -89,19 +94,4 @@ impl Consumer {
             self.status.progress.down(&stuck.iter().map(sentence).collect::<Vec<_>>().join("; "));
         }
     }
-}
-
-fn ends(kafka: &Weak<StreamConsumer<Group>>, topic: &str, partitions: &[i32]) -> Measured {
-    let kafka = kafka.upgrade().ok_or(KafkaError::Canceled)?;
-    let mut asked = TopicPartitionList::with_capacity(partitions.len());
-    for partition in partitions {
-        // As a time, the end stands for the end (Kafka protocol, ListOffsets: -1).
-        asked.add_partition_offset(topic, *partition, KafkaOffset::End)?;
-    }
-    let found = kafka.offsets_for_times(asked, MEASURE_TIMEOUT)?;
-    let end = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element.offset() {
-        KafkaOffset::Offset(end) if element.error().is_ok() => Some((element.partition(), NextOffset(end))),
-        _ => None,
-    };
-    Ok(found.elements().iter().filter_map(end).collect())
 }

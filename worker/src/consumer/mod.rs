@@ -29,7 +29,7 @@ use common::store::{PositionScope, Store};
 use common::traces::Traces;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use futures::stream::{FuturesOrdered, StreamExt};
+use futures::stream::{BoxStream, FuturesOrdered, SelectAll, StreamExt};
 use rdkafka::Message;
 use rdkafka::consumer::{Consumer as _, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -40,7 +40,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use self::batches::{Buried, Written};
 use self::heartbeat::Beaten;
 use self::lags::Measured;
-use self::places::{Backoff, Placing};
+use self::places::Backoff;
 use self::room::{Guard, Looked};
 use crate::breaker::{Breakers, Reaction};
 use crate::commit::{Ledger, NextOffset, Offset, Verdict};
@@ -50,6 +50,7 @@ use crate::event_log::EventLog;
 use crate::gaps::Gaps;
 use crate::group::{Change, Group, Look, Stranded};
 use crate::lag::Lags;
+use crate::placement::Attempt;
 use crate::recorder::Pending;
 use crate::status::Status;
 use crate::traces::BatchTraces;
@@ -84,7 +85,9 @@ pub struct Consumer {
     in_burial: BTreeSet<i32>,
     /// On their way to Redis, in order.
     writes: FuturesOrdered<BoxFuture<'static, Written>>,
-    placing: Option<BoxFuture<'static, Placing>>,
+    /// Attempts to place partitions, and the partitions that these are about.
+    placing: SelectAll<BoxStream<'static, Attempt>>,
+    in_placing: BTreeSet<i32>,
     /// Partitions whose dead letters can't be published.
     backoffs: BTreeMap<i32, Backoff>,
     beating: Option<BoxFuture<'static, Beaten>>,
@@ -133,7 +136,8 @@ impl Consumer {
             burying: None,
             in_burial: BTreeSet::new(),
             writes: FuturesOrdered::new(),
-            placing: None,
+            placing: SelectAll::new(),
+            in_placing: BTreeSet::new(),
             backoffs: BTreeMap::new(),
             beating: None,
             measuring: None,
@@ -183,7 +187,7 @@ impl Consumer {
                 Some(change) = self.changes.recv() => self.on_change(change)?,
                 Some(written) = self.writes.next() => self.on_written(written),
                 buried = finished(&mut self.burying) => self.on_buried(buried),
-                placed = finished(&mut self.placing) => self.on_placed(placed)?,
+                Some(placed) = self.placing.next() => self.on_placed(placed)?,
                 beaten = finished(&mut self.beating) => self.on_beaten(beaten)?,
                 measured = finished(&mut self.measuring) => self.on_measured(measured),
                 looked = finished(&mut self.looking_for_room) => self.on_room(looked),
@@ -199,7 +203,7 @@ impl Consumer {
         if self.pending.is_full() && self.can_dispatch() {
             self.dispatch();
         }
-        if self.placing.is_none() && now >= self.place_after {
+        if now >= self.place_after {
             self.start_placing(now);
         }
         if self.beating.is_none() && now >= self.beat_after {

@@ -11,17 +11,12 @@ use super::Consumer;
 use crate::commit::{NextOffset, Offset, Slot};
 use crate::gaps::Lost;
 use crate::group::{Change, Stranded};
-use crate::placement::{PlaceError, Placed, place};
+use crate::placement::{Attempt, PlaceError, Placed, Placer};
 
 /// Between attempts to place partitions.
 const PLACE_RETRY: Duration = Duration::from_millis(250);
-/// For moving the read position, which happens inside the client.
-const SEEK_TIMEOUT: Duration = Duration::from_millis(500);
 const SHORTEST_BACKOFF: Duration = Duration::from_secs(1);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
-
-/// What became of an attempt to place partitions.
-pub(super) type Placing = Result<Vec<Placed>, PlaceError>;
 
 /// How long a partition waits before its dead letter is tried again, and why, for people.
 #[derive(Debug, Default)]
@@ -110,23 +105,31 @@ impl Consumer {
         let mut vacancies = self.ledger.unplaced();
         vacancies.retain(|vacancy| {
             let partition = vacancy.slot.partition;
-            self.backoffs.get(&partition).is_none_or(|backoff| backoff.is_over(now))
+            !self.in_placing.contains(&partition)
+                && self.backoffs.get(&partition).is_none_or(|backoff| backoff.is_over(now))
                 && self.breakers.may_place(partition, now)
         });
         if vacancies.is_empty() {
             return;
         }
-        let (kafka, store, scope) = (Arc::downgrade(&self.kafka), Arc::clone(&self.store), self.scope.clone());
-        let topic = self.config.kafka.topics.events.clone();
-        self.placing = Some(Box::pin(place(kafka, store, scope, topic, vacancies)));
+        self.place_after = now + PLACE_RETRY;
+        self.in_placing.extend(vacancies.iter().map(|vacancy| vacancy.slot.partition));
+        let placer = Placer {
+            kafka: Arc::downgrade(&self.kafka),
+            store: Arc::clone(&self.store),
+            scope: self.scope.clone(),
+            topic: self.config.kafka.topics.events.clone(),
+        };
+        self.placing.push(placer.place(vacancies, self.look.leaders.clone()));
     }
 
-    pub(super) fn on_placed(&mut self, placed: Placing) -> anyhow::Result<()> {
+    pub(super) fn on_placed(&mut self, Attempt { partitions, result }: Attempt) -> anyhow::Result<()> {
         self.place_after = Instant::now() + PLACE_RETRY;
-        match placed {
+        self.in_placing.retain(|partition| !partitions.contains(partition));
+        match result {
             Ok(placed) => {
                 self.status.store.up("Redis answers");
-                placed.into_iter().for_each(|placed| self.resume(placed));
+                self.resume(placed);
             }
             Err(PlaceError::Store(error)) if error.is_final() => return Err(error.into()),
             Err(PlaceError::Store(error)) => self.status.store.down(&error.to_string()),
@@ -136,21 +139,31 @@ impl Consumer {
         Ok(())
     }
 
-    /// Moves the read position and lets the records come. Nothing else can touch the partition in between.
-    fn resume(&mut self, Placed { slot, start, committed, missing }: Placed) {
-        if !self.ledger.place(slot, start, committed) {
+    /// Lets the records come. The partitions were paused since before their read positions were moved.
+    fn resume(&mut self, mut placed: Vec<Placed>) {
+        placed.retain(|Placed { slot, start, committed, .. }| self.ledger.place(*slot, *start, *committed));
+        if placed.is_empty() {
             return;
         }
+        let mut list = TopicPartitionList::with_capacity(placed.len());
+        for Placed { slot, .. } in &placed {
+            list.add_partition(&self.config.kafka.topics.events, slot.partition);
+        }
+        let resumed = self.kafka.resume(&list);
+        let resumed = resumed.and_then(|()| list.elements().iter().try_for_each(|element| element.error()));
+        if let Err(error) = resumed {
+            log::debug!("partitions are not placed yet: {error}");
+            for Placed { slot, .. } in placed {
+                self.ledger.displace(slot);
+                self.pause(slot.partition);
+            }
+            return;
+        }
+        placed.into_iter().for_each(|placed| self.on_resumed(placed));
+    }
+
+    fn on_resumed(&mut self, Placed { slot, start, missing, .. }: Placed) {
         let partition = slot.partition;
-        let at = self.list(partition, KafkaOffset::Offset(start.0));
-        let sought = tokio::task::block_in_place(|| self.kafka.seek_partitions(at, SEEK_TIMEOUT));
-        let sought = sought.and_then(|list| list.elements().iter().try_for_each(|element| element.error()));
-        if let Err(error) = sought.and_then(|()| self.kafka.resume(&self.list(partition, KafkaOffset::Invalid))) {
-            // Right after an assignment the client may not have begun with the partition yet.
-            log::debug!("partition {partition}: not placed yet: {error}");
-            self.ledger.displace(slot);
-            return;
-        }
         self.lags.place(partition, start);
         self.breakers.resumed(partition, Instant::now());
         log::info!(partition, offset = start.0; "partition {partition}: reading from offset {}", start.0);
