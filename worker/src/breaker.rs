@@ -4,9 +4,14 @@
 //! further, nothing of it is published. From time to time a *probe* classifies the next window without publishing; if
 //! that looks well, reading goes on. After the longest hold dead-lettering goes on, slowly and with an alarm, so that
 //! nothing needs a hand for ever. Pure: time comes in as an argument.
+//!
+//! What is read again is not counted again, and what was counted stays: however often a partition is displaced or taken away
+//! and given back, a flood of poison is noticed. Only a worker that has not had it before begins from nothing.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
+
+use crate::commit::{NextOffset, Offset};
 
 /// How long a probe waits for its window to fill, as a partition may have fewer records; and how long none of what is read
 /// may be poison until dead-lettering beyond the longest hold ends.
@@ -75,6 +80,8 @@ enum Mode {
 #[derive(Debug)]
 struct Breaker {
     mode: Mode,
+    /// Everything before it was counted.
+    counted: Option<NextOffset>,
     recent: VecDeque<bool>,
     poison: usize,
     in_a_row: usize,
@@ -85,34 +92,48 @@ struct Breaker {
 pub struct Breakers {
     settings: BreakerSettings,
     partitions: BTreeMap<i32, Breaker>,
+    /// Those of partitions that others have, since when, for the case that they come back.
+    away: BTreeMap<i32, (Breaker, Instant)>,
 }
 
 impl Breakers {
     /// All closed.
     #[must_use]
     pub fn new(settings: BreakerSettings) -> Self {
-        Self { settings, partitions: BTreeMap::new() }
+        Self { settings, partitions: BTreeMap::new(), away: BTreeMap::new() }
     }
 
     /// A partition has been taken away.
-    pub fn revoke(&mut self, partition: i32) {
-        self.partitions.remove(&partition);
+    pub fn revoke(&mut self, partition: i32, now: Instant) {
+        if let Some(breaker) = self.partitions.remove(&partition) {
+            self.away.insert(partition, (breaker, now));
+        }
     }
 
-    /// A partition is read again from an earlier place: what was seen of it is going to be seen again.
+    /// A partition has been assigned. If it was held when it was taken away, it still is, and is probed at once, since others
+    /// have had it.
+    pub fn assign(&mut self, partition: i32, now: Instant) {
+        if let Some((mut breaker, left)) = self.away.remove(&partition) {
+            breaker.come_back(left, now);
+            self.partitions.insert(partition, breaker);
+        }
+    }
+
+    /// A partition is read again from an earlier place.
     pub fn rewind(&mut self, partition: i32) {
         if let Some(breaker) = self.partitions.get_mut(&partition) {
-            breaker.forget();
+            breaker.rewind();
         }
     }
 
     /// A record was classified.
-    pub fn observe(&mut self, partition: i32, poison: bool, now: Instant) -> Reaction {
+    pub fn observe(&mut self, partition: i32, offset: Offset, poison: bool, now: Instant) -> Reaction {
         let settings = self.settings;
         let breaker = self.partitions.entry(partition).or_insert_with(|| Breaker::new(Mode::Closed { grace: 0 }));
-        breaker.count(poison, &settings);
+        let again = !breaker.count(offset, poison, &settings);
         let (trips, recovered) = (breaker.trips(&settings), breaker.recovered(&settings));
         match &mut breaker.mode {
+            Mode::Closed { .. } if again => Reaction::Pass,
             Mode::Closed { grace } if *grace > 0 => {
                 *grace -= 1;
                 Reaction::Pass
@@ -162,11 +183,16 @@ impl Breakers {
         true
     }
 
-    /// A partition is read from now on.
-    pub fn resumed(&mut self, partition: i32, now: Instant) {
-        match self.partitions.get_mut(&partition).map(|breaker| &mut breaker.mode) {
-            Some(Mode::Probing { until, .. }) => *until = Some(now + PROBE_TIME),
-            Some(Mode::Forced { well, .. }) => *well = Some(now),
+    /// A partition is read from now on. Its log ended at `end` just before.
+    pub fn resumed(&mut self, partition: i32, end: NextOffset, now: Instant) {
+        let Some(breaker) = self.partitions.get_mut(&partition) else { return };
+        if breaker.counted.is_some_and(|counted| counted > end) {
+            // The log has gone back: what comes is not what was counted.
+            breaker.counted = None;
+        }
+        match &mut breaker.mode {
+            Mode::Probing { until, .. } => *until = Some(now + PROBE_TIME),
+            Mode::Forced { well, .. } => *well = Some(now),
             _ => {}
         }
     }
@@ -225,12 +251,10 @@ impl Breakers {
 
 impl Breaker {
     fn new(mode: Mode) -> Self {
-        Self { mode, recent: VecDeque::new(), poison: 0, in_a_row: 0 }
+        Self { mode, counted: None, recent: VecDeque::new(), poison: 0, in_a_row: 0 }
     }
 
-    fn forget(&mut self) {
-        self.recent.clear();
-        (self.poison, self.in_a_row) = (0, 0);
+    fn rewind(&mut self) {
         match &mut self.mode {
             Mode::Probing { until, seen, poison, .. } => (*until, *seen, *poison) = (None, 0, 0),
             Mode::Forced { well, .. } => *well = None,
@@ -238,13 +262,30 @@ impl Breaker {
         }
     }
 
-    fn count(&mut self, poison: bool, settings: &BreakerSettings) {
+    /// The time away is no time of holding. A probe begins anew, as does a second beyond the longest hold.
+    fn come_back(&mut self, left: Instant, now: Instant) {
+        self.rewind();
+        match &mut self.mode {
+            Mode::Held { since, probe_at } => (*since, *probe_at) = (*since + now.duration_since(left), now),
+            Mode::Probing { since, .. } => *since += now.duration_since(left),
+            Mode::Forced { paused, .. } => *paused = false,
+            Mode::Closed { .. } => {}
+        }
+    }
+
+    /// Says whether it is the first time.
+    fn count(&mut self, offset: Offset, poison: bool, settings: &BreakerSettings) -> bool {
+        if self.counted.is_some_and(|counted| offset.next() <= counted) {
+            return false;
+        }
+        self.counted = Some(offset.next());
         self.recent.push_back(poison);
         self.poison += usize::from(poison);
         if self.recent.len() > settings.window {
             self.poison -= usize::from(self.recent.pop_front() == Some(true));
         }
         self.in_a_row = if poison { self.in_a_row + 1 } else { 0 };
+        true
     }
 
     fn trips(&self, settings: &BreakerSettings) -> bool {
@@ -285,12 +326,25 @@ mod tests {
         forced_rate: 10,
     };
 
-    /// Feeds records until a reaction other than `Pass`; gives it with the number of records it took.
+    /// The end of a log that has not gone back.
+    const END: NextOffset = NextOffset(i64::MAX);
+
+    /// Feeds the records that come next until a reaction other than `Pass`; gives it with the number of records it took.
     fn feed(breakers: &mut Breakers, records: impl IntoIterator<Item = bool>, now: Instant) -> (usize, Reaction) {
+        let counted = breakers.partitions.get(&0).and_then(|breaker| breaker.counted);
+        feed_from(breakers, counted.map_or(0, |counted| counted.0), records, now)
+    }
+
+    fn feed_from(
+        breakers: &mut Breakers,
+        from: i64,
+        records: impl IntoIterator<Item = bool>,
+        now: Instant,
+    ) -> (usize, Reaction) {
         let mut taken = 0;
-        for poison in records {
+        for (offset, poison) in (from..).zip(records) {
             taken += 1;
-            let reaction = breakers.observe(0, poison, now);
+            let reaction = breakers.observe(0, Offset(offset), poison, now);
             if !matches!(reaction, Reaction::Pass | Reaction::Probed) {
                 return (taken, reaction);
             }
@@ -333,7 +387,7 @@ mod tests {
         let (mut breakers, now) = held();
         assert!(!breakers.may_place(0, now));
         assert!(breakers.may_place(1, now));
-        assert_eq!(breakers.observe(1, true, now), Reaction::Pass);
+        assert_eq!(breakers.observe(1, Offset(0), true, now), Reaction::Pass);
     }
 
     #[test]
@@ -364,7 +418,7 @@ mod tests {
         let (mut breakers, start) = held();
         let later = start + SETTINGS.probe_period;
         assert!(breakers.may_place(0, later));
-        breakers.resumed(0, later);
+        breakers.resumed(0, END, later);
         assert_eq!(feed(&mut breakers, [true, false, false], later).1, Reaction::Pass);
         assert_eq!(breakers.due(later), (vec![], vec![]));
         assert_eq!(breakers.due(later + PROBE_TIME), (vec![], vec![0]));
@@ -378,12 +432,12 @@ mod tests {
         assert!(breakers.may_place(0, later));
         let placed = later + PROBE_TIME * 3;
         assert_eq!(breakers.due(placed), (vec![], vec![]));
-        breakers.resumed(0, placed);
+        breakers.resumed(0, END, placed);
         assert_eq!(feed(&mut breakers, [true; 100], placed).1, Reaction::Pass);
         // Displaced for another reason: placed anew, it looks at the same records.
         breakers.rewind(0);
         assert_eq!(breakers.due(placed + PROBE_TIME), (vec![], vec![]));
-        breakers.resumed(0, placed);
+        breakers.resumed(0, END, placed);
         assert_eq!(feed(&mut breakers, [true; 1000], placed), (1000, Reaction::Displace));
         assert!(!breakers.may_place(0, placed));
     }
@@ -391,7 +445,7 @@ mod tests {
     #[test]
     fn no_record_of_a_held_partition_is_passed_over() {
         let (mut breakers, now) = held();
-        assert_eq!(breakers.observe(0, false, now), Reaction::Displace);
+        assert_eq!(breakers.observe(0, Offset(0), false, now), Reaction::Displace);
     }
 
     #[test]
@@ -417,7 +471,7 @@ mod tests {
         let read = later + PROBE_TIME * 3;
         breakers.due(read);
         assert!(breakers.is_open(0), "it has no place yet");
-        breakers.resumed(0, read);
+        breakers.resumed(0, END, read);
         assert_eq!(feed(&mut breakers, [true; 100], read + SECOND), (10, Reaction::PassThenPause));
         assert_eq!(breakers.due(read + SECOND), (vec![0], vec![]));
         breakers.due(read + PROBE_TIME);
@@ -430,8 +484,55 @@ mod tests {
     fn records_that_are_read_again_do_not_count_twice() {
         let (mut breakers, now) = (Breakers::new(SETTINGS), Instant::now());
         for _ in 0..10 {
-            assert_eq!(feed(&mut breakers, [true; 60], now), (60, Reaction::Pass));
+            assert_eq!(feed_from(&mut breakers, 0, [true; 60], now), (60, Reaction::Pass));
             breakers.rewind(0);
         }
+    }
+
+    #[test]
+    fn constant_displacements_do_not_hide_a_flood_of_poison() {
+        let (mut breakers, now) = (Breakers::new(SETTINGS), Instant::now());
+        // Each time half of what was read is read again.
+        let trips = (0..10).map(|nth| {
+            breakers.rewind(0);
+            feed_from(&mut breakers, nth * 30, [true; 60], now)
+        });
+        assert_eq!(
+            trips.take_while(|(_, reaction)| *reaction == Reaction::Pass).count(),
+            2,
+            "100 are within the third"
+        );
+    }
+
+    #[test]
+    fn a_log_that_went_back_is_counted_from_where_it_begins_again() {
+        let (mut breakers, now) = (Breakers::new(SETTINGS), Instant::now());
+        feed_from(&mut breakers, 500, [false; 50], now);
+        breakers.rewind(0);
+        breakers.resumed(0, NextOffset(200), now);
+        assert_eq!(feed_from(&mut breakers, 0, [true; 200], now), (100, Reaction::Displace));
+    }
+
+    #[test]
+    fn a_held_partition_that_comes_back_is_still_held_and_probed_at_once() {
+        let (mut breakers, start) = held();
+        breakers.revoke(0, start);
+        assert!(breakers.reasons(start).is_empty() && breakers.due(start).0.is_empty(), "others have it");
+        let back = start + SETTINGS.longest_hold * 2;
+        breakers.assign(0, back);
+        assert!(breakers.reasons(back)[0].starts_with("partition 0 is held for 0 s"));
+        // To be probed: nothing of it is published.
+        assert!(breakers.may_place(0, back));
+        assert_eq!(feed(&mut breakers, [true; 1000], back), (1000, Reaction::Displace));
+        assert!(!breakers.may_place(0, back));
+    }
+
+    #[test]
+    fn what_was_counted_before_a_partition_was_taken_away_still_counts() {
+        let (mut breakers, now) = (Breakers::new(SETTINGS), Instant::now());
+        feed(&mut breakers, [true; 99], now);
+        breakers.revoke(0, now);
+        breakers.assign(0, now);
+        assert_eq!(feed(&mut breakers, [true; 99], now), (1, Reaction::Displace));
     }
 }

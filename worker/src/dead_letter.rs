@@ -9,7 +9,8 @@
 
 mod stub;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
@@ -199,6 +200,13 @@ impl DeadLetter {
         bytes(&self.key) + bytes(&self.value) + headers.sum::<usize>()
     }
 
+    /// Tells it from another record at the same place.
+    fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (self.timestamp.to_millis(), &self.key, &self.value).hash(&mut hasher);
+        hasher.finish()
+    }
+
     /// Whether a topic with this limit for a record, if that is known, has no reason to refuse it.
     fn surely_fits(&self, limit: Option<usize>) -> bool {
         let known = matches!(self.headers, Originals::Readable(_));
@@ -238,8 +246,8 @@ pub struct DeadLetters {
     group: String,
     worker: String,
     /// Those that the brokers have, and whose partition has not come past them yet: read again, they are not
-    /// published again.
-    acknowledged: Mutex<BTreeSet<(i32, Offset)>>,
+    /// published again. With their fingerprints: where a log has gone back, the same place has another record.
+    acknowledged: Mutex<BTreeMap<(i32, Offset), u64>>,
 }
 
 impl DeadLetters {
@@ -282,13 +290,22 @@ impl DeadLetters {
     pub fn forget(&self, partition: i32, end: NextOffset) {
         let mut acknowledged = self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
         if !acknowledged.is_empty() {
-            acknowledged.retain(|(of, offset)| *of != partition || offset.next() > end);
+            acknowledged.retain(|(of, offset), _| *of != partition || offset.next() > end);
         }
     }
 
+    fn is_acknowledged(&self, letter: &DeadLetter) -> bool {
+        let acknowledged = self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+        acknowledged.get(&(letter.partition, letter.offset())).is_some_and(|known| *known == letter.fingerprint())
+    }
+
+    fn acknowledge(&self, letter: &DeadLetter) {
+        let mut acknowledged = self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+        acknowledged.insert((letter.partition, letter.offset()), letter.fingerprint());
+    }
+
     async fn publish_once(&self, letter: &DeadLetter) -> Result<(), PublishError> {
-        let at = (letter.partition, letter.offset());
-        if self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner).contains(&at) {
+        if self.is_acknowledged(letter) {
             log::debug!(
                 "partition {}: the dead letter of offset {} is published already",
                 letter.partition,
@@ -297,7 +314,7 @@ impl DeadLetters {
             return Ok(());
         }
         self.send(letter, None).await?;
-        self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner).insert(at);
+        self.acknowledge(letter);
         let DeadLetter { topic, partition, offset, reason, message, .. } = letter;
         log::warn!(topic, partition, offset, reason; "dead letter: {topic}-{partition} offset {offset}: {message}");
         Ok(())
@@ -320,8 +337,7 @@ impl DeadLetters {
     }
 
     fn truncated(&self, letter: &DeadLetter, edge: usize, buried: &mut Buried) {
-        let at = (letter.partition, letter.offset());
-        self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner).insert(at);
+        self.acknowledge(letter);
         buried.truncated += 1;
         let (DeadLetter { topic, partition, offset, reason, .. }, size) = (letter, letter.size());
         log::error!(topic, partition, offset, reason, size;
@@ -374,6 +390,13 @@ mod tests {
     use rdkafka::message::OwnedMessage;
 
     use super::*;
+
+    impl DeadLetters {
+        /// Whether letters of a partition are remembered.
+        pub(crate) fn remembers(&self, partition: i32) -> bool {
+            self.acknowledged.lock().unwrap().keys().any(|(of, _)| *of == partition)
+        }
+    }
 
     fn letter(headers: OwnedHeaders) -> DeadLetter {
         let record = OwnedMessage::new(

@@ -57,6 +57,8 @@ pub struct Placed {
     pub start: NextOffset,
     /// The group's commit.
     pub committed: Option<NextOffset>,
+    /// Where the log ended.
+    pub end: NextOffset,
     /// How many offsets before `start` were never stored and are not there any more.
     pub missing: i64,
 }
@@ -201,7 +203,7 @@ impl Placer {
             let Start { at, beginning, missing } = decide(log, &positions, ceiling);
             let beginning = beginning.then_some(log.high);
             placements.push(Placement { partition: slot.partition, start: at.0, beginning });
-            placed.push(Placed { slot, start: at, committed: committed.map(NextOffset), missing });
+            placed.push(Placed { slot, start: at, committed: committed.map(NextOffset), end: *high, missing });
         }
         let refused = self.store.place(&self.scope, &placements).await?;
         placed.retain(|place| !refused.contains(&place.slot.partition));

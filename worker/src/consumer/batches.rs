@@ -8,7 +8,7 @@ use common::mutation::{Mutation, active};
 use common::store::{Batch, PositionScope, Receipt, Store, StoreError, StoredEvent, UserIndex};
 
 use super::Consumer;
-use crate::commit::Ticket;
+use crate::commit::{NextOffset, Ticket};
 use crate::dead_letter::{self, DeadLetter};
 use crate::recorder::Pending;
 use crate::traces::BatchSpan;
@@ -95,6 +95,10 @@ impl Consumer {
         }
         for partition in batch.ends.keys().filter(|partition| !failures.contains_key(partition)) {
             self.backoffs.remove(partition);
+        }
+        for partition in batch.ends.keys().filter(|partition| self.ledger.current(**partition).is_none()) {
+            // Taken away meanwhile, and forgotten before these came.
+            self.letters.forget(*partition, NextOffset(i64::MAX));
         }
         self.failed += failures.len();
         self.write(batch);
@@ -216,16 +220,28 @@ async fn positions_first(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use common::shutdown::Shutdown;
+    use rdkafka::Timestamp;
+    use rdkafka::consumer::Consumer as _;
+    use rdkafka::message::OwnedMessage;
+    use rdkafka::mocking::MockCluster;
 
     use super::*;
-    use crate::commit::{NextOffset, Offset, Slot, Verdict};
+    use crate::commit::{Offset, Slot, Verdict};
+    use crate::decode::Decoded;
+    use crate::group::Change;
     use crate::status::Status;
     use crate::{Cli, Config};
 
     /// A consumer without brokers and Redis, that has read offset 0 of partition 0, and the ticket of that batch.
     fn consumer() -> (Consumer, Ticket) {
-        let nowhere = ["worker", "--kafka-brokers", "127.0.0.1:9", "--redis-url", "redis://127.0.0.1:9"];
+        consumer_at("127.0.0.1:9")
+    }
+
+    fn consumer_at(brokers: &str) -> (Consumer, Ticket) {
+        let nowhere = ["worker", "--kafka-brokers", brokers, "--redis-url", "redis://127.0.0.1:9"];
         let cli: Cli = common::config::parse(nowhere, |_| None).unwrap();
         let status = Arc::new(Status::new(Shutdown::new()));
         let mut consumer = Consumer::new(&Config::check(&cli).unwrap(), status, None).unwrap();
@@ -242,6 +258,47 @@ mod tests {
         let (mut consumer, ticket) = consumer();
         consumer.on_written((ticket, Vec::new(), Ok(Receipt::default())));
         assert_eq!(consumer.ledger.take_commits(), [(0, NextOffset(1))]);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_remembered_of_a_partition_that_was_taken_away_while_its_letters_were_published() {
+        let cluster = MockCluster::new(1).unwrap();
+        let (mut consumer, _) = consumer_at(&cluster.bootstrap_servers());
+        cluster.create_topic(&consumer.config.kafka.topics.dead_letters, 1, 1).unwrap();
+        let value = Some(b"not json".to_vec());
+        let record = OwnedMessage::new(value, None, "events".into(), Timestamp::NotAvailable, 0, 1, None);
+        let slot = consumer.ledger.current(0).unwrap();
+        let letter = Decoded::Poison(DeadLetter::new(&record, &[]));
+        consumer.pending.add(slot, NextOffset(2), letter, Instant::now());
+        consumer.dispatch();
+        let burying = consumer.burying.take().unwrap();
+        // The store is away: publishing ends all the same.
+        let buried = burying.await;
+        assert!(buried.1.failures.is_empty() && consumer.letters.remembers(0), "{:?}", buried.1);
+        consumer.on_change(Change::Revoked(vec![0])).unwrap();
+        assert!(!consumer.letters.remembers(0));
+        // This time the partition goes first.
+        let letters = Arc::clone(&consumer.letters);
+        assert!(letters.publish(&buried.0.letters).await.failures.is_empty());
+        consumer.on_buried(buried);
+        assert!(!consumer.letters.remembers(0), "it is not ours any more");
+    }
+
+    #[tokio::test]
+    async fn another_record_at_the_same_place_is_published_as_well() {
+        let cluster = MockCluster::new(1).unwrap();
+        let (consumer, _) = consumer_at(&cluster.bootstrap_servers());
+        let topic = &consumer.config.kafka.topics.dead_letters;
+        cluster.create_topic(topic, 1, 1).unwrap();
+        // The second time each is known.
+        for value in ["one", "one", "another", "another"] {
+            let value = Some(value.into());
+            let record = OwnedMessage::new(value, None, "events".into(), Timestamp::NotAvailable, 0, 1, None);
+            let buried = consumer.letters.publish(&[DeadLetter::new(&record, &[])]).await;
+            assert!(buried.failures.is_empty(), "{buried:?}");
+        }
+        let (_, end) = consumer.kafka.fetch_watermarks(topic, 0, Duration::from_secs(10)).unwrap();
+        assert_eq!(end, 2);
     }
 
     #[tokio::test]

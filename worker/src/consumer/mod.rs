@@ -249,7 +249,7 @@ impl Consumer {
                 if let (Some(traces), Decoded::Event(_)) = (&mut self.traces, &decoded) {
                     traces.read(record);
                 }
-                match self.breakers.observe(partition, matches!(decoded, Decoded::Poison(_)), clock) {
+                match self.breakers.observe(partition, offset, matches!(decoded, Decoded::Poison(_)), clock) {
                     Reaction::Pass => self.pending.add(slot, offset.next(), decoded, clock),
                     Reaction::PassThenPause => {
                         self.pending.add(slot, offset.next(), decoded, clock);

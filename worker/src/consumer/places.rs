@@ -50,6 +50,7 @@ impl Consumer {
                 for partition in partitions {
                     self.ledger.assign(partition);
                     self.lags.assign(partition, now);
+                    self.breakers.assign(partition, now);
                 }
                 (self.place_after, self.measure_after) = (now, now);
             }
@@ -57,7 +58,7 @@ impl Consumer {
                 for partition in partitions.into_iter().filter(|_| !active(Mutation::KeepRevokedState)) {
                     self.ledger.revoke(partition);
                     self.lags.revoke(partition);
-                    self.breakers.revoke(partition);
+                    self.breakers.revoke(partition, Instant::now());
                     self.backoffs.remove(&partition);
                     self.letters.forget(partition, NextOffset(i64::MAX));
                     self.pending.forget(partition);
@@ -162,10 +163,10 @@ impl Consumer {
         placed.into_iter().for_each(|placed| self.on_resumed(placed));
     }
 
-    fn on_resumed(&mut self, Placed { slot, start, missing, .. }: Placed) {
+    fn on_resumed(&mut self, Placed { slot, start, end, missing, .. }: Placed) {
         let partition = slot.partition;
         self.lags.place(partition, start);
-        self.breakers.resumed(partition, Instant::now());
+        self.breakers.resumed(partition, end, Instant::now());
         log::info!(partition, offset = start.0; "partition {partition}: reading from offset {}", start.0);
         if let Some(count) = usize::try_from(missing).ok().filter(|count| *count > 0) {
             self.lose(Lost { partition, count, before: Offset(start.0) });
