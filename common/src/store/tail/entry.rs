@@ -246,7 +246,7 @@ mod tests {
         };
         assert_eq!(offsets(&whole[..whole.len() - 1]), (vec![1], 1), "cut off");
         let mut foreign = whole;
-        foreign[4] = 0xff;
+        foreign[4] = 0xc3;
         assert_eq!(offsets(&foreign), (vec![2], 1), "no id");
     }
 }
