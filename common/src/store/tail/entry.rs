@@ -70,7 +70,7 @@ pub struct LogEnd {
 }
 
 /// What one transaction stored, or where logs began. Its first field is named after the scope; it has a time, and the
-/// records one behind the other, as [`Records`] writes them. Others follow only where logs began: a partition, and its
+/// records one behind the other, as `Records` writes them. Others follow only where logs began: a partition, and its
 /// log's end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
