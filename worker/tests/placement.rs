@@ -128,7 +128,9 @@ async fn a_leader_that_does_not_answer_holds_up_no_partition_of_others() {
 
     let first = attempts.next().await.unwrap();
     let placed: Vec<_> = first.result.unwrap().iter().map(|placed| placed.slot.partition).collect();
-    assert_eq!((first.partitions, placed), (vec![0, 2, 4], vec![0, 2, 4]));
+    assert_eq!(first.partitions, [0, 2, 4]);
+    // A seek that takes too long is made again.
+    assert!(placed.iter().all(|partition| first.partitions.contains(partition)), "{placed:?}");
     let second = attempts.next().await.unwrap();
     assert_eq!(second.partitions, [1, 3, 5]);
     assert!(matches!(second.result, Err(PlaceError::Kafka(_))), "{:?}", second.result);

@@ -44,9 +44,39 @@ impl Store {
         })
     }
 
+    /// What keeps events from being taken for expired at these times, of which Redis' clock says that they are over. Where
+    /// ours does not, and is far from it, one of the two is wrong, and the events may be needed.
+    pub(super) fn doubt_of(&self, mut expiries: impl Iterator<Item = i64>) -> Option<StoreError> {
+        let own = Timestamp::now().millis();
+        let in_doubt = !self.trusts_clock() && expiries.any(|expiry| expiry > own);
+        in_doubt.then(|| StoreError::Clock { ahead: self.clock.load(Ordering::Relaxed) / 1000 })
+    }
+
     /// Whether the clocks agree well enough to remove something by them.
     #[must_use]
     pub fn trusts_clock(&self) -> bool {
         self.clock.load(Ordering::Relaxed).abs() < MOST_TRUSTED_MS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RedisSettings;
+
+    #[test]
+    fn what_has_expired_by_a_clock_that_is_far_ahead_is_not_given_up() {
+        let nowhere = RedisSettings { url: "redis://127.0.0.1:1".into(), ..RedisSettings::default() };
+        let store = Store::new(&nowhere).unwrap();
+        let own = Timestamp::now().millis();
+        let doubts = |ahead: i64, expiry: i64| {
+            store.clock.store(ahead, Ordering::Relaxed);
+            store.doubt_of([expiry].into_iter()).is_some()
+        };
+        let day = 86_400_000;
+        assert!(doubts(2 * day, own + day));
+        assert!(!doubts(2 * day, own - 1), "it has by both");
+        assert!(!doubts(MOST_TRUSTED_MS - 1, own + MOST_TRUSTED_MS / 2), "clocks differ a little");
+        assert_eq!(store.clock_warning().unwrap().matches("ahead of").count(), 1);
     }
 }

@@ -55,9 +55,17 @@ pub enum StoreError {
         /// The value needed.
         wanted: &'static str,
     },
-    /// Other workers have other settings.
+    /// Redis' clock says that events have expired, and ours does not.
     #[error(
-        "{difference}, which {others} other workers use: give all the same; to change it, stop all workers before one is started with another"
+        "the clock of Redis is {ahead} s ahead of that of this machine, and by it events have expired that may not have: set both by NTP"
+    )]
+    Clock {
+        /// Seconds.
+        ahead: i64,
+    },
+    /// Other workers have other settings, or have changed them.
+    #[error(
+        "{difference} ({others} other workers are alive): give all workers the same; to change it, stop all before one is started with another"
     )]
     Settings {
         /// Name, own value, and the store's.

@@ -55,7 +55,7 @@ const NOT_A_UUID: u8 = 0xff;
 
 /// An eventId as it is stored, in names of keys and in indexes: the 16 bytes of a UUID in its canonical form, which are
 /// in the same order and save 20 bytes each, and the text of any other. Two rows of one score stand in the order of these.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct StoredId(Vec<u8>);
 
 impl StoredId {
@@ -140,9 +140,9 @@ impl Layout {
         [&self.prefix, "at:{", TAGS[bucket], "}"].concat()
     }
 
-    /// Exists while the bucket has positions, and changes when a transaction is not to happen.
-    pub(super) fn guard(&self, bucket: usize) -> String {
-        [&self.prefix, "gd:{", TAGS[bucket], "}"].concat()
+    /// Exists while a worker has places in the bucket, and changes when a transaction of it is not to happen.
+    pub(super) fn guard(&self, bucket: usize, member: &str) -> String {
+        [&self.prefix, "gd:{", TAGS[bucket], "}:", member].concat()
     }
 
     pub(super) fn worker(&self, member: &str) -> String {

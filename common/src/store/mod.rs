@@ -3,7 +3,8 @@
 //! Invariants, which everything else rests on:
 //!
 //! - An event's body and its place in the index are written by one transaction per bucket, idempotently (`SET … NX`,
-//!   `ZADD … NX`): writing it again completes whatever a crash left half done.
+//!   `ZADD … NX`, or a script that does the same where an id may repeat): writing it again completes whatever a crash left
+//!   half done.
 //! - The same transaction moves the bucket's *positions*: how far the bucket holds everything of a partition. It happens
 //!   only if all of them stand where the worker left them, and else writes nothing. So a position can't get ahead of the
 //!   data, nor an event ahead of an earlier one with the same eventId, whatever Redis loses, refuses or repeats.
@@ -16,7 +17,7 @@
 //! | `ux:{u}:<userId>` | sorted set | the same of one user, in the bucket of the userId; expires |
 //! | `tl:{t}` | stream | scope, partition, offset and id of what was stored last, and where logs began; trimmed by time, capped |
 //! | `at:{t}` | hash | `<group>\|<topic>:<partition>` → next offset |
-//! | `gd:{t}` | string | changes when a transaction is not to happen |
+//! | `gd:{t}:<member>` | string | changes when a transaction of this worker is not to happen; expires |
 //! | `wk:<member>`, `workers` | hash, sorted set | heartbeats of the workers |
 //! | `dl:{t}:<eventId>` | string | why an event became a dead letter; expires |
 //! | `meta:trimmed` | string | the time before which the guard of [`Memory`] has trimmed |
@@ -114,6 +115,11 @@ impl Store {
     /// As [`Store::new`].
     pub fn of_worker(settings: &RedisSettings, member: &str) -> Result<Self, StoreError> {
         Ok(Self { member: Some(member.to_owned()), ..Self::new(settings)? })
+    }
+
+    /// Whose guards it has in each bucket; those who only read have none.
+    fn member(&self) -> &str {
+        self.member.as_deref().unwrap_or_default()
     }
 
     /// Whether Redis answers, is new enough and its data was written with this layout; claims an empty Redis for it. Also

@@ -6,14 +6,18 @@ use std::collections::HashMap;
 use super::tail::MAX_ENTRIES;
 use super::{BUCKETS, Store, StoreError};
 
+/// How long a worker's guards live after its last heartbeat. One whose guard is gone is placed anew before it writes.
+const GUARD_MS: i64 = 3_600_000;
+
 /// Writes the place where a partition starts, which is always safe when it lowers a position or when nothing of the
 /// partition is left before it. The tail is told where a log ends that is read from its beginning: it may be another one
 /// than before, the more so where the bucket had a position in it that was not trusted. ARGV: most entries of the tail, its
-/// scope, then field, start, partition, end of the log if start is its
-/// beginning, and so on. Replies with 1 or 0 for each.
+/// scope, the life of the guard in milliseconds, then field, start, partition, end of the log if start is its beginning, and
+/// so on. Replies with 1 or 0 for each.
 const PLACE: &str = "local placed, ends = {}, {ARGV[2], ''} \
-    redis.call('SETNX', KEYS[3], 0) \
-    for i = 3, #ARGV, 4 do \
+    redis.call('SET', KEYS[3], 0, 'NX') \
+    redis.call('PEXPIRE', KEYS[3], ARGV[3]) \
+    for i = 4, #ARGV, 4 do \
       local held, beginning = tonumber(redis.call('HGET', KEYS[1], ARGV[i]) or '-1'), ARGV[i + 3] ~= '' \
       if beginning or held >= tonumber(ARGV[i + 1]) then \
         redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) placed[#placed + 1] = 1 \
@@ -97,10 +101,10 @@ impl Store {
     /// well. An event may be dated a day ahead.
     pub(super) async fn keep_positions(&self) -> Result<(), StoreError> {
         let life = self.retention() + crate::event::MAX_CLOCK_SKEW.num_milliseconds();
-        let commands = (0..BUCKETS).map(|bucket| {
-            let mut command = redis::cmd("PEXPIRE");
-            command.arg(self.layout.positions(bucket)).arg(life);
-            command
+        let commands = (0..BUCKETS).flat_map(|bucket| {
+            let live = |key: String, life: i64| redis::cmd("PEXPIRE").arg(key).arg(life).take();
+            let guard = self.layout.guard(bucket, self.member());
+            [live(self.layout.positions(bucket), life), live(guard, GUARD_MS)]
         });
         self.write.scatter::<usize>(commands).await.map(drop)
     }
@@ -117,7 +121,7 @@ impl Store {
         let scripts = (0..BUCKETS).map(|bucket| {
             let mut script = redis::cmd("EVAL");
             script.arg(PLACE).arg(3).arg(self.layout.positions(bucket)).arg(self.layout.tail(bucket));
-            script.arg(self.layout.guard(bucket)).arg(MAX_ENTRIES).arg(scope.name());
+            script.arg(self.layout.guard(bucket, self.member())).arg(MAX_ENTRIES).arg(scope.name()).arg(GUARD_MS);
             for Placement { partition, start, beginning } in placements {
                 let end = beginning.map(|end| end.to_string()).unwrap_or_default();
                 script.arg(scope.field(*partition)).arg(*start).arg(*partition).arg(end);

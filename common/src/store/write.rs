@@ -1,6 +1,6 @@
 //! The atomic write: one transaction per bucket and batch, all of them under way at once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,14 +48,15 @@ const LIST_FOR_USER: &str = "local now = redis.call('TIME') \
     end";
 
 /// Looks whether positions stand where the caller left them, and if not, changes the key that the caller watches, so that
-/// the transaction behind does not happen. ARGV: field, from, and so on. Replies with 1 or 0 for each.
+/// the transaction behind does not happen. A Redis that is full refuses `INCR`, but not in a script that has written
+/// something before, and `PERSIST` takes no memory. ARGV: field, from, and so on. Replies with 1 or 0 for each.
 const CHECK: &str = "local fields, stand, all = {}, {}, redis.call('EXISTS', KEYS[2]) == 1 \
     for i = 1, #ARGV, 2 do fields[#fields + 1] = ARGV[i] end \
     for i, held in ipairs(redis.call('HMGET', KEYS[1], unpack(fields))) do \
       stand[i] = held == ARGV[2 * i] and 1 or 0 \
       all = all and stand[i] == 1 \
     end \
-    if not all then redis.call('INCR', KEYS[2]) end \
+    if not all then redis.call('PERSIST', KEYS[2]) redis.call('INCR', KEYS[2]) redis.call('PEXPIRE', KEYS[2], 3600000) end \
     return stand";
 
 /// Moves positions, those that still stand where the caller left them: another worker may have placed a partition since
@@ -282,6 +283,9 @@ impl Store {
         let (retention, now, touched) = (self.retention(), self.now().millis(), batch.touches(user_index));
         let has_expired = |nth: &usize| batch.events[*nth].expiry(retention) <= now;
         let expired: Vec<usize> = (0..batch.events.len()).filter(has_expired).collect();
+        if let Some(error) = self.doubt_of(expired.iter().map(|nth| batch.events[*nth].expiry(retention))) {
+            return Err(error);
+        }
         let needed = (0..BUCKETS).filter(|bucket| touched[*bucket] || !batch.moves[*bucket].is_empty());
         let written = needed.map(|bucket| {
             let transaction = Transaction::new(self, scope, batch, bucket, user_index, &expired);
@@ -373,7 +377,10 @@ impl Transaction {
             .filter(|nth| batch.events[*nth].bucket == bucket && expired.binary_search(nth).is_err())
             .collect();
         let unguarded = active(Mutation::ClaimWithoutNx) || active(Mutation::IndexOnlyNew);
-        let (repeatable, plain) = events.iter().copied().partition(|nth| batch.events[*nth].may_repeat && !unguarded);
+        // The first of an id wins, so all of it have to be stored in the same way, one behind the other.
+        let repeated: HashSet<&StoredId> = batch.events.iter().filter(|e| e.may_repeat).map(|e| &e.stored_id).collect();
+        let may_repeat = |nth: &usize| !unguarded && repeated.contains(&batch.events[*nth].stored_id);
+        let (repeatable, plain) = events.iter().copied().partition(may_repeat);
         let moves = &batch.moves[bucket];
         let checked = !(moves.is_empty() || active(Mutation::NoCompare) || active(Mutation::WriteAnyway));
         let mut commands = redis::Pipeline::with_capacity(events.len() + 8);
@@ -476,7 +483,7 @@ fn bytes(reply: &Value) -> Result<Vec<u8>, StoreError> {
 }
 
 fn check(commands: &mut Pipeline, store: &Store, scope: &PositionScope, bucket: usize, moves: &[Move]) {
-    let guard = store.layout.guard(bucket);
+    let guard = store.layout.guard(bucket, store.member());
     commands.cmd("WATCH").arg(&guard).ignore();
     let script = commands.cmd("EVAL").arg(CHECK).arg(2).arg(store.layout.positions(bucket)).arg(guard);
     for step in moves {

@@ -386,11 +386,11 @@ async fn what_is_older_than_a_minute_is_trimmed_but_for_the_last_few_hundred_ent
     // Whole nodes of a hundred, and only now and then.
     let length = left(3_000);
     assert!((500..700).contains(&length), "{length}");
-    for offset in 400..1_200 {
+    for offset in 400..800 {
         world.write(vec![event_of("one", offset)]).await;
     }
     let length = left(3_000);
-    assert!((1_200..1_310).contains(&length), "of the last minute all are there: {length}");
+    assert!((800..910).contains(&length), "of the last minute all are there: {length}");
 }
 
 impl World {

@@ -68,6 +68,16 @@ async fn an_event_that_comes_twice_in_a_batch_is_stored_once() {
 }
 
 #[tokio::test]
+async fn the_first_of_an_id_wins_also_where_the_second_is_the_one_of_the_ids_own_time() {
+    let world = World::new();
+    let (id, at) = EventId::now();
+    let json = |at, payload| event_json(id.as_str(), "u", at, payload);
+    let [first, second] = [json(ago(Duration::from_mins(5)), r#"{"nth":1}"#), json(at, r#"{"nth":2}"#)];
+    assert_eq!(world.write(vec![stored(&first, 1), stored(&second, 2)]).await.duplicates, [1]);
+    assert_eq!(world.paged(&Query::default(), 10).await, [first]);
+}
+
+#[tokio::test]
 async fn redelivery_completes_a_write_of_which_a_half_was_lost() {
     let world = World::new();
     let (json, bucket) = (event_json("e", "u", Timestamp::now(), "{}"), bucket_of("e"));

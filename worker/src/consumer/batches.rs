@@ -169,9 +169,10 @@ impl Consumer {
                 for slot in ticket.slots() {
                     if let Some(stored) = self.ledger.stored(slot) {
                         self.lags.store(slot.partition, stored, Instant::now());
+                        // A partition that was displaced comes by its letters again.
+                        self.letters.forget(slot.partition, stored);
                     }
                 }
-                ticket.ends().for_each(|(partition, end)| self.letters.forget(partition, end));
             }
             Err(error) => {
                 self.failed += 1;

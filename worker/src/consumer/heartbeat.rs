@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use common::event::Timestamp;
 use common::mutation::{Mutation, active};
-use common::store::{BUCKETS, Heartbeat, Memory, PositionScope, Positions, Store, StoreError};
+use common::store::{BUCKETS, Heartbeat, Memory, Positions, Store, StoreError};
 use rdkafka::Offset as KafkaOffset;
 use rdkafka::consumer::{CommitMode, Consumer as _};
 
@@ -100,11 +100,13 @@ impl Consumer {
         self.beating = Some(Box::pin(async move {
             let partitions: Vec<i32> = acknowledged.iter().map(|(slot, _)| slot.partition).collect();
             // Each by itself: what a Redis that is full refuses must keep nobody from the look, nor from trimming.
-            let found = look(&store, &scope, &partitions).await;
+            let checked = store.check().await;
+            let found = store.positions(&scope, &partitions).await;
             let trims = heartbeat.partitions.first() == Some(&0);
             let warnings = inspect(&store, alarm.filter(|_| trims)).await;
+            let beaten = store.beat(&heartbeat).await;
             let trimmed = if trims && store.trusts_clock() { store.trim().await.map(drop) } else { Ok(()) };
-            let done = store.beat(&heartbeat).await.and(trimmed);
+            let done = checked.and(beaten).and(trimmed);
             Beaten { acknowledged, found, warnings, done }
         }));
     }
@@ -141,11 +143,6 @@ impl Consumer {
             }
         }
     }
-}
-
-async fn look(store: &Store, scope: &PositionScope, partitions: &[i32]) -> Result<HashMap<i32, Positions>, StoreError> {
-    store.check().await?;
-    store.positions(scope, partitions).await
 }
 
 async fn inspect(store: &Store, alarm: Option<u64>) -> Result<Vec<String>, StoreError> {

@@ -12,7 +12,9 @@ use super::Consumer;
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
 /// The same while there is no room.
 const FULL_PERIOD: Duration = Duration::from_millis(50);
-/// A worker takes one in so many bytes of what is left between two looks: an event takes up to twice its size there, and
+/// How long the owner of partition 0 is waited for.
+const OWNER_PATIENCE: Duration = Duration::from_secs(2);
+/// A worker takes one in so many bytes of what is left between two looks: an event takes more than twice its size there, and
 /// several workers look at the same time.
 const SHARE: u64 = 16;
 
@@ -24,7 +26,8 @@ pub(super) type Looked = Result<(Option<Memory>, Option<Room>), StoreError>;
 pub(super) struct Guard {
     /// In percent; `None`: nobody guards.
     percent: Option<u64>,
-    full: bool,
+    /// Since when there has been no room.
+    full: Option<Instant>,
     /// Bytes that may be sent before the next look.
     left: u64,
     pub(super) look_after: Instant,
@@ -32,12 +35,18 @@ pub(super) struct Guard {
 
 impl Guard {
     pub(super) fn new(percent: Option<u64>, now: Instant) -> Self {
-        Self { percent, full: false, left: 0, look_after: now }
+        Self { percent, full: None, left: 0, look_after: now }
     }
 
     /// Whether a batch may go on its way.
     pub(super) fn has_room(&self) -> bool {
-        self.percent.is_none() || (!self.full && self.left > 0)
+        self.percent.is_none() || (self.full.is_none() && self.left > 0)
+    }
+
+    /// Whether it is for this worker to trim: whoever has partition 0 does, and anybody does for whom that takes too long.
+    /// It may have no owner, and nobody gets it while all wait and read nothing.
+    fn trims(&self, owns_first: bool, now: Instant) -> bool {
+        owns_first || self.full.is_some_and(|since| now >= since + OWNER_PATIENCE)
     }
 
     /// So many bytes are on their way.
@@ -54,9 +63,10 @@ impl Guard {
     }
 
     fn found(&mut self, memory: Option<Memory>, percent: u64, now: Instant) {
-        self.full = memory.is_some_and(|memory| memory.percent() >= percent);
+        let full = memory.is_some_and(|memory| memory.percent() >= percent);
+        self.full = full.then(|| self.full.unwrap_or(now));
         self.left = memory.map_or(u64::MAX, |memory| memory.max.saturating_sub(memory.used) / SHARE);
-        self.look_after = now + if self.full { FULL_PERIOD } else { LOOK_PERIOD };
+        self.look_after = now + if full { FULL_PERIOD } else { LOOK_PERIOD };
     }
 }
 
@@ -64,7 +74,7 @@ impl Consumer {
     pub(super) fn start_looking_for_room(&mut self, now: Instant) {
         let Some(percent) = self.guard.percent else { return };
         self.guard.look_after = now + LOOK_PERIOD;
-        let (store, trims) = (Arc::clone(&self.store), self.ledger.current(0).is_some());
+        let (store, trims) = (Arc::clone(&self.store), self.guard.trims(self.ledger.current(0).is_some(), now));
         self.looking_for_room = Some(Box::pin(async move {
             let room = if trims { store.make_room(percent).await? } else { None };
             Ok((store.memory().await?, room))
@@ -81,7 +91,7 @@ impl Consumer {
                 }
                 self.guard.found(memory, percent, Instant::now());
                 let nothing_left = room.is_none() && self.ledger.current(0).is_some();
-                if self.guard.full && nothing_left {
+                if self.guard.full.is_some() && nothing_left {
                     self.status.store.down(&format!(
                         "Redis uses {percent} % of its maxmemory or more (REDIS_MEMORY_GUARD), and no event is left to trim: raise maxmemory"
                     ));
@@ -116,6 +126,18 @@ mod tests {
         guard.found(None, 60, now);
         guard.sent(1_000_000, now);
         assert!(guard.has_room(), "without a limit there is always room");
+    }
+
+    #[test]
+    fn who_has_waited_for_the_owner_of_partition_0_trims() {
+        let now = Instant::now();
+        let mut guard = Guard::new(Some(60), now);
+        assert!(guard.trims(true, now) && !guard.trims(false, now + OWNER_PATIENCE));
+        guard.found(memory(12_000), 60, now);
+        guard.found(memory(12_000), 60, now + OWNER_PATIENCE / 2);
+        assert!(!guard.trims(false, now + OWNER_PATIENCE / 2) && guard.trims(false, now + OWNER_PATIENCE));
+        guard.found(memory(8_000), 60, now + OWNER_PATIENCE);
+        assert!(!guard.trims(false, now + OWNER_PATIENCE * 9));
     }
 
     #[test]
