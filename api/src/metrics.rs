@@ -34,6 +34,10 @@ const OVER_LIMIT: Described = Described(
     "user_activity_http_connections_over_limit_total",
     "Connections that were told to come back, because HTTP_MAX_CONNECTIONS were in use.",
 );
+const UNREADABLE: Described = Described(
+    "user_activity_store_unreadable_total",
+    "Entries of the tail and of indexes that were skipped because they can't be read, as often as they were met.",
+);
 const EXPORTS: Described = Described("user_activity_exports_in_flight", "Full lists that are being streamed.");
 
 const METHODS: [Method; 7] =
@@ -56,6 +60,7 @@ pub(crate) struct Metrics {
     over_limit: Counter,
     readers: Gauge,
     exports: Gauge,
+    unreadable: Counter,
     bytes: Gauge,
     records: Gauge,
 }
@@ -74,6 +79,7 @@ impl Metrics {
             over_limit: exporter.counter(OVER_LIMIT, &[]),
             readers: exporter.gauge(READERS, &[]),
             exports: exporter.gauge(EXPORTS, &[]),
+            unreadable: exporter.counter(UNREADABLE, &[]),
             bytes: exporter.gauge(BYTES_IN_FLIGHT, &[]),
             records: exporter.gauge(RECORDS_IN_FLIGHT, &[]),
             exporter,
@@ -116,6 +122,7 @@ impl Metrics {
         self.connections.set(app.open_connections() as f64);
         self.readers.set(app.tail.readers() as f64);
         self.exports.set(MOST_EXPORTS.saturating_sub(app.exports.available_permits()) as f64);
+        self.unreadable.absolute(app.store.skipped());
         self.exporter.render(app.is_ready())
     }
 }

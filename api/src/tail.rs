@@ -3,6 +3,8 @@
 //! Redis is read only while somebody wants to know: readers of the stream, or requests that wait for one event. A reader
 //! that is too slow is told so and dropped, rather than buffered for without end.
 
+mod generations;
+
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::ops::Range;
@@ -10,10 +12,13 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::store::{Announced, Entry, EntryId, Members, Origin, Query, Seen, Store, StoreError, TailPosition};
+use common::store::{
+    Announced, BUCKETS, Entry, EntryId, Gone, Members, Origin, Query, Seen, Store, StoreError, TailPosition,
+};
 use futures::future::join_all;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, broadcast, oneshot, watch};
 
+use self::generations::Generations;
 use crate::format::push_line;
 
 /// How far a reader may fall behind, in slots. A frame takes one for each [`SLOT`] bytes, so that this bounds bytes.
@@ -45,13 +50,17 @@ pub(crate) enum Frame {
         entry: Arc<Entry>,
         /// Which of its records it is.
         number: usize,
+        /// The oldest generation of readers that it is for: earlier ones have got it.
+        generation: u64,
         /// Where a reader stands that has got it.
         position: TailPosition,
         /// The event.
         event: Shared,
     },
-    /// Something may be missing here.
-    Gap(TailPosition),
+    /// Something may be missing here; the reader goes on there, as one of this generation.
+    Gap(TailPosition, u64),
+    /// The streams of these buckets are not the ones that were read: they are read from their beginnings.
+    Anew(Vec<usize>),
     /// Takes the place of a large frame's bytes.
     Filler,
 }
@@ -84,6 +93,16 @@ impl Shared {
     }
 }
 
+/// What a new reader is given.
+pub(crate) struct Subscription {
+    /// Where its frames begin.
+    pub(crate) position: TailPosition,
+    /// Which of the [`Frame::Event`]s are for it: those of its generation and of earlier ones.
+    pub(crate) generation: u64,
+    /// Its frames.
+    pub(crate) frames: broadcast::Receiver<Arc<Frame>>,
+}
+
 /// The tail of a process.
 pub struct Tail {
     store: Arc<Store>,
@@ -96,7 +115,9 @@ pub struct Tail {
 
 struct State {
     position: TailPosition,
-    seen: Seen,
+    /// How often streams turned out not to be the ones that were read: what was read before of them does not count.
+    losses: u64,
+    generations: Generations,
     waiting: HashMap<String, Vec<oneshot::Sender<()>>>,
     wanted: Instant,
 }
@@ -107,7 +128,8 @@ impl Tail {
     pub fn new(store: &Arc<Store>) -> Self {
         let state = State {
             position: TailPosition::default(),
-            seen: Seen::default(),
+            losses: 0,
+            generations: Generations::new(Seen::default()),
             waiting: HashMap::new(),
             wanted: Instant::now(),
         };
@@ -129,10 +151,10 @@ impl Tail {
                 match self.store.tail_end().await {
                     Ok((position, seen)) => {
                         let mut state = self.lock();
-                        (state.position, state.seen) = (position, seen);
+                        (state.position, state.generations) = (position, Generations::new(seen));
                         // Nobody reads yet, unless it stopped just as somebody came.
                         if self.frames.receiver_count() > 0 {
-                            drop(self.frames.send(Arc::new(Frame::Gap(position))));
+                            self.say_gap(&mut state);
                         }
                     }
                     Err(error) => {
@@ -173,45 +195,79 @@ impl Tail {
 
     async fn follow(&self, buckets: Range<usize>) -> Infallible {
         loop {
-            let position = self.lock().position;
-            let taken = match self.store.tail_next(buckets.clone(), &position, WAIT).await {
-                Ok(entries) => self.take(&entries, &position).await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = taken {
+            if let Err(error) = self.read_on(buckets.clone()).await {
                 log::debug!("the live tail is interrupted: {error}");
                 tokio::time::sleep(RETRY).await;
             }
         }
     }
 
-    /// Hands entries on. What was not handed on when an error came is read again.
-    async fn take(&self, entries: &[Entry], position: &TailPosition) -> Result<(), StoreError> {
-        if self.store.tail_skipped(position, entries).await? {
-            let mut state = self.lock();
-            drop(self.frames.send(Arc::new(Frame::Gap(state.position))));
-            // What they wait for may have been announced in the gap.
-            state
-                .waiting
-                .drain()
-                .flat_map(|(_, waiters)| waiters)
-                .for_each(|waiter| waiter.send(()).unwrap_or_default());
+    /// Reads what there is, or waits for it, and hands it on.
+    async fn read_on(&self, buckets: Range<usize>) -> Result<(), StoreError> {
+        let (position, losses) = self.stands();
+        let entries = self.store.tail_next(buckets.clone(), &position, WAIT).await?;
+        // Behind the read: what it has found comes behind that entry only if the entry is still there.
+        let gone = self.store.tail_gone(buckets, &position).await?;
+        if !gone.buckets.is_empty() {
+            self.begin_anew(&gone, losses);
+            return Ok(());
         }
+        if self.store.tail_skipped(&position, &entries).await? {
+            self.say_gap(&mut self.lock());
+        }
+        self.take(&entries, losses).await
+    }
+
+    fn stands(&self) -> (TailPosition, u64) {
+        let state = self.lock();
+        (state.position, state.losses)
+    }
+
+    /// Reads streams from their beginnings that are not the ones that were read, unless somebody has just seen to it. Who
+    /// comes from now on may have read lists that lack what will be stored again.
+    fn begin_anew(&self, gone: &Gone, losses: u64) {
+        let mut state = self.lock();
+        if state.losses != losses {
+            return;
+        }
+        state.losses += 1;
+        state.generations.begin();
+        gone.buckets.iter().for_each(|bucket| state.position.begin_again(*bucket));
+        if gone.trimmed {
+            self.say_gap(&mut state);
+        } else {
+            drop(self.frames.send(Arc::new(Frame::Anew(gone.buckets.clone()))));
+        }
+    }
+
+    /// Tells all readers that something may be missing.
+    fn say_gap(&self, state: &mut State) {
+        drop(self.frames.send(Arc::new(Frame::Gap(state.position, state.generations.latest()))));
+        // What they wait for may have been announced in the gap.
+        let waiters = state.waiting.drain().flat_map(|(_, waiters)| waiters);
+        waiters.for_each(|waiter| waiter.send(()).unwrap_or_default());
+    }
+
+    /// Hands entries on. What was not handed on when an error came is read again.
+    async fn take(&self, entries: &[Entry], losses: u64) -> Result<(), StoreError> {
         // Behind an entry that says where logs end, what was announced before may not count any more.
         for run in entries.chunk_by(|_, next| next.ends.is_empty()) {
-            self.lock().seen.heed(&run[0]);
+            self.lock().generations.heed(&run[0]);
             for portion in portions(run) {
-                self.hand_on(portion).await?;
+                self.hand_on(portion, losses).await?;
             }
         }
         Ok(())
     }
 
-    async fn hand_on(&self, entries: &[Entry]) -> Result<(), StoreError> {
+    async fn hand_on(&self, entries: &[Entry], losses: u64) -> Result<(), StoreError> {
         let mut watched = self.frames.receiver_count() > 0;
         loop {
             let events = if watched { self.new_events(entries).await? } else { HashMap::new() };
             let mut state = self.lock();
+            if state.losses != losses {
+                return Ok(());
+            }
             // Who came while nothing was read for anybody is to get these.
             if watched || self.frames.receiver_count() == 0 {
                 entries.iter().for_each(|entry| self.publish(&mut state, entry, watched, &events));
@@ -233,13 +289,13 @@ impl Tail {
             let event = events.get(&(entry.bucket, entry.id, number));
             // One that has gone since was lost with the store, and is new when it is announced again.
             if (event.is_some() || !watched)
-                && state.seen.is_new(&entry, record)
+                && let Some(generation) = state.generations.announce(&entry, record)
                 && let Some(Some(json)) = event
             {
-                sent.push((number, json));
+                sent.push((number, generation, json));
             }
         }
-        for (nth, (number, json)) in sent.iter().enumerate() {
+        for (nth, (number, generation, json)) in sent.iter().enumerate() {
             // Behind the last one nothing is left of the entry, whatever else it announces.
             let last = nth + 1 == sent.len();
             if last {
@@ -247,7 +303,7 @@ impl Tail {
             } else {
                 state.position.pass(&entry, *number)
             }
-            self.send(&entry, *number, &state.position, json);
+            self.send(&entry, *number, *generation, &state.position, json);
         }
         state.position.pass_all(&entry);
     }
@@ -256,16 +312,18 @@ impl Tail {
     async fn new_events(&self, entries: &[Entry]) -> Result<Events, StoreError> {
         let new: Vec<(&Entry, usize)> = {
             let state = self.lock();
-            numbered(entries).filter(|(entry, number)| !state.seen.knows(entry, &entry.records[*number])).collect()
+            numbered(entries)
+                .filter(|(entry, number)| !state.generations.know(entry, &entry.records[*number]))
+                .collect()
         };
         events_of(&self.store, &new).await
     }
 
-    fn send(&self, entry: &Arc<Entry>, number: usize, position: &TailPosition, json: &Bytes) {
+    fn send(&self, entry: &Arc<Entry>, number: usize, generation: u64, position: &TailPosition, json: &Bytes) {
         let fillers = json.len() / SLOT;
         let (entry, position, event) = (Arc::clone(entry), *position, Shared::new(json.clone()));
         // Nobody may be listening.
-        drop(self.frames.send(Arc::new(Frame::Event { entry, number, position, event })));
+        drop(self.frames.send(Arc::new(Frame::Event { entry, number, generation, position, event })));
         (0..fillers).for_each(|_| drop(self.frames.send(Arc::new(Frame::Filler))));
     }
 
@@ -293,14 +351,26 @@ impl Tail {
         Ok(())
     }
 
-    /// Everything from now on: where that is, and the frames.
+    /// Everything from now on.
     ///
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
-    pub(crate) async fn subscribe(&self) -> Result<(TailPosition, broadcast::Receiver<Arc<Frame>>), StoreError> {
+    pub(crate) async fn subscribe(&self) -> Result<Subscription, StoreError> {
         self.begin().await?;
-        let state = self.lock();
-        Ok((state.position, self.frames.subscribe()))
+        loop {
+            // A loss may not have been noticed yet, and who comes now may read a list that lacks what was lost.
+            let (position, losses) = self.stands();
+            let gone = self.store.tail_gone(0..BUCKETS, &position).await?;
+            if !gone.buckets.is_empty() {
+                self.begin_anew(&gone, losses);
+                continue;
+            }
+            let state = self.lock();
+            if state.losses == losses {
+                let (position, generation) = (state.position, state.generations.latest());
+                return Ok(Subscription { position, generation, frames: self.frames.subscribe() });
+            }
+        }
     }
 
     /// An event that may be on its way: its JSON and where it came from, as soon as it is stored, or `None` when it is
@@ -391,14 +461,15 @@ fn numbered(entries: &[Entry]) -> impl Iterator<Item = (&Entry, usize)> {
     entries.iter().flat_map(|entry| (0..entry.records.len()).map(move |number| (entry, number)))
 }
 
-/// The events of these records, of those that are still stored. `None` of one whose id came with an earlier record: the
-/// first one is what is stored, and it has been announced.
+/// The events of these records, of those that are still stored. `None` of one that was stored before its entry, by the same
+/// record or an earlier one with the same id: it was announced then.
 pub(crate) async fn events_of(store: &Store, records: &[(&Entry, usize)]) -> Result<Events, StoreError> {
     let asked: Vec<&Announced> = records.iter().map(|(entry, number)| &entry.records[*number]).collect();
     let found = store.announced(&asked).await?;
     let events = records.iter().zip(asked).zip(found).filter_map(|(((entry, number), record), found)| {
         let (json, origin) = found?;
-        let own = (origin.partition, origin.offset) == (record.partition, record.offset);
+        let own = (origin.partition, origin.offset) == (record.partition, record.offset)
+            && origin.processed_at.millis() >= entry.since;
         Some(((entry.bucket, entry.id, *number), own.then_some(json)))
     });
     Ok(events.collect())

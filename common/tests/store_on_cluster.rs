@@ -8,6 +8,8 @@ const SHARED: &str = "TEST_REDIS_CLUSTER_URL";
 
 #[path = "store/filters.rs"]
 mod filters;
+#[path = "store/foreign.rs"]
+mod foreign;
 #[path = "store/lists.rs"]
 mod lists;
 #[path = "store/nodes.rs"]

@@ -26,7 +26,7 @@ use crate::format::wants_event_stream;
 use crate::keys::Shown;
 use crate::problem::Problem;
 use crate::query::Parameters;
-use crate::tail::{self, Events, Frame, PORTION, Tail, events_of, frame};
+use crate::tail::{self, Events, Frame, PORTION, Subscription, Tail, events_of, frame};
 
 /// A comment with the present position is sent so often: it keeps proxies from closing a quiet connection.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -70,10 +70,11 @@ async fn begin(app: &Arc<App>, query: &str, headers: &HeaderMap) -> Result<warp:
     let start = Start::of(headers)?;
     // Kept as long as the body, and so about as long as the connection.
     let turn = Arc::clone(&app.streams).try_acquire_owned().map_err(|_| Problem::TooManyStreams)?;
-    let (now, frames) = app.tail.subscribe().await.map_err(Problem::Store)?;
+    let begun = app.tail.subscribe().await.map_err(Problem::Store)?;
     let (out, mut body) = mpsc::channel(1);
     let (app, key) = (Arc::clone(app), Shown::in_headers(headers));
-    let reader = Reader { app, query, key, position: now, frames, out, period: HEARTBEAT };
+    let Subscription { position, generation, frames } = begun;
+    let reader = Reader { app, query, key, position, generation, frames, out, period: HEARTBEAT };
     tokio::spawn(reader.read(start));
     let next = poll_fn(move |context| {
         let _held = &turn;
@@ -135,6 +136,8 @@ struct Reader {
     query: Query,
     key: Shown,
     position: TailPosition,
+    /// See [`Subscription`].
+    generation: u64,
     frames: broadcast::Receiver<Arc<Frame>>,
     out: mpsc::Sender<Result<Bytes, Infallible>>,
     /// Of its heartbeat.
@@ -167,10 +170,7 @@ impl Reader {
         match start {
             Start::Now => {}
             Start::Behind(_) => self.catch_up(now).await?,
-            Start::Lost => {
-                let reset = self.reset(&now);
-                self.send(reset).await?;
-            }
+            Start::Lost => self.send(self.reset()).await?,
         }
         let mut heartbeat = tokio::time::interval(self.period);
         heartbeat.tick().await;
@@ -230,28 +230,42 @@ impl Reader {
     /// What a frame is for this reader.
     fn text(&mut self, frame: &Frame) -> Option<Bytes> {
         match frame {
-            Frame::Event { entry, number, position, event } => {
+            Frame::Event { entry, number, generation, position, event } => {
                 if *number < self.position.passed(entry) {
                     return None;
                 }
                 self.position.join(position);
-                if !event.is_asked_for(&self.query) {
+                if *generation > self.generation || !event.is_asked_for(&self.query) {
                     return None;
                 }
                 let own = self.position != *position;
                 Some(if own { tail::frame(&self.position, event.json()) } else { event.text(position) })
             }
-            Frame::Gap(position) => Some(self.reset(position)),
+            Frame::Gap(position, generation) => {
+                (self.position, self.generation) = (*position, *generation);
+                Some(self.reset())
+            }
+            Frame::Anew(buckets) => {
+                buckets.iter().for_each(|bucket| self.position.begin_again(*bucket));
+                None
+            }
             Frame::Filler => None,
         }
     }
 
-    /// Moves behind a gap, to `position` at least, and says so.
-    fn reset(&mut self, position: &TailPosition) -> Bytes {
-        self.position.skip_to(position);
+    /// Says that it stands behind a gap.
+    fn reset(&self) -> Bytes {
         let id = self.position.encode();
         let reason = "events are missing here; read the list for them";
         format!("event: reset\nid: {id}\ndata: {{\"reason\":\"{reason}\"}}\n\n").into()
+    }
+
+    /// Goes on with what is processed from now on, behind a gap. The list that the client is told to read may lack
+    /// something by now that it did not lack when this reader came.
+    async fn start_over(&mut self) -> Result<(), End> {
+        let Subscription { position, generation, frames } = self.app.tail.subscribe().await.map_err(End::Store)?;
+        (self.position, self.generation, self.frames) = (position, generation, frames);
+        self.send(self.reset()).await
     }
 
     /// Waits for a turn at catching up, as a quiet stream.
@@ -278,8 +292,7 @@ impl Reader {
             let mut entries = store.tail_after(&self.position, ENTRIES).await.map_err(End::Store)?;
             // Behind the read: only what was trimmed before it is missing. A slow reader meets this at any turn.
             if !store.tail_holds(&self.position).await.map_err(End::Store)? {
-                let reset = self.reset(&now);
-                return self.send(reset).await;
+                return self.start_over().await;
             }
             // A position stands inside one entry at most, so that one is finished before another is begun. It need not be
             // the earliest: each bucket of a Cluster is read at its own pace.
@@ -429,6 +442,7 @@ mod tests {
             query: Query::default(),
             key: Shown::in_headers(&HeaderMap::new()),
             position,
+            generation: 0,
             frames,
             out,
             period,
@@ -447,7 +461,7 @@ mod tests {
         let (app, key) = (testing::app(&file, KEY), Shown::in_headers(&testing::headers_with(KEY)));
         let (position, (_tail, frames), (out, mut body)) =
             (TailPosition::default(), broadcast::channel(1), mpsc::channel(1));
-        let reader = Reader { app, query: Query::default(), key, position, frames, out, period: SOON };
+        let reader = Reader { app, query: Query::default(), key, position, generation: 0, frames, out, period: SOON };
         tokio::spawn(reader.read(Start::Now));
         let mut next = async || {
             let piece = tokio::time::timeout(Duration::from_secs(60), body.recv()).await.unwrap();
@@ -477,11 +491,13 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let (app, position) = (testing::app(&file, KEY), TailPosition::default());
         let records = vec![Announced { partition: 0, offset: 0, event_id: "an-event".into() }];
-        let entry = Entry { bucket: 0, id: EntryId::new(1, 0), topic: "events".into(), records, ends: Vec::new() };
+        let (id, scope) = (EntryId::new(1, 0), "group|events".into());
+        let entry = Entry { bucket: 0, id, scope, since: 0, records, ends: Vec::new() };
         for (key, is_in_force) in [(KEY, true), ("another-key-of-a-reader", false)] {
             let key = Shown::in_headers(&testing::headers_with(key));
             let (app, (_tail, frames), (out, _body)) = (Arc::clone(&app), broadcast::channel(1), mpsc::channel(1));
-            let mut reader = Reader { app, query: Query::default(), key, position, frames, out, period: HEARTBEAT };
+            let mut reader =
+                Reader { app, query: Query::default(), key, position, generation: 0, frames, out, period: HEARTBEAT };
             let end = reader.send_entries(std::slice::from_ref(&entry), &mut Seen::default()).await.unwrap_err();
             // The store is away.
             let asked = matches!(end, End::Store(_));

@@ -45,7 +45,7 @@ pub enum StoreError {
     },
     /// The data was written with another layout.
     #[error(
-        "{key} says {found:?}, this version needs {wanted:?}: use another REDIS_KEY_PREFIX or the version that wrote it"
+        "{key} says {found:?}, this version needs {wanted:?}: set another REDIS_KEY_PREFIX, which is filled again from the topic, or use the version that wrote it"
     )]
     Layout {
         /// The key that says so.

@@ -12,7 +12,7 @@ use crate::event::{EventId, Timestamp};
 pub const BUCKETS: usize = 16;
 
 /// What `meta:layout` says of data that this code can read: version, buckets, hash.
-pub(super) const VERSION: &str = "2|16|xxh3";
+pub(super) const VERSION: &str = "3|16|xxh3";
 
 /// Hash tags whose Cluster slots lie one in each sixteenth of 0..16384, bucket 0 first.
 const TAGS: [&str; BUCKETS] = ["10", "3", "1a", "b", "11", "2", "1d", "c", "12", "1", "1c", "d", "13", "0", "1b", "a"];

@@ -15,7 +15,7 @@
 //! | `ev:{t}:<id>` | string | the event's JSON, a zero byte, its origin; expires |
 //! | `ix:{t}` | sorted set | id by score |
 //! | `ux:{u}:<userId>` | sorted set | the same of one user, in the bucket of the userId; expires |
-//! | `tl:{t}` | stream | topic, partition, offset and id of what was stored last, and where logs began; capped |
+//! | `tl:{t}` | stream | scope, partition, offset and id of what was stored last, and where logs began; trimmed by time, capped |
 //! | `at:{t}` | hash | `<group>\|<topic>:<partition>` → next offset |
 //! | `gd:{t}:<member>` | string | changes when a transaction of this worker is not to happen; expires |
 //! | `wk:<member>`, `workers` | hash, sorted set | heartbeats of the workers |
@@ -29,6 +29,7 @@
 mod clock;
 mod connection;
 mod dead_letters;
+mod foreign;
 mod layout;
 mod memory;
 mod positions;
@@ -49,13 +50,14 @@ use tokio::sync::Semaphore;
 
 use self::connection::Lane;
 pub use self::connection::StoreError;
+use self::foreign::Foreign;
 pub use self::layout::{BUCKETS, Layout, bucket_of, score_of};
 pub use self::memory::{Memory, Room};
 pub use self::positions::{Placement, PositionScope, Positions};
 pub use self::query::{Cursor, CursorError, Members, Order, Query};
 pub use self::read::{Found, Page, ReadAhead, Walk};
 use self::settings::Shared;
-pub use self::tail::{Announced, Entry, EntryId, Seen, TailPosition};
+pub use self::tail::{Announced, Entry, EntryId, Gone, LogEnd, Seen, TailPosition};
 pub use self::workers::{HEARTBEAT_TTL, Heartbeat, LiveWorker, PartitionLag};
 pub use self::write::{Batch, Move, Origin, Receipt, StoredEvent, UserIndex};
 use crate::config::RedisSettings;
@@ -80,6 +82,7 @@ pub struct Store {
     clock: AtomicI64,
     /// Turns at reading a page: each holds up to its bytes, and Redis answers one after the other anyway.
     pages: Semaphore,
+    foreign: Foreign,
 }
 
 impl Store {
@@ -102,6 +105,7 @@ impl Store {
             member: None,
             clock: AtomicI64::default(),
             pages: Semaphore::new(read::PAGES),
+            foreign: Foreign::default(),
         })
     }
 

@@ -11,8 +11,9 @@ const GUARD_MS: i64 = 3_600_000;
 
 /// Writes the place where a partition starts, which is always safe when it lowers a position or when nothing of the
 /// partition is left before it. The tail is told where a log ends that is read from its beginning: it may be another one
-/// than before. ARGV: most entries of the tail, topic, the life of the guard in milliseconds, then field, start, partition, end
-/// of the log if start is its beginning, and so on. Replies with 1 or 0 for each.
+/// than before, the more so where the bucket had a position in it that was not trusted. ARGV: most entries of the tail, its
+/// scope, the life of the guard in milliseconds, then field, start, partition, end of the log if start is its beginning, and
+/// so on. Replies with 1 or 0 for each.
 const PLACE: &str = "local placed, ends = {}, {ARGV[2], ''} \
     redis.call('SET', KEYS[3], 0, 'NX') \
     redis.call('PEXPIRE', KEYS[3], ARGV[3]) \
@@ -21,7 +22,10 @@ const PLACE: &str = "local placed, ends = {}, {ARGV[2], ''} \
       if beginning or held >= tonumber(ARGV[i + 1]) then \
         redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) placed[#placed + 1] = 1 \
       else placed[#placed + 1] = 0 end \
-      if beginning then ends[#ends + 1] = ARGV[i + 2] ends[#ends + 1] = ARGV[i + 3] end \
+      if beginning then \
+        ends[#ends + 1] = ARGV[i + 2] \
+        ends[#ends + 1] = ARGV[i + 3] .. (held > tonumber(ARGV[i + 1]) and ' anew' or '') \
+      end \
     end \
     if #ends > 2 then redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[1], '*', unpack(ends)) end \
     return placed";
@@ -29,7 +33,6 @@ const PLACE: &str = "local placed, ends = {}, {ARGV[2], ''} \
 /// Whose positions: each consumer group has its own for each topic.
 #[derive(Debug, Clone)]
 pub struct PositionScope {
-    topic: String,
     prefix: String,
 }
 
@@ -37,23 +40,23 @@ impl PositionScope {
     /// The positions of `group` in `topic`.
     #[must_use]
     pub fn new(group: &str, topic: &str) -> Self {
-        Self { topic: topic.to_owned(), prefix: format!("{group}|{topic}:") }
+        Self { prefix: format!("{group}|{topic}:") }
     }
 
     pub(super) fn field(&self, partition: i32) -> String {
         format!("{}{partition}", self.prefix)
     }
 
-    pub(super) fn topic(&self) -> &str {
-        &self.topic
+    /// What its fields begin with, and what names it in the tail.
+    pub(super) fn name(&self) -> &str {
+        self.prefix.strip_suffix(':').unwrap_or(&self.prefix)
     }
 }
 
-/// The topic and the partition that a field is of, whosever it is.
+/// The scope and the partition that a field is of.
 pub(super) fn partition_of(field: &str) -> Option<(&str, i32)> {
     let (scope, partition) = field.rsplit_once(':')?;
-    // The name of a group may have such a bar in it, that of a topic can't.
-    Some((scope.rsplit_once('|')?.1, partition.parse().ok()?))
+    Some((scope, partition.parse().ok()?))
 }
 
 /// One partition's position in every bucket, `None` where there is none.
@@ -118,7 +121,7 @@ impl Store {
         let scripts = (0..BUCKETS).map(|bucket| {
             let mut script = redis::cmd("EVAL");
             script.arg(PLACE).arg(3).arg(self.layout.positions(bucket)).arg(self.layout.tail(bucket));
-            script.arg(self.layout.guard(bucket, self.member())).arg(MAX_ENTRIES).arg(scope.topic()).arg(GUARD_MS);
+            script.arg(self.layout.guard(bucket, self.member())).arg(MAX_ENTRIES).arg(scope.name()).arg(GUARD_MS);
             for Placement { partition, start, beginning } in placements {
                 let end = beginning.map(|end| end.to_string()).unwrap_or_default();
                 script.arg(scope.field(*partition)).arg(*start).arg(*partition).arg(end);

@@ -222,7 +222,9 @@ impl Walk {
             let ranges = asked.iter().map(|head| self.range(&self.heads[*head], wanted));
             let answers: Vec<Vec<(Vec<u8>, f64)>> = self.list.lane().scatter(ranges).await?;
             for (head, answer) in asked.into_iter().zip(answers) {
-                self.heads[head].take(answer, wanted, self.list.query.order)?;
+                let head = &mut self.heads[head];
+                let foreign = head.take(answer, wanted, self.list.query.order);
+                self.list.store.foreign.skip(foreign, &head.index);
             }
             // Only where a whole answer shared the last row's score and lay before it.
             wanted = wanted.saturating_mul(4);
@@ -315,17 +317,21 @@ impl ReadAhead {
 }
 
 impl Head {
-    fn take(&mut self, answer: Vec<(Vec<u8>, f64)>, wanted: usize, order: Order) -> Result<(), StoreError> {
+    /// Takes the rows beyond the last one. Gives how many entries are none, as their members are no eventIds.
+    fn take(&mut self, answer: Vec<(Vec<u8>, f64)>, wanted: usize, order: Order) -> usize {
         self.exhausted = answer.len() < wanted;
-        let last = self.last.take();
+        let (last, mut foreign) = (self.last.take(), 0);
         for (stored, score) in answer {
-            let no_id = || StoreError::Corrupt(format!("{} has an entry that is no eventId", self.index));
-            let row = Row { score: score as i64, id: StoredId::read(stored).ok_or_else(no_id)? };
+            let Some(id) = StoredId::read(stored) else {
+                foreign += 1;
+                continue;
+            };
+            let row = Row { score: score as i64, id };
             let is_beyond = last.as_ref().is_none_or(|last| order.of(&row, last).is_gt());
             self.buffered.extend(is_beyond.then_some(row));
         }
         self.last = self.buffered.back().cloned().or(last);
-        Ok(())
+        foreign
     }
 }
 
@@ -538,14 +544,14 @@ mod tests {
             || Head { index: String::new(), buffered: VecDeque::new(), last: Some(row(5, "b")), exhausted: false };
         let mut forth = head();
         let answer = |ids: &[(&str, f64)]| ids.iter().map(|(id, score)| (id.as_bytes().to_vec(), *score)).collect();
-        forth.take(answer(&[("a", 5.0), ("b", 5.0)]), 2, Order::Ascending).unwrap();
+        forth.take(answer(&[("a", 5.0), ("b", 5.0)]), 2, Order::Ascending);
         assert!(forth.buffered.is_empty() && !forth.exhausted);
         assert_eq!(forth.last, Some(row(5, "b")));
-        forth.take(answer(&[("a", 5.0), ("b", 5.0), ("c", 5.0), ("a", 6.0)]), 8, Order::Ascending).unwrap();
+        forth.take(answer(&[("a", 5.0), ("b", 5.0), ("c", 5.0), ("a", 6.0)]), 8, Order::Ascending);
         assert_eq!(forth.buffered, [row(5, "c"), row(6, "a")]);
         assert!(forth.exhausted);
         let mut back = head();
-        back.take(answer(&[("c", 5.0), ("b", 5.0), ("a", 5.0)]), 3, Order::Descending).unwrap();
+        back.take(answer(&[("c", 5.0), ("b", 5.0), ("a", 5.0)]), 3, Order::Descending);
         assert_eq!(back.buffered, [row(5, "a")]);
     }
 }

@@ -10,7 +10,7 @@ use redis::{FromRedisValue, Pipeline, Value};
 
 use super::layout::{StoredId, has_one_score};
 use super::positions::PositionScope;
-use super::tail::{MAX_ENTRIES, push_record};
+use super::tail::{MAX_ENTRIES, Records, trim_tail};
 use super::trim::{STEP, TRIM_USER};
 use super::{BUCKETS, Store, StoreError, bucket_of, score_of};
 use crate::event::{EventId, EventType, Timestamp, UserEvent, UserId};
@@ -22,6 +22,8 @@ const GRACE_MS: i64 = 3_600_000;
 
 /// One in so many entries of a user's index also trims it.
 const TRIM_ONE_IN: i64 = 64;
+/// One in so many events, of those of a partition, also trims the tail.
+const TRIM_TAIL_ONE_IN: i64 = 16;
 
 /// Stores events whose ids may come again with another timestamp, as those of an `Idempotency-Key` do. One whose earlier
 /// body is gone is listed at its new place; an entry that is left of the earlier one would keep it at the old place. ARGV:
@@ -125,6 +127,8 @@ pub struct StoredEvent {
     timestamp: Timestamp,
     /// When its record was published, in milliseconds since 1970.
     published: Option<i64>,
+    /// When it was processed, likewise.
+    processed: i64,
     partition: i32,
     offset: i64,
     score: i64,
@@ -145,6 +149,7 @@ impl StoredEvent {
         Self {
             may_repeat: !has_one_score(&stored_id, event.timestamp),
             published,
+            processed: origin.processed_at.millis(),
             score: score_of(event.timestamp, id.as_str()),
             bucket: bucket_of(id.as_str()),
             user_bucket: bucket_of(event.user_id.as_str()),
@@ -492,16 +497,19 @@ fn announce<'a>(
     store: &Store,
     scope: &PositionScope,
     bucket: usize,
-    events: impl ExactSizeIterator<Item = &'a StoredEvent>,
+    events: impl Iterator<Item = &'a StoredEvent>,
 ) {
-    let mut records = Vec::with_capacity(events.len() * 24);
+    let (mut records, mut trims) = (Records::default(), false);
     for event in events {
-        push_record(&mut records, event.partition, event.offset, &event.stored_id);
+        records.push(event.processed, event.partition, event.offset, &event.stored_id);
+        trims |= event.offset % TRIM_TAIL_ONE_IN == 0;
     }
-    if !records.is_empty() {
-        let tail = commands.cmd("XADD").arg(store.layout.tail(bucket)).arg("MAXLEN").arg("~");
-        tail.arg(MAX_ENTRIES).arg("*").arg(scope.topic()).arg(records);
-        commands.ignore();
+    let Some(records) = records.packed() else { return };
+    let tail = commands.cmd("XADD").arg(store.layout.tail(bucket)).arg("MAXLEN").arg("~");
+    tail.arg(MAX_ENTRIES).arg("*").arg(scope.name()).arg(records);
+    commands.ignore();
+    if trims {
+        commands.add_command(trim_tail(&store.layout.tail(bucket))).ignore();
     }
 }
 

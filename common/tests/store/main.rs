@@ -7,6 +7,7 @@
 const SHARED: &str = "TEST_REDIS_URL";
 
 mod filters;
+mod foreign;
 mod lists;
 mod memory;
 mod outages;

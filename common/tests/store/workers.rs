@@ -19,15 +19,15 @@ async fn an_empty_store_is_claimed_and_one_of_another_layout_is_refused() {
     let key = world.key("meta:layout");
     world.store.check().await.unwrap();
     world.store.check().await.unwrap();
-    assert_eq!(world.command::<String>(&["GET", &key]), "2|16|xxh3");
+    assert_eq!(world.command::<String>(&["GET", &key]), "3|16|xxh3");
 
-    world.command::<()>(&["SET", &key, "2|32|xxh3"]);
+    world.command::<()>(&["SET", &key, "2|16|xxh3"]);
     let error = world.store.check().await.unwrap_err();
     assert!(matches!(error, StoreError::Layout { .. }));
-    for part in [key.as_str(), "2|32|xxh3", "2|16|xxh3"] {
+    for part in [key.as_str(), "2|16|xxh3", "3|16|xxh3"] {
         assert!(error.to_string().contains(part), "{error}");
     }
-    assert_eq!(world.command::<String>(&["GET", &key]), "2|32|xxh3", "what was found stays");
+    assert_eq!(world.command::<String>(&["GET", &key]), "2|16|xxh3", "what was found stays");
 }
 
 /// The URL of something that says this of itself, and OK to all else.

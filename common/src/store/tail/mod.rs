@@ -2,7 +2,12 @@
 //! that stores them, so an entry is never seen before its events can be read.
 //!
 //! An entry says what a transaction wrote, not what was new: a record that is delivered again is announced again, with
-//! the same topic, partition and offset. Who reads tells by [`Seen`].
+//! the same scope, partition and offset. Who reads tells by [`Seen`], and by the time in the event's body.
+//!
+//! A stream holds what was announced within the last minute, and 500 entries at least. So a reader that reads on at once
+//! still finds the entry at which it stands, and with it everything behind; one that does not has been away for long, or
+//! the stream is not the one that it has read: Redis has lost something, or another server with another clock has taken
+//! over. No clock decides which.
 
 mod entry;
 mod position;
@@ -15,8 +20,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-pub(super) use self::entry::push_record;
-pub use self::entry::{Announced, Entry, EntryId};
+pub(super) use self::entry::Records;
+pub use self::entry::{Announced, Entry, EntryId, LogEnd};
 use self::entry::{Raw, entries};
 pub use self::position::TailPosition;
 use self::seen::Place;
@@ -25,8 +30,20 @@ use super::layout::StoredId;
 use super::positions::partition_of;
 use super::{BUCKETS, Origin, Store, StoreError};
 
-/// About how many entries a stream holds, each of up to a batch's share of records.
-pub(super) const MAX_ENTRIES: usize = 500;
+/// The most entries that a stream holds, about, each of up to a batch's share of records.
+pub(super) const MAX_ENTRIES: usize = 50_000;
+/// How long an entry is held at least, unless there are [`MAX_ENTRIES`]: longer than a client needs to come back.
+const WINDOW: Duration = Duration::from_secs(60);
+/// So many entries are held however old they are: more than are read at a time, so that the last one that was read is
+/// trimmed only behind the back of who has not read on.
+const KEPT: usize = 500;
+/// Trims what is older than the window by Redis' clock. ARGV: window in milliseconds, entries to keep.
+const TRIM_TAIL: &str = "local excess = redis.call('XLEN', KEYS[1]) - ARGV[2] \
+    if excess > 0 then \
+      local now = redis.call('TIME') \
+      local oldest = string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000) - ARGV[1]) \
+      redis.call('XTRIM', KEYS[1], 'MINID', '~', oldest, 'LIMIT', excess) \
+    end";
 /// Entries of one bucket that are read at a time by the reader of all.
 const READ: usize = 100;
 /// Entries of one bucket that tell what was announced before.
@@ -34,6 +51,21 @@ const LOOK_BACK: usize = 64;
 
 /// Keys of streams with their entries.
 type Streams = Vec<(String, Raw)>;
+
+/// Trims a stream by time.
+pub(super) fn trim_tail(key: &str) -> redis::Cmd {
+    redis::cmd("EVAL").arg(TRIM_TAIL).arg(1).arg(key).arg(super::millis(WINDOW)).arg(KEPT).take()
+}
+
+/// Buckets whose streams don't hold the entry at which a reader stands.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Gone {
+    /// The buckets.
+    pub buckets: Vec<usize>,
+    /// Whether entries behind it may be gone as well. What takes away a stream as a whole takes the events with it, and
+    /// they are announced again when they are stored again.
+    pub trimmed: bool,
+}
 
 impl Store {
     /// Where the streams end, and what was announced last.
@@ -50,8 +82,7 @@ impl Store {
         Ok((end, seen))
     }
 
-    /// The last offset of each place before its position, whose group ever is further. Positions know of a partition that
-    /// has been quiet for long, too.
+    /// The last offset of each place before its position. Positions know of a partition that has been quiet for long, too.
     async fn announced_by_positions(&self) -> Result<HashMap<Place, i64>, StoreError> {
         let asked = (0..BUCKETS).map(|bucket| {
             let mut all = redis::cmd("HGETALL");
@@ -62,9 +93,8 @@ impl Store {
         let mut last = HashMap::new();
         for (bucket, positions) in buckets.into_iter().enumerate() {
             for (field, next) in positions {
-                if let Some((topic, partition)) = partition_of(&field) {
-                    let offset = last.entry((topic.into(), bucket, partition)).or_insert(-1);
-                    *offset = (next - 1).max(*offset);
+                if let Some((scope, partition)) = partition_of(&field) {
+                    last.insert((scope.into(), bucket, partition), next - 1);
                 }
             }
         }
@@ -89,7 +119,7 @@ impl Store {
         let streams: Vec<Raw> = self.read.scatter(ranges).await?;
         let (mut end, mut seen) = (TailPosition::default(), Seen::default());
         for (bucket, raw) in streams.into_iter().enumerate() {
-            let mut entries = entries(bucket, raw)?;
+            let mut entries = self.readable(bucket, raw);
             entries.reverse();
             entries.last().into_iter().for_each(|last| end.pass_all(last));
             seen.note(&entries);
@@ -103,51 +133,60 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn tail_holds(&self, position: &TailPosition) -> Result<bool, StoreError> {
-        self.buckets_hold(&(0..BUCKETS).collect::<Vec<_>>(), position).await
+        let unread: Vec<usize> = (0..BUCKETS).filter(|bucket| position.entries[*bucket].is_beginning()).collect();
+        let gone = self.places_gone(0..BUCKETS, position).await?;
+        Ok(gone.is_empty() && self.never_trimmed(&unread).await?)
     }
 
-    /// Whether entries may be gone that stood between a position and these, which were read there. A stream that has lost
-    /// some to its cap holds more than are read at a time. What else takes entries away takes what they say with it, and
-    /// it will be stored and announced again.
+    /// Which of these buckets' streams don't hold the entry at which a position stands.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis has no good answer.
+    pub async fn tail_gone(&self, buckets: Range<usize>, position: &TailPosition) -> Result<Gone, StoreError> {
+        let buckets = self.places_gone(buckets, position).await?;
+        let trimmed = !self.never_trimmed(&buckets).await?;
+        Ok(Gone { buckets, trimmed })
+    }
+
+    /// Whether entries may be gone that stood before these, which were read from the beginnings of streams: only where
+    /// as many came as are read at a time.
     ///
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn tail_skipped(&self, position: &TailPosition, entries: &[Entry]) -> Result<bool, StoreError> {
         let read = |bucket: usize| entries.iter().filter(|entry| entry.bucket == bucket).count();
-        let full: Vec<usize> = (0..BUCKETS).filter(|bucket| read(*bucket) >= READ).collect();
-        Ok(!full.is_empty() && !self.buckets_hold(&full, position).await?)
+        let full = |bucket: &usize| position.entries[*bucket] == EntryId::default() && read(*bucket) >= READ;
+        Ok(!self.never_trimmed(&(0..BUCKETS).filter(full).collect::<Vec<_>>()).await?)
     }
 
-    async fn buckets_hold(&self, buckets: &[usize], position: &TailPosition) -> Result<bool, StoreError> {
-        let ranges = buckets.iter().map(|bucket| {
-            let mut range = redis::cmd("XRANGE");
-            range.arg(self.layout.tail(*bucket)).arg("-").arg("+").arg("COUNT").arg(1);
-            range
+    /// Entries have ids of their own, in rising order: where the one is that was read last, nothing behind it was trimmed,
+    /// and nothing was added before it.
+    async fn places_gone(&self, buckets: Range<usize>, position: &TailPosition) -> Result<Vec<usize>, StoreError> {
+        let read: Vec<usize> = buckets.filter(|bucket| !position.entries[*bucket].is_beginning()).collect();
+        let ranges = read.iter().map(|bucket| {
+            let at = position.entries[*bucket].to_string();
+            redis::cmd("XRANGE").arg(self.layout.tail(*bucket)).arg(&at).arg(&at).take()
         });
-        let firsts: Vec<Raw> = self.read.scatter(ranges).await?;
-        let mut cut = Vec::new();
-        for (bucket, raw) in buckets.iter().copied().zip(firsts) {
-            let (first, at) = (entries(bucket, raw)?.pop(), position.entries[bucket]);
-            match first {
-                Some(first) if at >= first.id => {}
-                // Nothing had been stored in this bucket then: fine, if the first entry ever is still there.
-                Some(_) if at == EntryId::default() => cut.push(bucket),
-                None if at == EntryId::default() => {}
-                _ => return Ok(false),
-            }
+        if read.is_empty() {
+            return Ok(Vec::new());
         }
-        self.never_trimmed(&cut).await
+        let found: Vec<Raw> = self.read.scatter(ranges).await?;
+        Ok(read.into_iter().zip(found).filter(|(_, found)| found.is_empty()).map(|(bucket, _)| bucket).collect())
     }
 
+    /// Whether these streams still have their first entries, or have none.
     async fn never_trimmed(&self, buckets: &[usize]) -> Result<bool, StoreError> {
         if buckets.is_empty() {
             return Ok(true);
         }
-        let asked = buckets.iter().map(|bucket| {
-            let mut info = redis::cmd("XINFO");
-            info.arg("STREAM").arg(self.layout.tail(*bucket));
-            info
-        });
+        let length = |bucket: &usize| redis::cmd("XLEN").arg(self.layout.tail(*bucket)).take();
+        let lengths: Vec<usize> = self.read.scatter(buckets.iter().map(length)).await?;
+        let filled = buckets.iter().zip(lengths).filter(|(_, length)| *length > 0).map(|(bucket, _)| *bucket);
+        let asked: Vec<redis::Cmd> =
+            filled.map(|bucket| redis::cmd("XINFO").arg("STREAM").arg(self.layout.tail(bucket)).take()).collect();
+        if asked.is_empty() {
+            return Ok(true);
+        }
         let infos: Vec<HashMap<String, redis::Value>> = self.read.scatter(asked).await?;
         Ok(infos.iter().all(|info| info.get("entries-added") == info.get("length")))
     }
@@ -172,7 +211,7 @@ impl Store {
     ) -> Result<Vec<Entry>, StoreError> {
         let lane = &self.tail[buckets.start * self.tail.len() / BUCKETS];
         let streams: Option<Streams> = lane.command(&self.tail_command(buckets, position, READ, Some(wait))).await?;
-        self.entries_of(streams.into_iter().flatten())
+        Ok(self.entries_of(streams.into_iter().flatten()))
     }
 
     /// What all streams hold behind a position, up to `most` entries of each, in the order in which they were stored.
@@ -183,7 +222,7 @@ impl Store {
         let readers = self.tail_readers().into_iter();
         let commands = readers.map(|buckets| self.tail_command(buckets, position, most, None));
         let streams: Vec<Option<Streams>> = self.read.scatter(commands).await?;
-        let mut found = self.entries_of(streams.into_iter().flatten().flatten())?;
+        let mut found = self.entries_of(streams.into_iter().flatten().flatten());
         // Behind the end of a bucket that may hold more, others would overtake what is not read yet. An entry that was
         // begun comes all the same: it is to be finished first.
         let full = (0..BUCKETS).filter_map(|bucket| {
@@ -220,15 +259,21 @@ impl Store {
         command
     }
 
-    fn entries_of(&self, streams: impl Iterator<Item = (String, Raw)>) -> Result<Vec<Entry>, StoreError> {
+    fn entries_of(&self, streams: impl Iterator<Item = (String, Raw)>) -> Vec<Entry> {
         let mut found = Vec::new();
         for (key, raw) in streams {
             if let Some(bucket) = (0..BUCKETS).find(|bucket| self.layout.tail(*bucket) == key) {
-                found.extend(entries(bucket, raw)?);
+                found.extend(self.readable(bucket, raw));
             }
         }
         found.sort_by_key(|entry| entry.id);
-        Ok(found)
+        found
+    }
+
+    fn readable(&self, bucket: usize, raw: Raw) -> Vec<Entry> {
+        let (entries, unreadable) = entries(bucket, raw);
+        self.foreign.skip(unreadable, self.layout.tail(bucket));
+        entries
     }
 
     /// How many bytes each of these events has, in order; none when it is not stored any more.

@@ -1,23 +1,27 @@
 //! What is new of what is announced.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::entry::{Announced, Entry};
 
 /// Offsets of one bucket and partition that are remembered one by one: more than batches under way together have.
 const REMEMBERED: usize = 1024;
 
-/// What was announced of each bucket and partition of a topic. Redelivery, and the refill of a store that has lost
-/// something, announce it again. A topic that was deleted and made anew announces other records of the same offsets: an
-/// entry says where its logs end, and who has seen more of them has seen others.
+/// What was announced of each bucket and partition, by group and topic: another group or another topic is another matter.
+/// Redelivery, and the refill of a store that has lost something, announce it again. A topic that was deleted and made anew
+/// announces other records of the same offsets: an entry says where its logs end, and who has seen more of them has seen
+/// others. It also says where a log may be another one although it is as long; then only what is remembered with its id
+/// is known.
 ///
 /// The highest offset alone would not do: of batches under way together an early one may be lost, with a Redis that is
 /// emptied for example, and come again behind a later one.
 #[derive(Debug, Clone, Default)]
 pub struct Seen(HashMap<Place, Offsets>);
 
-/// A topic, a bucket and a partition.
+/// A scope, a bucket and a partition.
 pub(super) type Place = (Arc<str>, usize, i32);
 
 /// What was announced of one place.
@@ -25,15 +29,15 @@ pub(super) type Place = (Arc<str>, usize, i32);
 struct Offsets {
     /// Everything up to this one.
     floor: i64,
-    /// And these, [`REMEMBERED`] at most.
-    beyond: BTreeSet<i64>,
+    /// And these, [`REMEMBERED`] at most, each with a digest of its event's id.
+    beyond: BTreeMap<i64, u32>,
     /// Whether this is everything since the log began, so that nothing else is to be taken for announced.
     whole: bool,
 }
 
 impl Default for Offsets {
     fn default() -> Self {
-        Self { floor: -1, beyond: BTreeSet::new(), whole: false }
+        Self { floor: -1, beyond: BTreeMap::new(), whole: false }
     }
 }
 
@@ -45,8 +49,16 @@ impl Offsets {
         }
     }
 
+    fn lowest(&self) -> Option<i64> {
+        self.beyond.first_key_value().map(|(offset, _)| *offset)
+    }
+
     fn highest(&self) -> i64 {
-        self.beyond.last().copied().unwrap_or(self.floor)
+        self.beyond.last_key_value().map_or(self.floor, |(offset, _)| *offset)
+    }
+
+    fn knows(&self, record: &Announced) -> bool {
+        record.offset <= self.floor || self.beyond.get(&record.offset) == Some(&digest(record))
     }
 }
 
@@ -54,9 +66,12 @@ impl Seen {
     /// Whether a record of an entry is announced for the first time; not any more afterwards.
     pub fn is_new(&mut self, entry: &Entry, record: &Announced) -> bool {
         let offsets = self.0.entry(place(entry, record.partition)).or_default();
-        let new = record.offset > offsets.floor && offsets.beyond.insert(record.offset);
+        let new = !offsets.knows(record);
+        if new {
+            offsets.beyond.insert(record.offset, digest(record));
+        }
         if offsets.beyond.len() > REMEMBERED
-            && let Some(lowest) = offsets.beyond.first().copied()
+            && let Some(lowest) = offsets.lowest()
         {
             offsets.raise(lowest);
         }
@@ -66,17 +81,19 @@ impl Seen {
     /// Whether a record of an entry was announced before.
     #[must_use]
     pub fn knows(&self, entry: &Entry, record: &Announced) -> bool {
-        let offsets = self.0.get(&place(entry, record.partition));
-        offsets.is_some_and(|offsets| record.offset <= offsets.floor || offsets.beyond.contains(&record.offset))
+        self.0.get(&place(entry, record.partition)).is_some_and(|offsets| offsets.knows(record))
     }
 
-    /// Forgets what was announced of other logs than those that an entry says the ends of. For each entry, before its
-    /// records.
+    /// Forgets what may have been announced of other logs than those that an entry says the ends of. For each entry,
+    /// before its records.
     pub fn heed(&mut self, entry: &Entry) {
-        for (partition, end) in &entry.ends {
-            let offsets = self.0.entry(place(entry, *partition)).or_default();
-            if offsets.highest() < 0 || offsets.highest() >= *end {
-                *offsets = Offsets { whole: true, ..Offsets::default() };
+        for log in &entry.ends {
+            let offsets = self.0.entry(place(entry, log.partition)).or_default();
+            let highest = offsets.highest();
+            if log.anew || highest < 0 || highest >= log.end {
+                // What lies beyond the end is of another log for sure, and of the rest the ids tell.
+                drop(offsets.beyond.split_off(&log.end));
+                (offsets.floor, offsets.whole) = (-1, true);
             }
         }
     }
@@ -102,32 +119,41 @@ impl Seen {
     /// Takes everything before what is known for announced.
     pub(super) fn close_below(&mut self) {
         for offsets in self.0.values_mut().filter(|offsets| !offsets.whole) {
-            let lowest = offsets.beyond.first().copied();
-            lowest.into_iter().for_each(|lowest| offsets.raise(lowest));
+            offsets.lowest().into_iter().for_each(|lowest| offsets.raise(lowest));
         }
     }
 }
 
 fn place(entry: &Entry, partition: i32) -> Place {
-    (Arc::clone(&entry.topic), entry.bucket, partition)
+    (Arc::clone(&entry.scope), entry.bucket, partition)
+}
+
+/// Tells one record of an offset from another log's.
+fn digest(record: &Announced) -> u32 {
+    xxh3_64(record.event_id.as_bytes()) as u32
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::EntryId;
+    use crate::store::{EntryId, LogEnd};
 
     fn record(partition: i32, offset: i64) -> Announced {
         Announced { partition, offset, event_id: "e".into() }
     }
 
-    fn of(topic: &str, bucket: usize) -> Entry {
-        Entry { bucket, id: EntryId::default(), topic: topic.into(), records: Vec::new(), ends: Vec::new() }
+    /// What another log has at the same place.
+    fn other(offset: i64) -> Announced {
+        Announced { event_id: "other".into(), ..record(0, offset) }
+    }
+
+    fn of(scope: &str, bucket: usize) -> Entry {
+        Entry { bucket, id: EntryId::default(), scope: scope.into(), since: 0, records: Vec::new(), ends: Vec::new() }
     }
 
     /// Says that the log of partition 0 ended there when it was to be read from its beginning.
     fn begun(bucket: usize, end: i64) -> Entry {
-        Entry { ends: vec![(0, end)], ..of("t", bucket) }
+        Entry { ends: vec![LogEnd { partition: 0, end, anew: false }], ..of("t", bucket) }
     }
 
     #[test]
@@ -157,8 +183,9 @@ mod tests {
         resumed.close_below();
         assert!(resumed.knows(&of("t", 3), &record(0, 49)) && resumed.is_new(&of("t", 3), &record(0, 51)));
     }
+
     #[test]
-    fn each_topic_has_offsets_of_its_own() {
+    fn each_scope_has_offsets_of_its_own() {
         let mut seen = Seen::default();
         assert!(seen.is_new(&of("old", 0), &record(0, 1_000_000)));
         seen.raise(("old".into(), 0, 0), 1_000_000);
@@ -176,8 +203,20 @@ mod tests {
         seen.heed(&begun(0, 30));
         assert!(seen.knows(&of("t", 0), &record(0, 4)));
         seen.heed(&begun(0, 5));
-        assert!(seen.is_new(&of("t", 0), &record(0, 4)) && seen.knows(&of("t", 1), &record(0, 4)));
-        assert!(!seen.is_new(&of("t", 0), &record(0, 4)));
+        assert!(seen.is_new(&of("t", 0), &other(4)) && seen.knows(&of("t", 1), &record(0, 4)));
+        assert!(!seen.is_new(&of("t", 0), &other(4)));
+        assert!(seen.is_new(&of("t", 0), &record(0, 5)), "beyond the end");
+    }
+
+    #[test]
+    fn of_a_log_that_may_be_another_one_only_what_is_remembered_with_its_id_is_known() {
+        let mut seen = Seen::default();
+        seen.raise(("t".into(), 0, 0), 9);
+        (10..20).for_each(|offset| _ = seen.is_new(&of("t", 0), &record(0, offset)));
+        let anew = Entry { ends: vec![LogEnd { partition: 0, end: 30, anew: true }], ..of("t", 0) };
+        seen.heed(&anew);
+        assert!(seen.is_new(&of("t", 0), &record(0, 3)) && seen.is_new(&of("t", 0), &other(12)));
+        assert!(!seen.is_new(&of("t", 0), &record(0, 13)), "the same log after all");
     }
 
     #[test]
