@@ -5,7 +5,7 @@
 
 mod generations;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use common::store::{
-    Announced, BUCKETS, Entry, EntryId, Gone, Members, Origin, Query, Seen, Store, StoreError, TailPosition,
+    Announced, BUCKETS, Entry, EntryId, Members, Origin, Query, Seen, Store, StoreError, TailPosition,
 };
 use futures::future::join_all;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, broadcast, oneshot, watch};
@@ -28,6 +28,8 @@ const SLOT: usize = 4096;
 pub(crate) const PORTION: usize = 64;
 /// Readers that catch up at a time: each holds what it knows of some thousand records meanwhile.
 const MOST_CATCHING_UP: usize = 16;
+/// Entries of a bucket that are remembered: more than are added in the second that a Redis may lose.
+const PASSED: usize = 1024;
 /// How long Redis is asked to wait for something new; shorter than any sensible `REDIS_TIMEOUT`.
 const WAIT: Duration = Duration::from_millis(500);
 /// After a failed exchange.
@@ -59,10 +61,23 @@ pub(crate) enum Frame {
     },
     /// Something may be missing here; the reader goes on there, as one of this generation.
     Gap(TailPosition, u64),
-    /// The streams of these buckets are not the ones that were read: they are read from their beginnings.
-    Anew(Vec<usize>),
+    /// Streams have lost their ends.
+    Loss(Loss),
     /// Takes the place of a large frame's bytes.
     Filler,
+}
+
+/// What streams have lost. Readers go on with them where they have not, or at their beginnings.
+#[derive(Debug)]
+pub(crate) struct Loss {
+    /// Which buckets'.
+    pub(crate) buckets: Vec<usize>,
+    /// Where the reading of all stood.
+    pub(crate) from: TailPosition,
+    /// Where it goes on.
+    pub(crate) to: TailPosition,
+    /// The generation of readers that comes behind the loss.
+    pub(crate) generation: u64,
 }
 
 /// An event on its way to many readers. What they need of it is made by the first who does, and once.
@@ -115,11 +130,25 @@ pub struct Tail {
 
 struct State {
     position: TailPosition,
+    /// The last entries of each bucket that were read whole.
+    passed: Vec<VecDeque<EntryId>>,
     /// How often streams turned out not to be the ones that were read: what was read before of them does not count.
     losses: u64,
     generations: Generations,
     waiting: HashMap<String, Vec<oneshot::Sender<()>>>,
     wanted: Instant,
+}
+
+impl State {
+    /// An entry was read whole.
+    fn pass_all(&mut self, entry: &Entry) {
+        self.position.pass_all(entry);
+        let passed = &mut self.passed[entry.bucket];
+        passed.push_back(entry.id);
+        if passed.len() > PASSED {
+            passed.pop_front();
+        }
+    }
 }
 
 impl Tail {
@@ -128,6 +157,7 @@ impl Tail {
     pub fn new(store: &Arc<Store>) -> Self {
         let state = State {
             position: TailPosition::default(),
+            passed: vec![VecDeque::new(); BUCKETS],
             losses: 0,
             generations: Generations::new(Seen::default()),
             waiting: HashMap::new(),
@@ -152,6 +182,7 @@ impl Tail {
                     Ok((position, seen)) => {
                         let mut state = self.lock();
                         (state.position, state.generations) = (position, Generations::new(seen));
+                        state.passed.iter_mut().for_each(VecDeque::clear);
                         // Nobody reads yet, unless it stopped just as somebody came.
                         if self.frames.receiver_count() > 0 {
                             self.say_gap(&mut state);
@@ -207,9 +238,7 @@ impl Tail {
         let (position, losses) = self.stands();
         let entries = self.store.tail_next(buckets.clone(), &position, WAIT).await?;
         // Behind the read: what it has found comes behind that entry only if the entry is still there.
-        let gone = self.store.tail_gone(buckets, &position).await?;
-        if !gone.buckets.is_empty() {
-            self.begin_anew(&gone, losses);
+        if self.meets_loss(buckets, &position, losses).await? {
             return Ok(());
         }
         if self.store.tail_skipped(&position, &entries).await? {
@@ -223,20 +252,49 @@ impl Tail {
         (state.position, state.losses)
     }
 
-    /// Reads streams from their beginnings that are not the ones that were read, unless somebody has just seen to it. Who
-    /// comes from now on may have read lists that lack what will be stored again.
-    fn begin_anew(&self, gone: &Gone, losses: u64) {
+    /// Whether a Redis has lost the ends of these streams since they were read. They are read on behind the last entry that
+    /// was read and is still there, or from their beginnings, which other streams may have. Who comes from now on may have
+    /// read lists that lack what will be stored again.
+    async fn meets_loss(
+        &self,
+        buckets: Range<usize>,
+        position: &TailPosition,
+        losses: u64,
+    ) -> Result<bool, StoreError> {
+        let gone = self.store.tail_gone(buckets, position).await?;
+        if gone.is_empty() {
+            return Ok(false);
+        }
+        let (mut to, mut unread) = (*position, Vec::new());
+        for (bucket, last) in &gone {
+            let last = last.filter(|last| self.lock().passed[*bucket].contains(last));
+            to.go_back(*bucket, last.unwrap_or(EntryId::BEGIN_AGAIN));
+            unread.extend(last.is_none().then_some(*bucket));
+        }
+        let trimmed = self.store.tail_trimmed(&unread).await?;
+        self.go_back(gone.into_iter().map(|(bucket, _)| bucket).collect(), &to, trimmed, losses);
+        Ok(true)
+    }
+
+    /// Goes on there with these buckets, unless somebody has just seen to it.
+    fn go_back(&self, buckets: Vec<usize>, to: &TailPosition, trimmed: bool, losses: u64) {
         let mut state = self.lock();
         if state.losses != losses {
             return;
         }
         state.losses += 1;
         state.generations.begin();
-        gone.buckets.iter().for_each(|bucket| state.position.begin_again(*bucket));
-        if gone.trimmed {
+        let from = state.position;
+        for bucket in &buckets {
+            let entry = to.entry(*bucket);
+            state.position.go_back(*bucket, entry);
+            state.passed[*bucket].retain(|passed| *passed <= entry);
+        }
+        if trimmed {
             self.say_gap(&mut state);
         } else {
-            drop(self.frames.send(Arc::new(Frame::Anew(gone.buckets.clone()))));
+            let (to, generation) = (state.position, state.generations.latest());
+            drop(self.frames.send(Arc::new(Frame::Loss(Loss { buckets, from, to, generation }))));
         }
     }
 
@@ -305,7 +363,7 @@ impl Tail {
             }
             self.send(&entry, *number, *generation, &state.position, json);
         }
-        state.position.pass_all(&entry);
+        state.pass_all(&entry);
     }
 
     /// The events of those records that are announced for the first time.
@@ -360,9 +418,7 @@ impl Tail {
         loop {
             // A loss may not have been noticed yet, and who comes now may read a list that lacks what was lost.
             let (position, losses) = self.stands();
-            let gone = self.store.tail_gone(0..BUCKETS, &position).await?;
-            if !gone.buckets.is_empty() {
-                self.begin_anew(&gone, losses);
+            if self.meets_loss(0..BUCKETS, &position, losses).await? {
                 continue;
             }
             let state = self.lock();

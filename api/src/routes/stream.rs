@@ -26,7 +26,7 @@ use crate::format::wants_event_stream;
 use crate::keys::Shown;
 use crate::problem::Problem;
 use crate::query::Parameters;
-use crate::tail::{self, Events, Frame, PORTION, Subscription, Tail, events_of, frame};
+use crate::tail::{self, Events, Frame, Loss, PORTION, Subscription, Tail, events_of, frame};
 
 /// A comment with the present position is sent so often: it keeps proxies from closing a quiet connection.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -74,7 +74,7 @@ async fn begin(app: &Arc<App>, query: &str, headers: &HeaderMap) -> Result<warp:
     let (out, mut body) = mpsc::channel(1);
     let (app, key) = (Arc::clone(app), Shown::in_headers(headers));
     let Subscription { position, generation, frames } = begun;
-    let reader = Reader { app, query, key, position, generation, frames, out, period: HEARTBEAT };
+    let reader = Reader { app, query, key, position, generation, joined: None, frames, out, period: HEARTBEAT };
     tokio::spawn(reader.read(start));
     let next = poll_fn(move |context| {
         let _held = &turn;
@@ -138,6 +138,8 @@ struct Reader {
     position: TailPosition,
     /// See [`Subscription`].
     generation: u64,
+    /// Up to where it has caught up by itself, if it was after a loss: of what it got then the process knows nothing.
+    joined: Option<TailPosition>,
     frames: broadcast::Receiver<Arc<Frame>>,
     out: mpsc::Sender<Result<Bytes, Infallible>>,
     /// Of its heartbeat.
@@ -169,7 +171,10 @@ impl Reader {
         self.send(format!("retry: {RETRY}\nid: {}\n\n", self.position.encode()).into()).await?;
         match start {
             Start::Now => {}
-            Start::Behind(_) => self.catch_up(now).await?,
+            Start::Behind(_) => {
+                self.joined = (self.generation > 0).then_some(now);
+                self.catch_up(now).await?;
+            }
             Start::Lost => self.send(self.reset()).await?,
         }
         let mut heartbeat = tokio::time::interval(self.period);
@@ -242,15 +247,27 @@ impl Reader {
                 Some(if own { tail::frame(&self.position, event.json()) } else { event.text(position) })
             }
             Frame::Gap(position, generation) => {
-                (self.position, self.generation) = (*position, *generation);
+                (self.position, self.generation, self.joined) = (*position, *generation, None);
                 Some(self.reset())
             }
-            Frame::Anew(buckets) => {
-                buckets.iter().for_each(|bucket| self.position.begin_again(*bucket));
-                None
-            }
+            Frame::Loss(loss) => self.meet(loss),
             Frame::Filler => None,
         }
+    }
+
+    /// Goes back to where streams have lost something. What this reader has read by itself is remembered nowhere: where it
+    /// would meet that again it is told that it stands behind a gap.
+    fn meet(&mut self, loss: &Loss) -> Option<Bytes> {
+        let alone = |bucket: &usize| {
+            let own = self.position.entry(*bucket) > loss.from.entry(*bucket);
+            own || self.joined.is_some_and(|joined| loss.to.entry(*bucket) < joined.entry(*bucket))
+        };
+        if loss.buckets.iter().any(alone) {
+            (self.position, self.generation, self.joined) = (loss.to, loss.generation, None);
+            return Some(self.reset());
+        }
+        loss.buckets.iter().for_each(|bucket| self.position.go_back(*bucket, loss.to.entry(*bucket)));
+        None
     }
 
     /// Says that it stands behind a gap.
@@ -264,7 +281,7 @@ impl Reader {
     /// something by now that it did not lack when this reader came.
     async fn start_over(&mut self) -> Result<(), End> {
         let Subscription { position, generation, frames } = self.app.tail.subscribe().await.map_err(End::Store)?;
-        (self.position, self.generation, self.frames) = (position, generation, frames);
+        (self.position, self.generation, self.frames, self.joined) = (position, generation, frames, None);
         self.send(self.reset()).await
     }
 
@@ -443,6 +460,7 @@ mod tests {
             key: Shown::in_headers(&HeaderMap::new()),
             position,
             generation: 0,
+            joined: None,
             frames,
             out,
             period,
@@ -461,7 +479,17 @@ mod tests {
         let (app, key) = (testing::app(&file, KEY), Shown::in_headers(&testing::headers_with(KEY)));
         let (position, (_tail, frames), (out, mut body)) =
             (TailPosition::default(), broadcast::channel(1), mpsc::channel(1));
-        let reader = Reader { app, query: Query::default(), key, position, generation: 0, frames, out, period: SOON };
+        let reader = Reader {
+            app,
+            query: Query::default(),
+            key,
+            position,
+            generation: 0,
+            joined: None,
+            frames,
+            out,
+            period: SOON,
+        };
         tokio::spawn(reader.read(Start::Now));
         let mut next = async || {
             let piece = tokio::time::timeout(Duration::from_secs(60), body.recv()).await.unwrap();
@@ -496,8 +524,17 @@ mod tests {
         for (key, is_in_force) in [(KEY, true), ("another-key-of-a-reader", false)] {
             let key = Shown::in_headers(&testing::headers_with(key));
             let (app, (_tail, frames), (out, _body)) = (Arc::clone(&app), broadcast::channel(1), mpsc::channel(1));
-            let mut reader =
-                Reader { app, query: Query::default(), key, position, generation: 0, frames, out, period: HEARTBEAT };
+            let mut reader = Reader {
+                app,
+                query: Query::default(),
+                key,
+                position,
+                generation: 0,
+                joined: None,
+                frames,
+                out,
+                period: HEARTBEAT,
+            };
             let end = reader.send_entries(std::slice::from_ref(&entry), &mut Seen::default()).await.unwrap_err();
             // The store is away.
             let asked = matches!(end, End::Store(_));

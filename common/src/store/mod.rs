@@ -57,7 +57,7 @@ pub use self::positions::{Placement, PositionScope, Positions};
 pub use self::query::{Cursor, CursorError, Members, Order, Query};
 pub use self::read::{Found, Page, ReadAhead, Walk};
 use self::settings::Shared;
-pub use self::tail::{Announced, Entry, EntryId, Gone, LogEnd, Seen, TailPosition};
+pub use self::tail::{Announced, Entry, EntryId, LogEnd, Seen, TailPosition};
 pub use self::workers::{HEARTBEAT_TTL, Heartbeat, LiveWorker, PartitionLag};
 pub use self::write::{Batch, Move, Origin, Receipt, StoredEvent, UserIndex};
 use crate::config::RedisSettings;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use common::event::Timestamp;
 use common::store::{
-    Announced, BUCKETS, Batch, Entry, EntryId, Gone, Move, Placement, PositionScope, Seen, StoredEvent, TailPosition,
+    Announced, BUCKETS, Batch, Entry, EntryId, Move, Placement, PositionScope, Seen, StoredEvent, TailPosition,
     UserIndex, bucket_of,
 };
 
@@ -403,23 +403,29 @@ impl World {
 }
 
 #[tokio::test]
-async fn where_another_stream_has_taken_the_place_of_one_readers_are_told_which() {
+async fn where_a_stream_is_not_the_one_that_was_read_readers_are_told_what_it_has_of_it() {
     let world = World::new();
     world.write(one_id_a_bucket().iter().map(|id| event_of(id, 0)).collect()).await;
     let (end, _) = world.store.tail_end().await.unwrap();
     let gone = async || world.store.tail_gone(0..BUCKETS, &end).await.unwrap();
-    assert_eq!(gone().await, Gone::default());
+    assert_eq!(gone().await, []);
     world.command::<usize>(&["DEL", &world.bucket_key("tl", 7, "")]);
-    assert_eq!(gone().await, Gone { buckets: vec![7], trimmed: false }, "what was in it will come again");
+    assert_eq!(gone().await, [(7, None)], "what was in it will come again");
     world.write(one_id_a_bucket().iter().map(|id| event_of(id, 1)).collect()).await;
-    assert_eq!(gone().await, Gone { buckets: vec![7], trimmed: false });
+    assert_eq!(gone().await, [(7, None)]);
+    assert!(!world.store.tail_trimmed(&[3, 7]).await.unwrap());
     world.trim(3, 1);
-    assert_eq!(gone().await, Gone { buckets: vec![3, 7], trimmed: true });
-    let mut again = end;
-    [3, 7].into_iter().for_each(|bucket| again.begin_again(bucket));
-    assert_eq!(world.store.tail_gone(0..BUCKETS, &again).await.unwrap(), Gone::default());
+    assert_eq!(gone().await, [(3, None), (7, None)]);
+    assert!(world.store.tail_trimmed(&[3, 7]).await.unwrap());
+    let (mut again, whole) = (end, world.store.tail_end().await.unwrap().0);
+    [3, 7].into_iter().for_each(|bucket| again.go_back(bucket, EntryId::BEGIN_AGAIN));
+    assert_eq!(world.store.tail_gone(0..BUCKETS, &again).await.unwrap(), []);
     let bucket = |entry: &Entry| entry.bucket;
     let read = world.after(&again).await;
     assert_eq!(read.iter().map(bucket).filter(|bucket| [3, 7].contains(bucket)).count(), 2);
     assert!(!world.holds(&again).await, "a client that comes back there may have missed something");
+    // A Redis that has lost its last second has the entries before.
+    let (key, last) = (world.bucket_key("tl", 5, ""), whole.entry(5).to_string());
+    assert_eq!(world.command::<usize>(&["XDEL", &key, &last]), 1);
+    assert_eq!(world.store.tail_gone(0..BUCKETS, &whole).await.unwrap(), [(5, Some(end.entry(5)))]);
 }

@@ -21,7 +21,7 @@ impl EntryId {
     }
 
     /// Before the first entry of a stream from which some were taken, of which the reader has been told.
-    pub(super) const BEGIN_AGAIN: Self = Self { millis: 0, number: 1 };
+    pub const BEGIN_AGAIN: Self = Self { millis: 0, number: 1 };
 
     /// Whether this is no entry's place but the beginning of the stream.
     pub(super) fn is_beginning(self) -> bool {

@@ -57,16 +57,6 @@ pub(super) fn trim_tail(key: &str) -> redis::Cmd {
     redis::cmd("EVAL").arg(TRIM_TAIL).arg(1).arg(key).arg(super::millis(WINDOW)).arg(KEPT).take()
 }
 
-/// Buckets whose streams don't hold the entry at which a reader stands.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Gone {
-    /// The buckets.
-    pub buckets: Vec<usize>,
-    /// Whether entries behind it may be gone as well. What takes away a stream as a whole takes the events with it, and
-    /// they are announced again when they are stored again.
-    pub trimmed: bool,
-}
-
 impl Store {
     /// Where the streams end, and what was announced last.
     ///
@@ -138,14 +128,35 @@ impl Store {
         Ok(gone.is_empty() && self.never_trimmed(&unread).await?)
     }
 
-    /// Which of these buckets' streams don't hold the entry at which a position stands.
+    /// Which of these buckets' streams don't hold the entry at which a position stands, and the last entry before that
+    /// which each of them holds.
     ///
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
-    pub async fn tail_gone(&self, buckets: Range<usize>, position: &TailPosition) -> Result<Gone, StoreError> {
+    pub async fn tail_gone(
+        &self,
+        buckets: Range<usize>,
+        position: &TailPosition,
+    ) -> Result<Vec<(usize, Option<EntryId>)>, StoreError> {
         let buckets = self.places_gone(buckets, position).await?;
-        let trimmed = !self.never_trimmed(&buckets).await?;
-        Ok(Gone { buckets, trimmed })
+        if buckets.is_empty() {
+            return Ok(Vec::new());
+        }
+        let before = |bucket: &usize| {
+            let (key, last) = (self.layout.tail(*bucket), position.entries[*bucket].to_string());
+            redis::cmd("XREVRANGE").arg(key).arg(last).arg("-").arg("COUNT").arg(1).take()
+        };
+        let found: Vec<Raw> = self.read.scatter(buckets.iter().map(before)).await?;
+        let last = |(bucket, raw)| (bucket, self.readable(bucket, raw).last().map(|entry| entry.id));
+        Ok(buckets.into_iter().zip(found).map(last).collect())
+    }
+
+    /// Whether any of these buckets' streams lacks its first entries.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis has no good answer.
+    pub async fn tail_trimmed(&self, buckets: &[usize]) -> Result<bool, StoreError> {
+        self.never_trimmed(buckets).await.map(|never| !never)
     }
 
     /// Whether entries may be gone that stood before these, which were read from the beginnings of streams: only where

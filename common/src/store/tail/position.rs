@@ -45,9 +45,15 @@ impl TailPosition {
         self.entries = furthest;
     }
 
-    /// Moves back to the beginning of a bucket's stream, which is not the one that was read.
-    pub fn begin_again(&mut self, bucket: usize) {
-        self.entries[bucket] = EntryId::BEGIN_AGAIN;
+    /// The last entry of a bucket that was read whole.
+    #[must_use]
+    pub fn entry(&self, bucket: usize) -> EntryId {
+        self.entries[bucket]
+    }
+
+    /// Moves back in a bucket: its stream is not the one that was read, or only until there.
+    pub fn go_back(&mut self, bucket: usize, to: EntryId) {
+        self.entries[bucket] = to;
         if self.partial.is_some_and(|(begun, _)| begun == bucket) {
             self.partial = None;
         }
@@ -179,12 +185,12 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_is_read_from_its_beginning_has_no_entry_that_was_passed_or_begun() {
+    fn a_stream_that_is_read_again_has_no_entry_that_was_passed_or_begun() {
         let mut position = TailPosition::default();
         position.pass_all(&entry_of(0, 10, 1));
         position.pass_all(&entry_of(1, 4, 1));
         position.pass(&entry_of(1, 5, 4), 1);
-        position.begin_again(1);
+        position.go_back(1, EntryId::BEGIN_AGAIN);
         assert_eq!((position.passed(&entry_of(1, 5, 4)), position.passed(&entry_of(1, 4, 1))), (0, 0));
         assert_eq!(position.passed(&entry_of(0, 10, 1)), 1);
     }

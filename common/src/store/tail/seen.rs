@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::entry::{Announced, Entry};
+use super::entry::{Announced, Entry, EntryId};
 
 /// Offsets of one bucket and partition that are remembered one by one: more than batches under way together have.
 const REMEMBERED: usize = 1024;
@@ -33,11 +33,13 @@ struct Offsets {
     beyond: BTreeMap<i64, u32>,
     /// Whether this is everything since the log began, so that nothing else is to be taken for announced.
     whole: bool,
+    /// The entry that said so. When a stream is read again, it says so again, of the same log.
+    began: EntryId,
 }
 
 impl Default for Offsets {
     fn default() -> Self {
-        Self { floor: -1, beyond: BTreeMap::new(), whole: false }
+        Self { floor: -1, beyond: BTreeMap::new(), whole: false, began: EntryId::default() }
     }
 }
 
@@ -89,6 +91,10 @@ impl Seen {
     pub fn heed(&mut self, entry: &Entry) {
         for log in &entry.ends {
             let offsets = self.0.entry(place(entry, log.partition)).or_default();
+            if entry.id <= offsets.began {
+                continue;
+            }
+            offsets.began = entry.id;
             let highest = offsets.highest();
             if log.anew || highest < 0 || highest >= log.end {
                 // What lies beyond the end is of another log for sure, and of the rest the ids tell.
@@ -152,8 +158,8 @@ mod tests {
     }
 
     /// Says that the log of partition 0 ended there when it was to be read from its beginning.
-    fn begun(bucket: usize, end: i64) -> Entry {
-        Entry { ends: vec![LogEnd { partition: 0, end, anew: false }], ..of("t", bucket) }
+    fn begun(at: u64, bucket: usize, end: i64) -> Entry {
+        Entry { id: EntryId::new(at, 0), ends: vec![LogEnd { partition: 0, end, anew: false }], ..of("t", bucket) }
     }
 
     #[test]
@@ -200,12 +206,23 @@ mod tests {
             seen.is_new(&of("t", 1), &record(0, offset));
         }
         // A store that has lost something is filled again from the same log.
-        seen.heed(&begun(0, 30));
+        seen.heed(&begun(1, 0, 30));
         assert!(seen.knows(&of("t", 0), &record(0, 4)));
-        seen.heed(&begun(0, 5));
+        seen.heed(&begun(2, 0, 5));
         assert!(seen.is_new(&of("t", 0), &other(4)) && seen.knows(&of("t", 1), &record(0, 4)));
         assert!(!seen.is_new(&of("t", 0), &other(4)));
         assert!(seen.is_new(&of("t", 0), &record(0, 5)), "beyond the end");
+    }
+
+    #[test]
+    fn a_stream_that_is_read_again_says_nothing_again_where_it_says_that_a_log_began() {
+        let mut seen = Seen::default();
+        let stream = [begun(1, 0, 0), Entry { records: vec![record(0, 0), record(0, 1)], ..of("t", 0) }];
+        seen.note(&stream);
+        seen.heed(&stream[0]);
+        assert!(seen.knows(&of("t", 0), &record(0, 0)) && seen.knows(&of("t", 0), &record(0, 1)));
+        seen.heed(&begun(2, 0, 0));
+        assert!(!seen.knows(&of("t", 0), &record(0, 1)), "another log");
     }
 
     #[test]
@@ -213,7 +230,7 @@ mod tests {
         let mut seen = Seen::default();
         seen.raise(("t".into(), 0, 0), 9);
         (10..20).for_each(|offset| _ = seen.is_new(&of("t", 0), &record(0, offset)));
-        let anew = Entry { ends: vec![LogEnd { partition: 0, end: 30, anew: true }], ..of("t", 0) };
+        let anew = Entry { ends: vec![LogEnd { partition: 0, end: 30, anew: true }], ..begun(1, 0, 30) };
         seen.heed(&anew);
         assert!(seen.is_new(&of("t", 0), &record(0, 3)) && seen.is_new(&of("t", 0), &other(12)));
         assert!(!seen.is_new(&of("t", 0), &record(0, 13)), "the same log after all");
@@ -222,7 +239,7 @@ mod tests {
     #[test]
     fn since_a_log_began_nothing_is_announced_but_what_was_seen() {
         let mut seen = Seen::default();
-        seen.note(&[Entry { records: vec![record(0, 20)], ..of("t", 0) }, begun(0, 5)]);
+        seen.note(&[Entry { records: vec![record(0, 20)], ..of("t", 0) }, begun(2, 0, 5)]);
         seen.note(&[Entry { records: vec![record(0, 3)], ..of("t", 0) }]);
         seen.close_below();
         // A position that was read before the log began.
