@@ -65,7 +65,7 @@ pub enum StoreError {
     },
     /// Other workers have other settings, or have changed them.
     #[error(
-        "{difference} ({others} other workers are alive): give all workers the same; to change it, stop all before one is started with another"
+        "{difference} (other workers alive: {others}): give all workers the same; to change it, stop all before one is started with another"
     )]
     Settings {
         /// Name, own value, and the store's.

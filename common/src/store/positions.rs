@@ -7,7 +7,7 @@ use super::tail::MAX_ENTRIES;
 use super::{BUCKETS, Store, StoreError};
 
 /// How long a worker's guards live after its last heartbeat. One whose guard is gone is placed anew before it writes.
-const GUARD_MS: i64 = 3_600_000;
+pub(super) const GUARD_MS: i64 = 3_600_000;
 
 /// Writes the place where a partition starts, which is always safe when it lowers a position or when nothing of the
 /// partition is left before it. The tail is told where a log ends that is read from its beginning: it may be another one

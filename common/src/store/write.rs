@@ -9,7 +9,7 @@ use futures::future::try_join_all;
 use redis::{FromRedisValue, Pipeline, Value};
 
 use super::layout::{StoredId, has_one_score};
-use super::positions::PositionScope;
+use super::positions::{GUARD_MS, PositionScope};
 use super::tail::{MAX_ENTRIES, Records, trim_tail};
 use super::trim::{STEP, TRIM_USER};
 use super::{BUCKETS, Store, StoreError, bucket_of, score_of};
@@ -49,14 +49,14 @@ const LIST_FOR_USER: &str = "local now = redis.call('TIME') \
 
 /// Looks whether positions stand where the caller left them, and if not, changes the key that the caller watches, so that
 /// the transaction behind does not happen. A Redis that is full refuses `INCR`, but not in a script that has written
-/// something before, and `PERSIST` takes no memory. ARGV: field, from, and so on. Replies with 1 or 0 for each.
+/// something before, and `PERSIST` takes no memory. ARGV: field, from, and so on, then the life of the key. Replies with 1 or 0 for each.
 const CHECK: &str = "local fields, stand, all = {}, {}, redis.call('EXISTS', KEYS[2]) == 1 \
-    for i = 1, #ARGV, 2 do fields[#fields + 1] = ARGV[i] end \
+    for i = 1, #ARGV - 1, 2 do fields[#fields + 1] = ARGV[i] end \
     for i, held in ipairs(redis.call('HMGET', KEYS[1], unpack(fields))) do \
       stand[i] = held == ARGV[2 * i] and 1 or 0 \
       all = all and stand[i] == 1 \
     end \
-    if not all then redis.call('PERSIST', KEYS[2]) redis.call('INCR', KEYS[2]) redis.call('PEXPIRE', KEYS[2], 3600000) end \
+    if not all then redis.call('PERSIST', KEYS[2]) redis.call('INCR', KEYS[2]) redis.call('PEXPIRE', KEYS[2], ARGV[#ARGV]) end \
     return stand";
 
 /// Moves positions, those that still stand where the caller left them: another worker may have placed a partition since
@@ -240,7 +240,16 @@ pub struct Batch {
     pub moves: [Vec<Move>; BUCKETS],
 }
 
+/// Ids that may come again.
+type Repeatable<'a> = HashSet<&'a StoredId>;
+
 impl Batch {
+    /// The ids of events that may come again with another timestamp. The first of an id wins, so all events of it are to be
+    /// stored in the same way, one behind the other, also those that alone could not.
+    fn repeatable(&self) -> Repeatable<'_> {
+        self.events.iter().filter(|event| event.may_repeat).map(|event| &event.stored_id).collect()
+    }
+
     /// Whether the transaction of each bucket would hold events.
     #[must_use]
     pub fn touches(&self, user_index: UserIndex) -> [bool; BUCKETS] {
@@ -286,9 +295,10 @@ impl Store {
         if let Some(error) = self.doubt_of(expired.iter().map(|nth| batch.events[*nth].expiry(retention))) {
             return Err(error);
         }
+        let repeatable = batch.repeatable();
         let needed = (0..BUCKETS).filter(|bucket| touched[*bucket] || !batch.moves[*bucket].is_empty());
         let written = needed.map(|bucket| {
-            let transaction = Transaction::new(self, scope, batch, bucket, user_index, &expired);
+            let transaction = Transaction::new(self, scope, batch, bucket, user_index, &expired, &repeatable);
             async move {
                 let replies: Vec<Value> = self.write.in_turn(bucket, &transaction.commands).await?;
                 transaction.read(replies, &batch.moves[bucket])
@@ -340,7 +350,7 @@ impl Store {
                 let own: Vec<_> = batch.events.iter().filter(|event| event.bucket == bucket).collect();
                 announce(&mut commands, self, scope, bucket, own.into_iter());
             } else if user_index == UserIndex::On {
-                add_user_entries(&mut commands, self, batch, bucket, &[]);
+                add_user_entries(&mut commands, self, batch, bucket, &[], &batch.repeatable());
             }
         }
         let lane = Arc::clone(&self.write);
@@ -361,7 +371,7 @@ struct Transaction {
     checked: bool,
     /// Indexes of its events: those that have a `SET` each, the replies to which come first, and those of [`STORE`].
     plain: Vec<usize>,
-    repeatable: Vec<usize>,
+    scripted: Vec<usize>,
 }
 
 impl Transaction {
@@ -372,15 +382,14 @@ impl Transaction {
         bucket: usize,
         user_index: UserIndex,
         expired: &[usize],
+        repeatable: &Repeatable<'_>,
     ) -> Self {
         let events: Vec<usize> = (0..batch.events.len())
             .filter(|nth| batch.events[*nth].bucket == bucket && expired.binary_search(nth).is_err())
             .collect();
         let unguarded = active(Mutation::ClaimWithoutNx) || active(Mutation::IndexOnlyNew);
-        // The first of an id wins, so all of it have to be stored in the same way, one behind the other.
-        let repeated: HashSet<&StoredId> = batch.events.iter().filter(|e| e.may_repeat).map(|e| &e.stored_id).collect();
-        let may_repeat = |nth: &usize| !unguarded && repeated.contains(&batch.events[*nth].stored_id);
-        let (repeatable, plain) = events.iter().copied().partition(may_repeat);
+        let may_repeat = |nth: &usize| !unguarded && repeatable.contains(&batch.events[*nth].stored_id);
+        let (scripted, plain) = events.iter().copied().partition(may_repeat);
         let moves = &batch.moves[bucket];
         let checked = !(moves.is_empty() || active(Mutation::NoCompare) || active(Mutation::WriteAnyway));
         let mut commands = redis::Pipeline::with_capacity(events.len() + 8);
@@ -388,14 +397,14 @@ impl Transaction {
             check(&mut commands, store, scope, bucket, moves);
         }
         commands.cmd("MULTI").ignore();
-        let mut share = Self { commands, checked, plain, repeatable };
+        let mut share = Self { commands, checked, plain, scripted };
         share.store_events(store, batch, bucket);
         let commands = &mut share.commands;
         if !active(Mutation::TailOutside) {
             announce(commands, store, scope, bucket, events.iter().map(|nth| &batch.events[*nth]));
         }
         if user_index == UserIndex::On && !active(Mutation::UserIndexOutside) {
-            add_user_entries(commands, store, batch, bucket, expired);
+            add_user_entries(commands, store, batch, bucket, expired, repeatable);
         }
         if !moves.is_empty() {
             let script = if active(Mutation::NoCompare) { MOVE_ANYWAY } else { COMPARE_AND_SET };
@@ -426,10 +435,10 @@ impl Transaction {
             }
             index.ignore();
         }
-        if !self.repeatable.is_empty() {
+        if !self.scripted.is_empty() {
             let script = self.commands.cmd("EVAL").arg(STORE).arg(1).arg(store.layout.index(bucket));
             script.arg(store.layout.events(bucket));
-            for event in self.repeatable.iter().map(|nth| &batch.events[*nth]) {
+            for event in self.scripted.iter().map(|nth| &batch.events[*nth]) {
                 script.arg(event.stored_id.as_bytes()).arg(&event.body).arg(event.expiry(retention)).arg(event.score);
             }
             script.ignore();
@@ -453,7 +462,7 @@ impl Transaction {
             Some(Value::Nil) if self.checked => {
                 let mismatches = partitions(bytes(&replies.pop().ok_or_else(unexpected)?)?);
                 let unmoved = moves.iter().map(|step| step.partition).collect();
-                let unwritten = [self.plain, self.repeatable].concat();
+                let unwritten = [self.plain, self.scripted].concat();
                 Ok(Receipt { unwritten, mismatches, unmoved, ..Receipt::default() })
             }
             _ => Err(unexpected()),
@@ -465,14 +474,14 @@ impl Transaction {
         let (set, rest) = done.split_at_checked(self.plain.len())?;
         let present = self.plain.iter().zip(set).filter(|(_, reply)| **reply == Value::Nil);
         let mut duplicates: Vec<usize> = present.map(|(nth, _)| *nth).collect();
-        if !self.repeatable.is_empty() {
+        if !self.scripted.is_empty() {
             // Behind that to the `ZADD` of the others.
             let new = rest.get(usize::from(!self.plain.is_empty()))?;
             let new = match bytes(new) {
                 Ok(new) => new,
                 Err(error) => return Some(Err(error)),
             };
-            duplicates.extend(self.repeatable.iter().zip(new).filter(|(_, new)| *new == 0).map(|(nth, _)| *nth));
+            duplicates.extend(self.scripted.iter().zip(new).filter(|(_, new)| *new == 0).map(|(nth, _)| *nth));
         }
         Some(Ok(duplicates))
     }
@@ -489,6 +498,7 @@ fn check(commands: &mut Pipeline, store: &Store, scope: &PositionScope, bucket: 
     for step in moves {
         script.arg(scope.field(step.partition)).arg(step.from);
     }
+    script.arg(GUARD_MS);
 }
 
 /// Announces a bucket's events on its tail.
@@ -514,7 +524,14 @@ fn announce<'a>(
 }
 
 /// The entries of users whose bucket this is; they ride in its transaction, so that its position covers them.
-fn add_user_entries(commands: &mut Pipeline, store: &Store, batch: &Batch, bucket: usize, expired: &[usize]) {
+fn add_user_entries(
+    commands: &mut Pipeline,
+    store: &Store,
+    batch: &Batch,
+    bucket: usize,
+    expired: &[usize],
+    repeatable: &Repeatable<'_>,
+) {
     // An event may be dated a day ahead, so its entry must outlive the retention by that.
     let life = store.retention() + crate::event::MAX_CLOCK_SKEW.num_milliseconds();
     let mut users: HashMap<&str, Vec<&StoredEvent>> = HashMap::new();
@@ -525,15 +542,16 @@ fn add_user_entries(commands: &mut Pipeline, store: &Store, batch: &Batch, bucke
     }
     for (user, events) in users {
         let key = store.layout.user_index(bucket, user);
-        let (repeatable, plain): (Vec<&StoredEvent>, Vec<_>) = events.iter().partition(|event| event.may_repeat);
+        let (scripted, plain): (Vec<&StoredEvent>, Vec<_>) =
+            events.iter().partition(|event| repeatable.contains(&event.stored_id));
         if !plain.is_empty() {
             let entries = commands.cmd("ZADD").arg(&key).arg("NX");
             plain.iter().for_each(|event| _ = entries.arg(event.score).arg(event.stored_id.as_bytes()));
             entries.ignore();
         }
-        if !repeatable.is_empty() {
+        if !scripted.is_empty() {
             let entries = commands.cmd("EVAL").arg(LIST_FOR_USER).arg(1).arg(&key).arg(store.retention());
-            repeatable.iter().for_each(|event| _ = entries.arg(event.score).arg(event.stored_id.as_bytes()));
+            scripted.iter().for_each(|event| _ = entries.arg(event.score).arg(event.stored_id.as_bytes()));
             entries.ignore();
         }
         commands.cmd("PEXPIRE").arg(&key).arg(life).ignore();

@@ -74,7 +74,8 @@ async fn the_first_of_an_id_wins_also_where_the_second_is_the_one_of_the_ids_own
     let json = |at, payload| event_json(id.as_str(), "u", at, payload);
     let [first, second] = [json(ago(Duration::from_mins(5)), r#"{"nth":1}"#), json(at, r#"{"nth":2}"#)];
     assert_eq!(world.write(vec![stored(&first, 1), stored(&second, 2)]).await.duplicates, [1]);
-    assert_eq!(world.paged(&Query::default(), 10).await, [first]);
+    assert_eq!(world.paged(&Query::default(), 10).await, [first.as_str()]);
+    assert_eq!(world.paged(&of_user("u"), 10).await, [first]);
 }
 
 #[tokio::test]
