@@ -10,8 +10,11 @@ use crate::commit::{NextOffset, Offset, Slot};
 use crate::dead_letter::DeadLetter;
 use crate::decode::Decoded;
 
-/// Most records of a batch. Larger ones gain nothing in Redis and cost latency.
-const MOST_RECORDS: usize = 500;
+/// Records of a batch that goes on its way as soon as there is a turn for it.
+const ENOUGH: usize = 500;
+/// Most records of a batch. It grows beyond what is enough only while all turns are taken, so when the worker is behind:
+/// larger batches cost Redis less for each event, and hold up its other clients for longer.
+const MOST_RECORDS: usize = 4_000;
 /// Most bytes of a batch, give or take its last record.
 const MOST_BYTES: usize = 4 * 1024 * 1024;
 /// How long a batch waits for company while others are on their way: small ones cost Redis and this worker many times the
@@ -101,6 +104,12 @@ impl Pending {
         }
     }
 
+    /// Whether nothing is gained by waiting for further records.
+    #[must_use]
+    pub fn is_enough(&self) -> bool {
+        self.events.len() + self.letters.len() >= ENOUGH || self.bytes >= MOST_BYTES
+    }
+
     /// Whether no further record belongs in it.
     #[must_use]
     pub fn is_full(&self) -> bool {
@@ -148,15 +157,15 @@ mod tests {
     #[test]
     fn a_batch_is_full_by_number_or_by_size() {
         let (mut pending, now) = (Pending::default(), Instant::now());
-        for offset in 0..499 {
+        for offset in 0..MOST_RECORDS as i64 - 1 {
+            assert_eq!((pending.is_enough(), pending.is_full()), (offset >= ENOUGH as i64, false), "{offset}");
             add(&mut pending, b"poison", 0, offset, now);
         }
-        assert!(!pending.is_full());
-        add(&mut pending, GOOD, 0, 499, now);
+        add(&mut pending, GOOD, 0, MOST_RECORDS as i64, now);
         assert!(pending.is_full());
         let mut large = Pending::default();
         add(&mut large, &vec![b' '; MOST_BYTES], 0, 0, now);
-        assert!(large.is_full());
+        assert!(large.is_enough() && large.is_full());
     }
 
     #[test]

@@ -200,7 +200,7 @@ impl Consumer {
 
     fn start_what_is_due(&mut self) {
         let now = Instant::now();
-        if self.pending.is_full() && self.can_dispatch() {
+        if self.pending.is_enough() && self.can_dispatch() {
             self.dispatch();
         }
         if now >= self.place_after {
@@ -217,7 +217,7 @@ impl Consumer {
         }
     }
 
-    /// Takes a record and those that wait behind it, until the batch is full.
+    /// Takes a record and those that wait behind it, until the batch goes on its way or is full.
     fn on_records(
         &mut self,
         kafka: &StreamConsumer<Group>,
@@ -231,7 +231,8 @@ impl Consumer {
                 Err(error) => on_read_error(error)?,
             }
             // A change of the assignment may have come with it; it is first in line.
-            let more = !self.pending.is_full() && self.changes.is_empty();
+            let goes = self.pending.is_full() || (self.pending.is_enough() && self.can_dispatch());
+            let more = !goes && self.changes.is_empty();
             next = if more { kafka.recv().now_or_never() } else { None };
         }
         Ok(())
