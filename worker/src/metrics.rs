@@ -43,7 +43,7 @@ const BREAKER_OPEN: Described =
     Described("user_activity_breaker_open", "1 while too much of the partition can't be events, else 0.");
 
 /// Upper bounds for batches: up to the most records that one may have.
-const SIZES: &[f64] = &[1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 200.0, 300.0, 400.0, 500.0];
+const SIZES: &[f64] = &[1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 200.0, 300.0, 500.0, 1000.0, 2000.0, 4000.0];
 
 /// All that is counted.
 pub struct Metrics {
