@@ -1,5 +1,7 @@
 //! A record becomes an event in the form in which it is stored, or a dead letter.
 
+use std::sync::Arc;
+
 use common::event::{EventTypes, Timestamp, UserEvent, Violation};
 use common::store::{Origin, StoredEvent};
 use rdkafka::Message;
@@ -19,7 +21,7 @@ pub enum Decoded {
 pub fn decode<M: Message<Headers: CopyHeaders>>(
     record: &M,
     types: &EventTypes,
-    worker: &str,
+    worker: &Arc<str>,
     now: Timestamp,
 ) -> Decoded {
     let parsed = match record.payload() {
@@ -36,7 +38,7 @@ pub fn decode<M: Message<Headers: CopyHeaders>>(
                 processed_at: now,
                 partition: record.partition(),
                 offset: record.offset(),
-                worker: worker.to_owned(),
+                worker: Arc::clone(worker),
             };
             Decoded::Event(StoredEvent::new(event, &origin, record.timestamp().to_millis()))
         }

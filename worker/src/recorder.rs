@@ -137,7 +137,7 @@ mod tests {
     }
 
     fn add(pending: &mut Pending, value: &[u8], partition: i32, offset: i64, now: Instant) {
-        let decoded = decode(&record(value, partition, offset), &EventTypes::default(), "w", Timestamp::now());
+        let decoded = decode(&record(value, partition, offset), &EventTypes::default(), &"w".into(), Timestamp::now());
         pending.add(Slot { partition, epoch: 1 }, NextOffset(offset + 1), decoded, now);
     }
 

@@ -523,9 +523,11 @@ mod tests {
 
     #[test]
     fn the_longest_origin_is_looked_up_whole() {
-        let (processed_at, worker) = (Timestamp::parse("9999-12-31T23:59:59.999Z").unwrap(), "w".repeat(64));
+        let (processed_at, worker) = (Timestamp::parse("9999-12-31T23:59:59.999Z").unwrap(), "w".repeat(64).into());
         let longest = Origin { processed_at, partition: i32::MAX, offset: i64::MAX, worker };
-        assert!(longest.append_to(Vec::new()).len() <= LONGEST_ORIGIN as usize);
+        let mut text = Vec::new();
+        longest.append_to(&mut text);
+        assert!(text.len() <= LONGEST_ORIGIN as usize);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The atomic write: one transaction per bucket and batch, all of them under way at once.
 
 use std::collections::{HashMap, HashSet};
+use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,6 +76,9 @@ const MOVE_ANYWAY: &str = "local moved = {} \
     for i = 1, #ARGV, 3 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2]) moved[#moved + 1] = 1 end \
     return moved";
 
+/// Bytes of an origin without the worker's name, about.
+const ORIGIN_NUMBERS: usize = 40;
+
 /// Where a stored event came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
@@ -85,17 +89,16 @@ pub struct Origin {
     /// The offset of its record.
     pub offset: i64,
     /// The worker that recorded it first.
-    pub worker: String,
+    pub worker: Arc<str>,
 }
 
 impl Origin {
-    /// What follows the JSON of a body: a zero byte, then the fields separated by spaces.
-    #[must_use]
-    pub fn append_to(&self, mut json: Vec<u8>) -> Vec<u8> {
+    /// Appends what follows the JSON of a body: a zero byte, then the fields separated by spaces.
+    pub fn append_to(&self, json: &mut Vec<u8>) {
         let Self { processed_at, partition, offset, worker } = self;
         json.push(0);
-        json.extend_from_slice(format!("{} {partition} {offset} {worker}", processed_at.millis()).as_bytes());
-        json
+        // Writing to a Vec can't fail.
+        write!(json, "{} {partition} {offset} {worker}", processed_at.millis()).unwrap_or_default();
     }
 
     /// Takes a body apart: the JSON, and what follows the zero byte.
@@ -112,7 +115,7 @@ impl Origin {
             processed_at: Timestamp::from_millis(fields.next()?.parse().ok()?)?,
             partition: fields.next()?.parse().ok()?,
             offset: fields.next()?.parse().ok()?,
-            worker: fields.next()?.to_owned(),
+            worker: fields.next()?.into(),
         })
     }
 }
@@ -143,7 +146,9 @@ impl StoredEvent {
     /// Takes what is stored out of an event. `published`: when its record was, in milliseconds since 1970, if it says so.
     #[must_use]
     pub fn new(event: UserEvent<'_>, origin: &Origin, published: Option<i64>) -> Self {
-        let body = origin.append_to(event.to_json());
+        let mut body = Vec::with_capacity(event.json_len() + ORIGIN_NUMBERS + origin.worker.len());
+        event.push_json(&mut body);
+        origin.append_to(&mut body);
         let id = event.event_id;
         let stored_id = StoredId::of(id.as_str());
         Self {
@@ -573,7 +578,8 @@ mod tests {
             offset: 1_234_567,
             worker: "worker 1".into(),
         };
-        let body = origin.append_to(b"{}".to_vec());
+        let mut body = b"{}".to_vec();
+        origin.append_to(&mut body);
         let (json, rest) = body.split_at(2);
         assert_eq!((json, rest[0]), (&b"{}"[..], 0));
         assert_eq!(Origin::parse(&rest[1..]), Some(origin));

@@ -62,6 +62,8 @@ const TICK: Duration = Duration::from_millis(100);
 /// A member of the group, with all it is doing.
 pub struct Consumer {
     config: Config,
+    /// Of each event that it stores.
+    name: Arc<str>,
     status: Arc<Status>,
     kafka: Arc<StreamConsumer<Group>>,
     changes: UnboundedReceiver<Change>,
@@ -149,6 +151,7 @@ impl Consumer {
             measure_after: now,
             settle_after: now,
             failed: 0,
+            name: config.name.as_str().into(),
             config: config.clone(),
         })
     }
@@ -246,7 +249,7 @@ impl Consumer {
                     self.gaps.meet(partition, NextOffset(offset.0 - missing), offset);
                 }
                 self.lags.read(partition, offset, record.timestamp().to_millis());
-                let decoded = decode(record, &self.types, &self.config.name, now);
+                let decoded = decode(record, &self.types, &self.name, now);
                 if let (Some(traces), Decoded::Event(_)) = (&mut self.traces, &decoded) {
                     traces.read(record);
                 }
