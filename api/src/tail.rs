@@ -12,9 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::store::{
-    Announced, BUCKETS, Entry, EntryId, Members, Origin, Query, Seen, Store, StoreError, TailPosition,
-};
+use common::store::{Announced, Entry, EntryId, Members, Origin, Query, Seen, Store, StoreError, TailPosition};
 use futures::future::join_all;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, broadcast, oneshot, watch};
 
@@ -143,11 +141,21 @@ impl State {
     /// An entry was read whole.
     fn pass_all(&mut self, entry: &Entry) {
         self.position.pass_all(entry);
-        let passed = &mut self.passed[entry.bucket];
+        let Some(passed) = self.passed.get_mut(entry.bucket) else { return };
         passed.push_back(entry.id);
         if passed.len() > PASSED {
             passed.pop_front();
         }
+    }
+
+    fn has_passed(&self, bucket: usize, entry: EntryId) -> bool {
+        self.passed.get(bucket).is_some_and(|passed| passed.contains(&entry))
+    }
+
+    /// The entries behind that one are gone.
+    fn go_back(&mut self, bucket: usize, to: EntryId) {
+        self.position.go_back(bucket, to);
+        self.passed.get_mut(bucket).into_iter().for_each(|passed| passed.retain(|passed| *passed <= to));
     }
 }
 
@@ -157,7 +165,7 @@ impl Tail {
     pub fn new(store: &Arc<Store>) -> Self {
         let state = State {
             position: TailPosition::default(),
-            passed: vec![VecDeque::new(); BUCKETS],
+            passed: Vec::new(),
             losses: 0,
             generations: Generations::new(Seen::default()),
             waiting: HashMap::new(),
@@ -178,24 +186,26 @@ impl Tail {
         loop {
             self.wake.notified().await;
             while self.is_wanted() {
-                match self.store.tail_end().await {
+                let readers = match self.store.tail_end().await {
                     Ok((position, seen)) => {
+                        let readers = self.store.tail_readers(&position);
                         let mut state = self.lock();
                         (state.position, state.generations) = (position, Generations::new(seen));
-                        state.passed.iter_mut().for_each(VecDeque::clear);
+                        state.passed = vec![VecDeque::new(); state.position.buckets().len()];
                         // Nobody reads yet, unless it stopped just as somebody came.
                         if self.frames.receiver_count() > 0 {
                             self.say_gap(&mut state);
                         }
+                        readers
                     }
                     Err(error) => {
                         log::debug!("the live tail can't begin: {error}");
                         tokio::time::sleep(RETRY).await;
                         continue;
                     }
-                }
+                };
                 self.running.send_replace(true);
-                let following = join_all(self.store.tail_readers().into_iter().map(|buckets| self.follow(buckets)));
+                let following = join_all(readers.into_iter().map(|buckets| self.follow(buckets)));
                 // All of them end together: who comes meanwhile must not find some buckets read and others not.
                 tokio::select! {
                     _never = following => {}
@@ -249,7 +259,7 @@ impl Tail {
 
     fn stands(&self) -> (TailPosition, u64) {
         let state = self.lock();
-        (state.position, state.losses)
+        (state.position.clone(), state.losses)
     }
 
     /// Whether a Redis has lost the ends of these streams since they were read. They are read on behind the last entry that
@@ -265,9 +275,9 @@ impl Tail {
         if gone.is_empty() {
             return Ok(false);
         }
-        let (mut to, mut unread) = (*position, Vec::new());
+        let (mut to, mut unread) = (position.clone(), Vec::new());
         for (bucket, last) in &gone {
-            let last = last.filter(|last| self.lock().passed[*bucket].contains(last));
+            let last = last.filter(|last| self.lock().has_passed(*bucket, *last));
             to.go_back(*bucket, last.unwrap_or(EntryId::BEGIN_AGAIN));
             unread.extend(last.is_none().then_some(*bucket));
         }
@@ -284,23 +294,21 @@ impl Tail {
         }
         state.losses += 1;
         state.generations.begin();
-        let from = state.position;
+        let from = state.position.clone();
         for bucket in &buckets {
-            let entry = to.entry(*bucket);
-            state.position.go_back(*bucket, entry);
-            state.passed[*bucket].retain(|passed| *passed <= entry);
+            state.go_back(*bucket, to.at(*bucket));
         }
         if trimmed {
             self.say_gap(&mut state);
         } else {
-            let (to, generation) = (state.position, state.generations.latest());
+            let (to, generation) = (state.position.clone(), state.generations.latest());
             drop(self.frames.send(Arc::new(Frame::Loss(Loss { buckets, from, to, generation }))));
         }
     }
 
     /// Tells all readers that something may be missing.
     fn say_gap(&self, state: &mut State) {
-        drop(self.frames.send(Arc::new(Frame::Gap(state.position, state.generations.latest()))));
+        drop(self.frames.send(Arc::new(Frame::Gap(state.position.clone(), state.generations.latest()))));
         // What they wait for may have been announced in the gap.
         let waiters = state.waiting.drain().flat_map(|(_, waiters)| waiters);
         waiters.for_each(|waiter| waiter.send(()).unwrap_or_default());
@@ -379,7 +387,7 @@ impl Tail {
 
     fn send(&self, entry: &Arc<Entry>, number: usize, generation: u64, position: &TailPosition, json: &Bytes) {
         let fillers = json.len() / SLOT;
-        let (entry, position, event) = (Arc::clone(entry), *position, Shared::new(json.clone()));
+        let (entry, position, event) = (Arc::clone(entry), position.clone(), Shared::new(json.clone()));
         // Nobody may be listening.
         drop(self.frames.send(Arc::new(Frame::Event { entry, number, generation, position, event })));
         (0..fillers).for_each(|_| drop(self.frames.send(Arc::new(Frame::Filler))));
@@ -418,12 +426,12 @@ impl Tail {
         loop {
             // A loss may not have been noticed yet, and who comes now may read a list that lacks what was lost.
             let (position, losses) = self.stands();
-            if self.meets_loss(0..BUCKETS, &position, losses).await? {
+            if self.meets_loss(position.buckets(), &position, losses).await? {
                 continue;
             }
             let state = self.lock();
             if state.losses == losses {
-                let (position, generation) = (state.position, state.generations.latest());
+                let (position, generation) = (state.position.clone(), state.generations.latest());
                 return Ok(Subscription { position, generation, frames: self.frames.subscribe() });
             }
         }

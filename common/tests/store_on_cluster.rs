@@ -5,6 +5,8 @@
 
 /// Where the shared Cluster is.
 const SHARED: &str = "TEST_REDIS_CLUSTER_URL";
+/// How many buckets its stores have.
+const BUCKETS: usize = 16;
 
 #[path = "store/filters.rs"]
 mod filters;

@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 
-use common::store::{BUCKETS, Move};
+use common::store::Move;
 
 /// The offset of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,12 +68,13 @@ pub enum Verdict {
 
 /// What was handed to the store together.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Ticket<const B: usize = BUCKETS> {
+pub struct Ticket {
     ends: Vec<(Slot, NextOffset)>,
-    touched: [bool; B],
+    /// Of each bucket, whether its transaction is part of it.
+    touched: Vec<bool>,
 }
 
-impl<const B: usize> Ticket<B> {
+impl Ticket {
     /// The partitions it is about.
     pub fn slots(&self) -> impl Iterator<Item = Slot> + '_ {
         self.ends.iter().map(|(slot, _)| *slot)
@@ -86,7 +87,7 @@ impl<const B: usize> Ticket<B> {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Live<const B: usize> {
+struct Live {
     /// The next record to come.
     expected: NextOffset,
     /// Everything before it has been handed to the store.
@@ -94,28 +95,35 @@ struct Live<const B: usize> {
     /// Everything before it is in the store.
     stored: NextOffset,
     committed: Option<NextOffset>,
-    /// What was last sent as each bucket's position, and what of it Redis has acknowledged.
-    sent: [NextOffset; B],
-    acked: [NextOffset; B],
+    buckets: Vec<Position>,
+}
+
+/// What was last sent as a bucket's position, and what of it Redis has acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Position {
+    sent: NextOffset,
+    acked: NextOffset,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Partition<const B: usize> {
+struct Partition {
     epoch: u64,
-    live: Option<Live<B>>,
+    live: Option<Live>,
     /// See [`Vacancy`].
     ceiling: Option<NextOffset>,
 }
 
-/// See the module. `B` is the number of buckets; the model check has fewer than the store.
+/// See the module.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Ledger<const B: usize = BUCKETS> {
+pub struct Ledger {
+    /// How many the store has; none before the first partition has its place.
+    buckets: usize,
     epochs: u64,
-    partitions: BTreeMap<i32, Partition<B>>,
+    partitions: BTreeMap<i32, Partition>,
 }
 
 /// Without the epochs: two ledgers that differ in nothing else behave alike, and the model check counts them as one.
-impl<const B: usize> Hash for Ledger<B> {
+impl Hash for Ledger {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         for (partition, Partition { epoch: _, live, ceiling }) in &self.partitions {
             (partition, live, ceiling).hash(hasher);
@@ -123,7 +131,7 @@ impl<const B: usize> Hash for Ledger<B> {
     }
 }
 
-impl<const B: usize> Ledger<B> {
+impl Ledger {
     /// A partition has been assigned; it waits for its place.
     pub fn assign(&mut self, partition: i32) {
         self.epochs += 1;
@@ -166,7 +174,7 @@ impl<const B: usize> Ledger<B> {
     #[must_use]
     pub fn unplaced(&self) -> Vec<Vacancy> {
         let waiting = self.partitions.iter().filter(|(_, p)| p.live.is_none());
-        let vacancy = |(partition, p): (&i32, &Partition<B>)| Vacancy {
+        let vacancy = |(partition, p): (&i32, &Partition)| Vacancy {
             slot: Slot { partition: *partition, epoch: p.epoch },
             ceiling: p.ceiling,
         };
@@ -179,18 +187,25 @@ impl<const B: usize> Ledger<B> {
         self.partitions.keys().copied().collect()
     }
 
-    /// A partition has its place: `start` is written in every bucket. Says whether that life is still the current one.
-    pub fn place(&mut self, slot: Slot, start: NextOffset, committed: Option<NextOffset>) -> bool {
+    /// The number of buckets for which partitions were placed.
+    #[must_use]
+    pub fn buckets(&self) -> usize {
+        self.buckets
+    }
+
+    /// A partition has its place: `start` is written in every one of so many buckets. Says whether that life is still the
+    /// current one.
+    pub fn place(&mut self, slot: Slot, start: NextOffset, committed: Option<NextOffset>, buckets: usize) -> bool {
         match self.partitions.get_mut(&slot.partition) {
             Some(partition) if partition.epoch == slot.epoch && partition.live.is_none() => {
+                self.buckets = buckets;
                 partition.ceiling = None;
                 partition.live = Some(Live {
                     expected: start,
                     dispatched: start,
                     stored: start,
                     committed,
-                    sent: [start; B],
-                    acked: [start; B],
+                    buckets: vec![Position { sent: start, acked: start }; buckets],
                 });
                 true
             }
@@ -217,20 +232,20 @@ impl<const B: usize> Ledger<B> {
         Verdict::Accepted { slot, missing }
     }
 
-    /// Everything before `ends` goes to the store, with events in the `touched` buckets. Gives the positions to move in
-    /// the same transactions.
+    /// Everything before `ends` goes to the store, with events in the `touched` of [`Ledger::buckets`]. Gives the positions
+    /// to move in the same transactions.
     pub fn dispatch(
         &mut self,
         ends: impl IntoIterator<Item = (Slot, NextOffset)>,
-        touched: [bool; B],
-    ) -> (Ticket<B>, [Vec<Move>; B]) {
-        let mut moves = [const { Vec::new() }; B];
+        touched: Vec<bool>,
+    ) -> (Ticket, Vec<Vec<Move>>) {
+        let mut moves = vec![Vec::new(); touched.len()];
         let mut current = Vec::new();
         for (slot, to) in ends {
             let Some(live) = self.live(slot) else { continue };
             live.dispatched = to;
-            for bucket in (0..B).filter(|bucket| touched[*bucket]) {
-                let from = std::mem::replace(&mut live.sent[bucket], to);
+            for bucket in (0..touched.len()).filter(|bucket| touched[*bucket]) {
+                let from = std::mem::replace(&mut live.buckets[bucket].sent, to);
                 if from != to {
                     moves[bucket].push(Move { partition: slot.partition, from: from.0, to: to.0 });
                 }
@@ -242,8 +257,8 @@ impl<const B: usize> Ledger<B> {
 
     /// Brings the positions of buckets that got no event up to what was dispatched; `None` when none lags. True without
     /// waiting: what a bucket holds of the records before, it was given in earlier transactions of the same order.
-    pub fn settle(&mut self) -> Option<(Ticket<B>, [Vec<Move>; B])> {
-        let lagging = |live: &Live<B>| live.sent.iter().any(|sent| *sent != live.dispatched);
+    pub fn settle(&mut self) -> Option<(Ticket, Vec<Vec<Move>>)> {
+        let lagging = |live: &Live| live.buckets.iter().any(|position| position.sent != live.dispatched);
         let ends: Vec<_> = self
             .partitions
             .iter()
@@ -252,16 +267,16 @@ impl<const B: usize> Ledger<B> {
                 Some((Slot { partition: *partition, epoch: state.epoch }, live.dispatched))
             })
             .collect();
-        (!ends.is_empty()).then(|| self.dispatch(ends, [true; B]))
+        (!ends.is_empty()).then(|| self.dispatch(ends, vec![true; self.buckets]))
     }
 
     /// The store has all of it. Tickets are acknowledged in the order of their dispatch.
-    pub fn acknowledge(&mut self, ticket: &Ticket<B>) {
+    pub fn acknowledge(&mut self, ticket: &Ticket) {
         for (slot, to) in &ticket.ends {
             let Some(live) = self.live(*slot) else { continue };
             live.stored = *to;
-            for bucket in (0..B).filter(|bucket| ticket.touched[*bucket]) {
-                live.acked[bucket] = *to;
+            for bucket in (0..ticket.touched.len()).filter(|bucket| ticket.touched[*bucket]) {
+                live.buckets[bucket].acked = *to;
             }
         }
     }
@@ -289,14 +304,15 @@ impl<const B: usize> Ledger<B> {
 
     /// What Redis has acknowledged of each position, to compare with what it says later.
     #[must_use]
-    pub fn acknowledged(&self) -> Vec<(Slot, [NextOffset; B])> {
-        let live = |(partition, state): (&i32, &Partition<B>)| {
-            Some((Slot { partition: *partition, epoch: state.epoch }, state.live.as_ref()?.acked))
+    pub fn acknowledged(&self) -> Vec<(Slot, Vec<NextOffset>)> {
+        let live = |(partition, state): (&i32, &Partition)| {
+            let acked = state.live.as_ref()?.buckets.iter().map(|position| position.acked).collect();
+            Some((Slot { partition: *partition, epoch: state.epoch }, acked))
         };
         self.partitions.iter().filter_map(live).collect()
     }
 
-    fn live(&mut self, slot: Slot) -> Option<&mut Live<B>> {
+    fn live(&mut self, slot: Slot) -> Option<&mut Live> {
         self.partitions.get_mut(&slot.partition).filter(|p| p.epoch == slot.epoch)?.live.as_mut()
     }
 }
@@ -311,18 +327,22 @@ pub fn has_fallen(acknowledged: &[NextOffset], found: &[Option<i64>]) -> bool {
 mod tests {
     use super::*;
 
-    const ALL: [bool; BUCKETS] = [true; BUCKETS];
+    const BUCKETS: usize = 4;
 
-    fn only(bucket: usize) -> [bool; BUCKETS] {
-        std::array::from_fn(|b| b == bucket)
+    fn all() -> Vec<bool> {
+        vec![true; BUCKETS]
+    }
+
+    fn only(bucket: usize) -> Vec<bool> {
+        (0..BUCKETS).map(|b| b == bucket).collect()
     }
 
     /// A ledger with partition 0 placed at `start`.
     fn placed(start: i64) -> (Ledger, Slot) {
-        let mut ledger = <Ledger>::default();
+        let mut ledger = Ledger::default();
         ledger.assign(0);
         let slot = ledger.unplaced()[0].slot;
-        assert!(ledger.place(slot, NextOffset(start), Some(NextOffset(start))));
+        assert!(ledger.place(slot, NextOffset(start), Some(NextOffset(start)), BUCKETS));
         (ledger, slot)
     }
 
@@ -338,7 +358,7 @@ mod tests {
     fn a_commit_never_passes_what_the_store_has_acknowledged() {
         let (mut ledger, slot) = placed(10);
         let end = read(&mut ledger, 10..15);
-        let (ticket, _) = ledger.dispatch([(slot, end)], ALL);
+        let (ticket, _) = ledger.dispatch([(slot, end)], all());
         assert_eq!(ledger.take_commits(), []);
         ledger.acknowledge(&ticket);
         assert_eq!(ledger.take_commits(), [(0, NextOffset(15))]);
@@ -354,7 +374,7 @@ mod tests {
         assert!(moves.iter().enumerate().all(|(bucket, moves)| bucket == 3 || moves.is_empty()));
         // The next batch is sent before the first is answered: it continues the chain.
         let end = read(&mut ledger, 12..13);
-        let (_, moves) = ledger.dispatch([(slot, end)], ALL);
+        let (_, moves) = ledger.dispatch([(slot, end)], all());
         assert_eq!(moves[3], [Move { partition: 0, from: 12, to: 13 }]);
         assert_eq!(moves[0], [Move { partition: 0, from: 10, to: 13 }]);
     }
@@ -376,16 +396,16 @@ mod tests {
     fn answers_of_an_earlier_life_do_not_count() {
         let (mut ledger, slot) = placed(10);
         let end = read(&mut ledger, 10..15);
-        let (ticket, _) = ledger.dispatch([(slot, end)], ALL);
+        let (ticket, _) = ledger.dispatch([(slot, end)], all());
         assert!(ledger.displace(slot));
         assert!(!ledger.displace(slot), "a second doubt about the same life changes nothing");
         assert_eq!(ledger.deliver(0, Offset(15)), Verdict::Stale);
         let again = ledger.unplaced()[0].slot;
-        assert!(!ledger.place(slot, NextOffset(10), None), "a placement of the earlier life is too late");
-        assert!(ledger.place(again, NextOffset(10), Some(NextOffset(10))));
+        assert!(!ledger.place(slot, NextOffset(10), None, BUCKETS), "a placement of the earlier life is too late");
+        assert!(ledger.place(again, NextOffset(10), Some(NextOffset(10)), BUCKETS));
         ledger.acknowledge(&ticket);
         assert_eq!(ledger.take_commits(), []);
-        assert_eq!(ledger.dispatch([(slot, end)], ALL).0.slots().count(), 0);
+        assert_eq!(ledger.dispatch([(slot, end)], all()).0.slots().count(), 0);
     }
 
     #[test]
@@ -420,7 +440,7 @@ mod tests {
         ledger.deliver(0, Offset(7));
         let Vacancy { slot, ceiling } = ledger.unplaced()[0];
         assert_eq!(ceiling, Some(NextOffset(7)));
-        ledger.place(slot, NextOffset(7), None);
+        ledger.place(slot, NextOffset(7), None, BUCKETS);
         ledger.displace(slot);
         assert_eq!(ledger.unplaced()[0].ceiling, None, "it counts once");
     }
@@ -429,7 +449,7 @@ mod tests {
     fn a_commit_in_doubt_is_made_again() {
         let (mut ledger, slot) = placed(10);
         let end = read(&mut ledger, 10..12);
-        let (ticket, _) = ledger.dispatch([(slot, end)], ALL);
+        let (ticket, _) = ledger.dispatch([(slot, end)], all());
         ledger.acknowledge(&ticket);
         assert_eq!(ledger.take_commits().len(), 1);
         ledger.doubt_commits();
@@ -438,10 +458,10 @@ mod tests {
 
     #[test]
     fn a_missing_commit_is_made_up_for_at_the_placement() {
-        let mut ledger = <Ledger>::default();
+        let mut ledger = Ledger::default();
         ledger.assign(0);
         let slot = ledger.unplaced()[0].slot;
-        ledger.place(slot, NextOffset(0), None);
+        ledger.place(slot, NextOffset(0), None, BUCKETS);
         assert_eq!(ledger.take_commits(), [(0, NextOffset(0))]);
     }
 
@@ -450,11 +470,11 @@ mod tests {
         let acked = [NextOffset(10); BUCKETS];
         let mut found = [Some(10); BUCKETS];
         assert!(!has_fallen(&acked, &found));
-        found[5] = Some(11);
+        found[2] = Some(11);
         assert!(!has_fallen(&acked, &found), "a position that was sent but not acknowledged at the look");
-        found[5] = Some(9);
+        found[2] = Some(9);
         assert!(has_fallen(&acked, &found));
-        found[5] = None;
+        found[2] = None;
         assert!(has_fallen(&acked, &found));
     }
 
@@ -465,7 +485,7 @@ mod tests {
         let (ticket, _) = ledger.dispatch([(slot, end)], only(3));
         assert_eq!(ledger.acknowledged()[0].1, [NextOffset(10); BUCKETS]);
         ledger.acknowledge(&ticket);
-        let acked = ledger.acknowledged()[0].1;
+        let acked = ledger.acknowledged().remove(0).1;
         assert_eq!((acked[3], acked[0]), (NextOffset(12), NextOffset(10)));
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use common::mutation::{Mutation, active};
-use common::store::{BUCKETS, Placement, PositionScope, Positions, Store, StoreError};
+use common::store::{Placement, PositionScope, Positions, Store, StoreError};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, FuturesUnordered, StreamExt};
@@ -61,6 +61,8 @@ pub struct Placed {
     pub end: NextOffset,
     /// How many offsets before `start` were never stored and are not there any more.
     pub missing: i64,
+    /// How many buckets there are.
+    pub buckets: usize,
 }
 
 /// Where a partition starts.
@@ -172,7 +174,8 @@ impl Placer {
         let mut shares: BTreeMap<Option<i32>, Vec<Candidate>> = BTreeMap::new();
         for vacancy in vacancies {
             let partition = vacancy.slot.partition;
-            let positions = positions.remove(&partition).unwrap_or([None; BUCKETS]);
+            let unsaid = || StoreError::Corrupt(format!("no answer about partition {partition}"));
+            let positions = positions.remove(&partition).ok_or_else(unsaid)?;
             let candidate = Candidate { vacancy, positions, committed: commits.get(&partition).copied() };
             shares.entry(leaders.get(&partition).copied()).or_default().push(candidate);
         }
@@ -203,7 +206,8 @@ impl Placer {
             let Start { at, beginning, missing } = decide(log, &positions, ceiling);
             let beginning = beginning.then_some(log.high);
             placements.push(Placement { partition: slot.partition, start: at.0, beginning });
-            placed.push(Placed { slot, start: at, committed: committed.map(NextOffset), end: *high, missing });
+            let (committed, buckets) = (committed.map(NextOffset), positions.len());
+            placed.push(Placed { slot, start: at, committed, end: *high, missing, buckets });
         }
         let refused = self.store.place(&self.scope, &placements).await?;
         placed.retain(|place| !refused.contains(&place.slot.partition));
@@ -302,18 +306,20 @@ fn seek(kafka: &StreamConsumer<Group>, topic: &str, starts: &[(i32, NextOffset)]
 mod tests {
     use super::*;
 
-    fn start(low: i64, high: i64, committed: Option<i64>, positions: &Positions) -> (i64, bool, i64) {
+    const BUCKETS: usize = 4;
+
+    fn start(low: i64, high: i64, committed: Option<i64>, positions: &[Option<i64>]) -> (i64, bool, i64) {
         let Start { at, beginning, missing } = decide(Log { low, high, committed }, positions, None);
         (at.0, beginning, missing)
     }
 
     fn all(position: i64) -> Positions {
-        [Some(position); BUCKETS]
+        vec![Some(position); BUCKETS]
     }
 
     fn all_but_one(position: i64, one: Option<i64>) -> Positions {
         let mut positions = all(position);
-        positions[7] = one;
+        positions[2] = one;
         positions
     }
 

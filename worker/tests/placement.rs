@@ -89,7 +89,7 @@ impl World {
             let mut attempts = self.placer().place(self.ledger.unplaced(), Leaders::new());
             while let Some(attempt) = attempts.next().await {
                 for placed in attempt.result.unwrap() {
-                    assert!(self.ledger.place(placed.slot, placed.start, placed.committed));
+                    assert!(self.ledger.place(placed.slot, placed.start, placed.committed, placed.buckets));
                 }
             }
             if self.ledger.unplaced().is_empty() {

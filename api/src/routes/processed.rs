@@ -172,7 +172,7 @@ async fn everything(
         return Ok(warp::reply().into_response());
     }
     let turn = turn(app).await?;
-    let mut list = ReadAhead::from(Walk::new(&app.store, query, None, true));
+    let mut list = ReadAhead::from(Walk::new(&app.store, query, None, true).await.map_err(Problem::Store)?);
     let first = list.step().await.map_err(Problem::Store)?;
     let (pieces, written) = mpsc::channel(1);
     let (app, key) = (Arc::clone(app), Shown::in_headers(headers));

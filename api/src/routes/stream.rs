@@ -71,6 +71,7 @@ async fn begin(app: &Arc<App>, query: &str, headers: &HeaderMap) -> Result<warp:
     // Kept as long as the body, and so about as long as the connection.
     let turn = Arc::clone(&app.streams).try_acquire_owned().map_err(|_| Problem::TooManyStreams)?;
     let begun = app.tail.subscribe().await.map_err(Problem::Store)?;
+    let start = start.in_the_store_of(&begun.position, headers)?;
     let (out, mut body) = mpsc::channel(1);
     let (app, key) = (Arc::clone(app), Shown::in_headers(headers));
     let Subscription { position, generation, frames } = begun;
@@ -121,12 +122,26 @@ impl Start {
         let Some(value) = headers.get("last-event-id").filter(|value| !value.is_empty()) else { return Ok(Self::Now) };
         match value.to_str().ok().and_then(TailPosition::decode) {
             Some(position) => Ok(Self::Behind(Box::new(position))),
-            None if wants_event_stream(headers) => Ok(Self::Lost),
-            None => Err(Problem::InvalidHeader {
-                name: "Last-Event-ID",
-                detail: "is not an id of this stream; send the last one as it came, or none".into(),
-            }),
+            None => Self::unknown(headers),
         }
+    }
+
+    /// An id from a store with another number of buckets than that of `now` says nothing.
+    fn in_the_store_of(self, now: &TailPosition, headers: &HeaderMap) -> Result<Self, Problem> {
+        match self {
+            Self::Behind(position) if position.buckets() != now.buckets() => Self::unknown(headers),
+            start => Ok(start),
+        }
+    }
+
+    fn unknown(headers: &HeaderMap) -> Result<Self, Problem> {
+        if wants_event_stream(headers) {
+            return Ok(Self::Lost);
+        }
+        Err(Problem::InvalidHeader {
+            name: "Last-Event-ID",
+            detail: "is not an id of this stream; send the last one as it came, or none".into(),
+        })
     }
 }
 
@@ -164,15 +179,15 @@ impl Reader {
     }
 
     async fn go(&mut self, start: Start) -> Result<Infallible, End> {
-        let now = self.position;
+        let now = self.position.clone();
         if let Start::Behind(position) = &start {
-            self.position = **position;
+            self.position.clone_from(position);
         }
         self.send(format!("retry: {RETRY}\nid: {}\n\n", self.position.encode()).into()).await?;
         match start {
             Start::Now => {}
             Start::Behind(_) => {
-                self.joined = (self.generation > 0).then_some(now);
+                self.joined = (self.generation > 0).then(|| now.clone());
                 self.catch_up(now).await?;
             }
             Start::Lost => self.send(self.reset()).await?,
@@ -247,7 +262,7 @@ impl Reader {
                 Some(if own { tail::frame(&self.position, event.json()) } else { event.text(position) })
             }
             Frame::Gap(position, generation) => {
-                (self.position, self.generation, self.joined) = (*position, *generation, None);
+                (self.position, self.generation, self.joined) = (position.clone(), *generation, None);
                 Some(self.reset())
             }
             Frame::Loss(loss) => self.meet(loss),
@@ -259,14 +274,14 @@ impl Reader {
     /// would meet that again it is told that it stands behind a gap.
     fn meet(&mut self, loss: &Loss) -> Option<Bytes> {
         let alone = |bucket: &usize| {
-            let own = self.position.entry(*bucket) > loss.from.entry(*bucket);
-            own || self.joined.is_some_and(|joined| loss.to.entry(*bucket) < joined.entry(*bucket))
+            let own = self.position.at(*bucket) > loss.from.at(*bucket);
+            own || self.joined.as_ref().is_some_and(|joined| loss.to.at(*bucket) < joined.at(*bucket))
         };
         if loss.buckets.iter().any(alone) {
-            (self.position, self.generation, self.joined) = (loss.to, loss.generation, None);
+            (self.position, self.generation, self.joined) = (loss.to.clone(), loss.generation, None);
             return Some(self.reset());
         }
-        loss.buckets.iter().for_each(|bucket| self.position.go_back(*bucket, loss.to.entry(*bucket)));
+        loss.buckets.iter().for_each(|bucket| self.position.go_back(*bucket, loss.to.at(*bucket)));
         None
     }
 
@@ -328,7 +343,7 @@ impl Reader {
     }
 
     async fn send_entries(&mut self, entries: &[Entry], seen: &mut Seen) -> Result<(), End> {
-        let mut position = self.position;
+        let mut position = self.position.clone();
         let records = entries.iter().flat_map(|entry| {
             let passed = position.passed(entry);
             position.pass_all(entry);
@@ -465,8 +480,8 @@ mod tests {
             out,
             period,
         };
+        let id = reader.position.encode();
         tokio::spawn(reader.read(Start::Lost));
-        let id = position.encode();
         for begins in [format!("retry: 1000\nid: {id}\n\n"), format!("event: reset\nid: {id}\ndata: {{\"reason\":")] {
             let piece = tokio::time::timeout(Duration::from_secs(60), body.recv()).await.unwrap().unwrap().unwrap();
             assert!(piece.starts_with(begins.as_bytes()), "{piece:?}");
@@ -517,24 +532,15 @@ mod tests {
     #[tokio::test]
     async fn a_stream_that_catches_up_reads_no_more_once_its_key_is_taken_away() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let (app, position) = (testing::app(&file, KEY), TailPosition::default());
+        let app = testing::app(&file, KEY);
         let records = vec![Announced { partition: 0, offset: 0, event_id: "an-event".into() }];
         let (id, scope) = (EntryId::new(1, 0), "group|events".into());
         let entry = Entry { bucket: 0, id, scope, since: 0, records, ends: Vec::new() };
         for (key, is_in_force) in [(KEY, true), ("another-key-of-a-reader", false)] {
             let key = Shown::in_headers(&testing::headers_with(key));
             let (app, (_tail, frames), (out, _body)) = (Arc::clone(&app), broadcast::channel(1), mpsc::channel(1));
-            let mut reader = Reader {
-                app,
-                query: Query::default(),
-                key,
-                position,
-                generation: 0,
-                joined: None,
-                frames,
-                out,
-                period: HEARTBEAT,
-            };
+            let (query, position, period) = (Query::default(), TailPosition::default(), HEARTBEAT);
+            let mut reader = Reader { app, query, key, position, generation: 0, joined: None, frames, out, period };
             let end = reader.send_entries(std::slice::from_ref(&entry), &mut Seen::default()).await.unwrap_err();
             // The store is away.
             let asked = matches!(end, End::Store(_));

@@ -9,7 +9,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use super::{Checks, Secret, duration, one_of};
-use crate::store::UserIndex;
+use crate::store::{UserIndex, number_of_buckets};
 
 /// The Redis part of a command line.
 #[derive(Debug, Clone, Args)]
@@ -25,6 +25,10 @@ pub struct RedisArgs {
     /// What every key begins with; deployments that share a Redis need one each
     #[arg(long, env = "REDIS_KEY_PREFIX", default_value = "ua:", value_name = "TEXT")]
     pub redis_key_prefix: String,
+    /// Into how many buckets a new store spreads the events: a power of two from 1 to 256; 1 where it is not set, and 16 on
+    /// a Cluster, whose nodes share the buckets. A store keeps its number
+    #[arg(long, env = "REDIS_BUCKETS", value_name = "NUMBER")]
+    pub redis_buckets: Option<String>,
     /// Longest time for one exchange with Redis, connecting included
     #[arg(long, env = "REDIS_TIMEOUT", default_value = "3s", value_name = "DURATION")]
     pub redis_timeout: String,
@@ -46,6 +50,8 @@ pub struct RedisSettings {
     pub authorities: Option<Vec<u8>>,
     /// What every key begins with.
     pub key_prefix: String,
+    /// The number of buckets of a new store, if it is set.
+    pub buckets: Option<usize>,
     /// For one exchange.
     pub timeout: Duration,
     /// How long an event is kept.
@@ -59,6 +65,7 @@ impl fmt::Debug for RedisSettings {
         f.debug_struct("RedisSettings")
             .field("url", &self.address())
             .field("key_prefix", &self.key_prefix)
+            .field("buckets", &self.buckets)
             .field("timeout", &self.timeout)
             .field("retention", &self.retention)
             .field("user_index", &self.user_index)
@@ -129,6 +136,7 @@ impl RedisArgs {
             url,
             authorities,
             key_prefix: checks.take("REDIS_KEY_PREFIX", &self.redis_key_prefix, key_prefix),
+            buckets: self.redis_buckets.as_deref().and_then(|raw| checks.take("REDIS_BUCKETS", raw, buckets)),
             timeout: checks.take("REDIS_TIMEOUT", &self.redis_timeout, duration),
             retention: checks.take("EVENT_RETENTION", &self.event_retention, retention),
             user_index: checks.take(
@@ -163,6 +171,10 @@ fn key_prefix(raw: &str) -> Result<String, String> {
     Err("must be at most 64 bytes and contain neither { nor }".into())
 }
 
+fn buckets(raw: &str) -> Result<Option<usize>, String> {
+    number_of_buckets(raw).map(Some).ok_or_else(|| "must be a power of two from 1 to 256".into())
+}
+
 /// Ten years is far beyond any topic's retention and keeps every expiry a small number.
 fn retention(raw: &str) -> Result<Duration, String> {
     let parsed = duration(raw)?;
@@ -191,6 +203,12 @@ mod tests {
     }
 
     #[test]
+    fn only_powers_of_two_are_numbers_of_buckets() {
+        assert!(["1", "2", "16", "256"].into_iter().all(|raw| buckets(raw) == Ok(raw.parse().ok())));
+        assert!(["0", "3", "12", "512", "-1", "sixteen", ""].into_iter().all(|raw| buckets(raw).is_err()));
+    }
+
+    #[test]
     fn a_cluster_is_some_of_its_nodes() {
         let servers = Servers::parse("rediss+cluster://user:p%40ss@a:7000,b:7001").unwrap();
         assert!(servers.cluster && servers.encrypted());
@@ -213,6 +231,7 @@ mod tests {
                 redis_url: url.into(),
                 redis_ca_file: Some(file.into()),
                 redis_key_prefix: "ua:".into(),
+                redis_buckets: None,
                 redis_timeout: "3s".into(),
                 event_retention: "7d".into(),
                 user_index: "on".into(),

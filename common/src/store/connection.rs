@@ -1,7 +1,7 @@
 //! One connection to Redis per kind of use. Every exchange has a deadline, connecting included; after any failure of
 //! the connection, a time-out among them, the next exchange makes a new one.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::future::try_join_all;
@@ -14,7 +14,7 @@ use redis::{
     AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisFuture, TlsCertificates, Value,
 };
 
-use super::BUCKETS;
+use super::layout::VERSION;
 use crate::config::{RedisSettings, Servers};
 
 /// After a failed attempt to connect, others within this time fail with it instead of queueing for attempts of their own.
@@ -45,15 +45,23 @@ pub enum StoreError {
     },
     /// The data was written with another layout.
     #[error(
-        "{key} says {found:?}, this version needs {wanted:?}: set another REDIS_KEY_PREFIX, which is filled again from the topic, or use the version that wrote it"
+        "{key} says {found:?}, and this version reads layout {VERSION}: set another REDIS_KEY_PREFIX, which the workers fill again from the topic"
     )]
     Layout {
         /// The key that says so.
         key: String,
         /// Its value.
         found: String,
-        /// The value needed.
-        wanted: &'static str,
+    },
+    /// The store was emptied, and somebody has begun it anew with another number of buckets.
+    #[error(
+        "the store has {found} buckets now, and this process goes by the {own} that it had: it was emptied and begun anew; restart this process"
+    )]
+    Buckets {
+        /// How many it has now.
+        found: usize,
+        /// How many it had.
+        own: usize,
     },
     /// Redis' clock says that events have expired, and ours does not.
     #[error(
@@ -102,7 +110,14 @@ impl StoreError {
     /// Whether asking again is no use until somebody has changed the server or the settings.
     #[must_use]
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::Layout { .. } | Self::Settings { .. } | Self::Unfit { .. } | Self::TooOld { .. })
+        matches!(
+            self,
+            Self::Layout { .. }
+                | Self::Buckets { .. }
+                | Self::Settings { .. }
+                | Self::Unfit { .. }
+                | Self::TooOld { .. }
+        )
     }
 }
 
@@ -215,12 +230,11 @@ fn answer_of_node<T: FromRedisValue>((address, answer): (String, Value)) -> Resu
 
 /// A connection that is made when needed.
 pub(super) struct Lane {
-    client: Client,
+    client: Arc<Client>,
     address: String,
     timeout: Duration,
     state: Mutex<State>,
     connecting: tokio::sync::Mutex<()>,
-    turns: [tokio::sync::Mutex<()>; BUCKETS],
 }
 
 impl Lane {
@@ -229,13 +243,25 @@ impl Lane {
         let servers = Servers::parse(settings.url.expose()).ok_or_else(|| unusable(Servers::FORMS.into()))?;
         let (address, timeout) = (servers.address(), settings.timeout);
         let client = Client::new(servers, settings).map_err(|e| unusable(e.to_string()))?;
-        let (connecting, turns) = Default::default();
-        Ok(Self { client, address, timeout, state: Mutex::default(), connecting, turns })
+        let (state, connecting) = Default::default();
+        Ok(Self { client: Arc::new(client), address, timeout, state, connecting })
+    }
+
+    /// Another one to the same servers, with a connection of its own.
+    pub(super) fn another(&self) -> Self {
+        let (state, connecting) = Default::default();
+        Self {
+            client: Arc::clone(&self.client),
+            address: self.address.clone(),
+            timeout: self.timeout,
+            state,
+            connecting,
+        }
     }
 
     /// Whether there are several servers, each with a part of the buckets.
     pub(super) fn is_cluster(&self) -> bool {
-        matches!(self.client, Client::Cluster(_))
+        matches!(*self.client, Client::Cluster(_))
     }
 
     pub(super) async fn pipeline<T: FromRedisValue>(&self, pipeline: &Pipeline) -> Result<T, StoreError> {
@@ -248,16 +274,17 @@ impl Lane {
 
     /// Sends a transaction of one bucket, behind those of it that were sent before. One connection keeps their order by
     /// itself and has several on their way; the client of a Cluster doesn't, even while nothing fails, and one that is
-    /// overtaken finds a position that it does not expect. There, each waits for the answer to the one before.
+    /// overtaken finds a position that it does not expect. There, each waits for the answer to the one before: `turns` is
+    /// the bucket's.
     pub(super) async fn in_turn<T: FromRedisValue>(
         &self,
-        bucket: usize,
+        turns: &tokio::sync::Mutex<()>,
         transaction: &Pipeline,
     ) -> Result<T, StoreError> {
         self.run(async |connection| {
             let _turn = match connection {
                 Connection::Standalone(_) => None,
-                Connection::Cluster(_) => Some(self.turns[bucket].lock().await),
+                Connection::Cluster(_) => Some(turns.lock().await),
             };
             transaction.query_async(connection).await
         })

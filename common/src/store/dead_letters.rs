@@ -1,6 +1,6 @@
 //! Notes of dead letters, for those who ask what became of their event. Nothing rests on them.
 
-use super::{Store, StoreError, bucket_of};
+use super::{Store, StoreError};
 
 impl Store {
     /// Remembers for a day that an event has become a dead letter, and why.
@@ -12,9 +12,10 @@ impl Store {
         if letters.is_empty() {
             return Ok(());
         }
+        let layout = self.layout().await?;
         let notes = letters.iter().map(|(event_id, reason)| {
             let mut note = redis::cmd("SET");
-            note.arg(self.layout.dead_letter(bucket_of(event_id), event_id)).arg(reason).arg("PX").arg(DAY_MS);
+            note.arg(layout.dead_letter(layout.bucket_of(event_id), event_id)).arg(reason).arg("PX").arg(DAY_MS);
             note
         });
         self.read.scatter::<()>(notes).await.map(drop)
@@ -25,7 +26,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn dead_letter(&self, event_id: &str) -> Result<Option<String>, StoreError> {
-        let key = self.layout.dead_letter(bucket_of(event_id), event_id);
+        let layout = self.layout().await?;
+        let key = layout.dead_letter(layout.bucket_of(event_id), event_id);
         self.read.command(redis::cmd("GET").arg(key)).await
     }
 }

@@ -1,26 +1,59 @@
 //! Names of keys, buckets, scores, and ids in the form in which they are stored.
 
 use std::fmt;
+use std::ops::Range;
 
+use crc16::XMODEM;
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::event::{EventId, Timestamp};
 
-/// Number of buckets that the events are spread over.
-pub const BUCKETS: usize = 16;
+/// The version of the layout that this code can read.
+pub(super) const VERSION: u32 = 3;
 
-/// What `meta:layout` says of data that this code can read: version, buckets, hash.
-pub(super) const VERSION: &str = "3|16|xxh3";
+/// Hash slots of a Cluster.
+const SLOTS: usize = 16_384;
 
-/// Hash tags whose Cluster slots lie one in each sixteenth of 0..16384, bucket 0 first.
-const TAGS: [&str; BUCKETS] = ["10", "3", "1a", "b", "11", "2", "1d", "c", "12", "1", "1c", "d", "13", "0", "1b", "a"];
+/// What `meta:layout` says of a store with so many buckets: version, buckets, hash.
+pub(super) fn mark_of(buckets: usize) -> String {
+    format!("{VERSION}|{buckets}|xxh3")
+}
 
-/// The bucket, 0 to 15, of an eventId or a userId.
+/// How many buckets the store has whose `meta:layout` says this; `None` for another layout.
+pub(super) fn buckets_by(mark: &str) -> Option<usize> {
+    number_of_buckets(mark.split('|').nth(1)?).filter(|buckets| mark == mark_of(*buckets))
+}
+
+/// Reads a number of buckets: a power of two from 1 to 256.
+pub(crate) fn number_of_buckets(raw: &str) -> Option<usize> {
+    raw.parse().ok().filter(|buckets: &usize| buckets.is_power_of_two() && *buckets <= 256)
+}
+
+/// Which bucket an eventId or a userId belongs to, however many there are: see [`bucket_at`].
+pub(super) fn place_of(id: &str) -> u8 {
+    xxh3_64(id.as_bytes()) as u8
+}
+
+/// The bucket of a place among so many, which are a power of two.
+pub(super) fn bucket_at(place: u8, buckets: usize) -> usize {
+    usize::from(place) & (buckets - 1)
+}
+
+/// The bucket, from 0 on, of an eventId or a userId in a store of so many buckets, which are a power of two.
 #[must_use]
-pub fn bucket_of(id: &str) -> usize {
-    (xxh3_64(id.as_bytes()) % BUCKETS as u64) as usize
+pub fn bucket_of(id: &str, buckets: usize) -> usize {
+    // One alone needs no hash.
+    if buckets == 1 { 0 } else { bucket_at(place_of(id), buckets) }
+}
+
+/// Hash tags, bucket 0 first, whose slots lie one in each of so many equal parts of a Cluster's slots: of the numbers from
+/// 0 on, in hexadecimal, the first that does.
+fn tags(buckets: usize) -> impl Iterator<Item = String> {
+    let part =
+        move |tag: &str| usize::from(crc16::State::<XMODEM>::calculate(tag.as_bytes())) % SLOTS * buckets / SLOTS;
+    (0..buckets).filter_map(move |bucket| (0_u32..).map(|n| format!("{n:x}")).find(|tag| part(tag) == bucket))
 }
 
 /// Where an event stands in every list: `timestamp × 1024 + tie`, a whole number that a double holds exactly until the
@@ -76,10 +109,6 @@ impl StoredId {
         is_id.then_some(id)
     }
 
-    pub(super) fn bucket(&self) -> usize {
-        self.with_text(bucket_of).unwrap_or_default()
-    }
-
     pub(super) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -100,49 +129,16 @@ impl fmt::Display for StoredId {
     }
 }
 
-/// Makes the names of keys.
-#[derive(Debug, Clone)]
-pub struct Layout {
+/// Makes the names of keys that are in no bucket.
+#[derive(Debug)]
+pub(super) struct Names {
     prefix: String,
-    /// What the names of each bucket's events begin with: a list makes a thousand of these names.
-    events: [String; BUCKETS],
 }
 
-impl Layout {
+impl Names {
     /// Keys that begin with `prefix`.
-    #[must_use]
-    pub fn new(prefix: &str) -> Self {
-        Self { prefix: prefix.to_owned(), events: TAGS.map(|tag| [prefix, "ev:{", tag, "}:"].concat()) }
-    }
-
-    pub(super) fn event(&self, bucket: usize, id: &StoredId) -> Vec<u8> {
-        [self.events(bucket).as_bytes(), id.as_bytes()].concat()
-    }
-
-    /// What the names of a bucket's events begin with.
-    pub(super) fn events(&self, bucket: usize) -> &str {
-        &self.events[bucket]
-    }
-
-    pub(super) fn index(&self, bucket: usize) -> String {
-        [&self.prefix, "ix:{", TAGS[bucket], "}"].concat()
-    }
-
-    pub(super) fn user_index(&self, bucket: usize, user_id: &str) -> String {
-        [&self.prefix, "ux:{", TAGS[bucket], "}:", user_id].concat()
-    }
-
-    pub(super) fn tail(&self, bucket: usize) -> String {
-        [&self.prefix, "tl:{", TAGS[bucket], "}"].concat()
-    }
-
-    pub(super) fn positions(&self, bucket: usize) -> String {
-        [&self.prefix, "at:{", TAGS[bucket], "}"].concat()
-    }
-
-    /// Exists while a worker has places in the bucket, and changes when a transaction of it is not to happen.
-    pub(super) fn guard(&self, bucket: usize, member: &str) -> String {
-        [&self.prefix, "gd:{", TAGS[bucket], "}:", member].concat()
+    pub(super) fn new(prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned() }
     }
 
     pub(super) fn worker(&self, member: &str) -> String {
@@ -151,10 +147,6 @@ impl Layout {
 
     pub(super) fn workers(&self) -> String {
         [&self.prefix, "workers"].concat()
-    }
-
-    pub(super) fn dead_letter(&self, bucket: usize, event_id: &str) -> String {
-        [&self.prefix, "dl:{", TAGS[bucket], "}:", event_id].concat()
     }
 
     pub(super) fn trimmed(&self) -> String {
@@ -168,6 +160,75 @@ impl Layout {
     pub(super) fn meta(&self) -> String {
         [&self.prefix, "meta:layout"].concat()
     }
+
+    /// Of each of so many buckets.
+    pub(super) fn layout(&self, buckets: usize) -> Layout {
+        let prefix = self.prefix.clone();
+        let tags: Vec<String> = tags(buckets).collect();
+        Layout { events: tags.iter().map(|tag| [&prefix, "ev:{", tag, "}:"].concat()).collect(), tags, prefix }
+    }
+}
+
+/// Says which bucket something is in, and makes the names of the keys of buckets.
+#[derive(Debug)]
+pub(super) struct Layout {
+    prefix: String,
+    tags: Vec<String>,
+    /// What the names of each bucket's events begin with: a list makes a thousand of these names.
+    events: Vec<String>,
+}
+
+impl Layout {
+    pub(super) fn buckets(&self) -> usize {
+        self.tags.len()
+    }
+
+    pub(super) fn all(&self) -> Range<usize> {
+        0..self.buckets()
+    }
+
+    /// The bucket of an eventId or a userId.
+    pub(super) fn bucket_of(&self, id: &str) -> usize {
+        bucket_of(id, self.buckets())
+    }
+
+    pub(super) fn bucket_of_stored(&self, id: &StoredId) -> usize {
+        if self.buckets() == 1 { 0 } else { id.with_text(|id| self.bucket_of(id)).unwrap_or_default() }
+    }
+
+    pub(super) fn event(&self, bucket: usize, id: &StoredId) -> Vec<u8> {
+        [self.events(bucket).as_bytes(), id.as_bytes()].concat()
+    }
+
+    /// What the names of a bucket's events begin with.
+    pub(super) fn events(&self, bucket: usize) -> &str {
+        &self.events[bucket]
+    }
+
+    pub(super) fn index(&self, bucket: usize) -> String {
+        [&self.prefix, "ix:{", &self.tags[bucket], "}"].concat()
+    }
+
+    pub(super) fn user_index(&self, bucket: usize, user_id: &str) -> String {
+        [&self.prefix, "ux:{", &self.tags[bucket], "}:", user_id].concat()
+    }
+
+    pub(super) fn tail(&self, bucket: usize) -> String {
+        [&self.prefix, "tl:{", &self.tags[bucket], "}"].concat()
+    }
+
+    pub(super) fn positions(&self, bucket: usize) -> String {
+        [&self.prefix, "at:{", &self.tags[bucket], "}"].concat()
+    }
+
+    /// Exists while a worker has places in the bucket, and changes when a transaction of it is not to happen.
+    pub(super) fn guard(&self, bucket: usize, member: &str) -> String {
+        [&self.prefix, "gd:{", &self.tags[bucket], "}:", member].concat()
+    }
+
+    pub(super) fn dead_letter(&self, bucket: usize, event_id: &str) -> String {
+        [&self.prefix, "dl:{", &self.tags[bucket], "}:", event_id].concat()
+    }
 }
 
 #[cfg(test)]
@@ -176,30 +237,54 @@ mod tests {
     use crate::event::EventId;
 
     /// CRC16/XMODEM, as in the Redis Cluster specification.
-    fn slot(tag: &str) -> u16 {
+    fn slot(tag: &str) -> usize {
         let crc =
             tag.bytes().fold(0_u16, |crc, byte| {
                 (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| {
                     if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 }
                 })
             });
-        crc % 16384
+        usize::from(crc) % SLOTS
     }
 
     #[test]
-    fn each_bucket_lies_in_its_own_sixteenth_of_the_slots() {
-        for (bucket, tag) in TAGS.iter().enumerate() {
-            assert_eq!(usize::from(slot(tag)) / 1024, bucket, "{tag} is slot {}", slot(tag));
+    fn each_bucket_lies_in_its_own_part_of_the_slots() {
+        for buckets in (0..=8).map(|power| 1 << power) {
+            let tags: Vec<String> = tags(buckets).collect();
+            let parts: Vec<usize> = tags.iter().map(|tag| slot(tag) / (SLOTS / buckets)).collect();
+            assert_eq!(parts, (0..buckets).collect::<Vec<_>>(), "{tags:?}");
         }
     }
 
     #[test]
+    fn tags_stay_what_they_are() {
+        // Stored data depends on these.
+        assert_eq!(tags(1).collect::<Vec<_>>(), ["0"]);
+        let sixteen = ["10", "3", "1a", "b", "11", "2", "1d", "c", "12", "1", "1c", "d", "13", "0", "1b", "a"];
+        assert_eq!(tags(16).collect::<Vec<_>>(), sixteen);
+    }
+
+    #[test]
     fn buckets_fill_evenly_and_stay_what_they_are() {
-        let mut filled = [0_usize; BUCKETS];
-        (0..16_000).for_each(|n| filled[bucket_of(&format!("event-{n}"))] += 1);
+        let mut filled = [0_usize; 16];
+        (0..16_000).for_each(|n| filled[bucket_of(&format!("event-{n}"), 16)] += 1);
         assert!(filled.iter().all(|n| (850..1150).contains(n)), "{filled:?}");
         // Stored data depends on these.
-        assert_eq!(["a", "0197", "user-1"].map(bucket_of), [15, 11, 9]);
+        assert_eq!(["a", "0197", "user-1"].map(|id| bucket_of(id, 16)), [15, 11, 9]);
+        assert_eq!(["a", "0197", "user-1"].map(|id| bucket_of(id, 1)), [0, 0, 0]);
+    }
+
+    #[test]
+    fn only_this_layout_is_read_with_each_number_of_buckets_that_there_may_be() {
+        for buckets in (0..=8).map(|power| 1 << power) {
+            assert_eq!(buckets_by(&mark_of(buckets)), Some(buckets));
+        }
+        assert_eq!(mark_of(16), "3|16|xxh3");
+        for other in
+            ["2|16|xxh3", "3|16|xxh64", "3|0|xxh3", "3|12|xxh3", "3|512|xxh3", "3|016|xxh3", "3|16", "33|16|xxh3", ""]
+        {
+            assert_eq!(buckets_by(other), None, "{other}");
+        }
     }
 
     #[test]
@@ -246,7 +331,8 @@ mod tests {
         ] {
             let stored = StoredId::of(id);
             assert_eq!(stored.as_bytes().len(), bytes, "{id}");
-            assert_eq!((stored.to_string(), stored.bucket()), (id.to_owned(), bucket_of(id)));
+            let layout = Names::new("").layout(16);
+            assert_eq!((stored.to_string(), layout.bucket_of_stored(&stored)), (id.to_owned(), bucket_of(id, 16)));
             assert_eq!(StoredId::read(stored.as_bytes().to_vec()), Some(stored));
         }
         let not_ids = [vec![], vec![NOT_A_UUID], vec![0xc3], vec![b'x'; 65]];

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::{BUCKETS, Store, StoreError, bucket_of};
+use super::{Store, StoreError};
 use crate::event::Timestamp;
 
 /// Entries of one bucket that are trimmed in one step: as many as are expected to be enough, few at the end so that not much
@@ -86,12 +86,12 @@ fn user_of(body: &[u8]) -> Option<String> {
     serde_json::Deserializer::from_slice(&body[value..]).into_iter().next()?.ok()
 }
 
-/// Entries of one bucket to trim, so that Redis comes below `percent` of its memory if the oldest of its events are as
+/// Entries of each of so many buckets to trim, so that Redis comes below `percent` of its memory if the oldest of its events are as
 /// large as all are.
-fn step(memory: Memory, percent: u64, events: u64) -> u64 {
+fn step(memory: Memory, percent: u64, events: u64, buckets: usize) -> u64 {
     let excess = memory.used.saturating_sub(memory.max / 100 * percent);
     let of_an_event = (memory.used / events.max(1)).max(1);
-    (excess / of_an_event / BUCKETS as u64).clamp(*STEPS.start(), *STEPS.end())
+    (excess / of_an_event / buckets as u64).clamp(*STEPS.start(), *STEPS.end())
 }
 
 impl Store {
@@ -120,7 +120,7 @@ impl Store {
             if !full(Some(memory), percent.saturating_sub(MARGIN)) {
                 break;
             }
-            let step = step(memory, percent.saturating_sub(MARGIN), events);
+            let step = step(memory, percent.saturating_sub(MARGIN), events, self.layout().await?.buckets());
             let Some(highest) = self.oldest_step(step).await? else { break };
             // Everything of this millisecond goes, so that the mark is exact.
             let before = Timestamp::from_millis(highest / 1024 + 1).unwrap_or_else(Timestamp::now);
@@ -134,9 +134,10 @@ impl Store {
 
     /// The score up to which one step can trim every bucket whole; `None` when nothing is stored.
     async fn oldest_step(&self, step: u64) -> Result<Option<i64>, StoreError> {
-        let ranges = (0..BUCKETS).map(|bucket| {
+        let layout = self.layout().await?;
+        let ranges = layout.all().map(|bucket| {
             let mut range = redis::cmd("ZRANGE");
-            range.arg(self.layout.index(bucket)).arg(0).arg(step - 1).arg("WITHSCORES");
+            range.arg(layout.index(bucket)).arg(0).arg(step - 1).arg("WITHSCORES");
             range
         });
         let buckets: Vec<Vec<(Vec<u8>, f64)>> = self.read.scatter(ranges).await?;
@@ -145,17 +146,18 @@ impl Store {
 
     /// Events in all indexes.
     async fn entries(&self) -> Result<u64, StoreError> {
-        let counts = (0..BUCKETS).map(|bucket| redis::cmd("ZCARD").arg(self.layout.index(bucket)).take());
+        let layout = self.layout().await?;
+        let counts = layout.all().map(|bucket| redis::cmd("ZCARD").arg(layout.index(bucket)).take());
         self.read.scatter::<u64>(counts).await.map(|counts| counts.into_iter().sum())
     }
 
     async fn trim_to(&self, highest: i64, step: u64) -> Result<usize, StoreError> {
-        let mut removed = 0;
+        let (layout, mut removed) = (self.layout().await?, 0);
         loop {
-            let scripts = (0..BUCKETS).map(|bucket| {
+            let scripts = layout.all().map(|bucket| {
                 let mut script = redis::cmd("EVAL");
-                script.arg(MAKE_ROOM).arg(1).arg(self.layout.index(bucket));
-                script.arg(highest).arg(step).arg(self.layout.events(bucket)).arg(END_OF_USER);
+                script.arg(MAKE_ROOM).arg(1).arg(layout.index(bucket));
+                script.arg(highest).arg(step).arg(layout.events(bucket)).arg(END_OF_USER);
                 script
             });
             let steps: Vec<Trimmed> = self.read.scatter(scripts).await?;
@@ -178,9 +180,10 @@ impl Store {
         if users.is_empty() {
             return Ok(());
         }
+        let layout = self.layout().await?;
         let removals = users.into_iter().map(|(user, ids)| {
             let mut removal = redis::cmd("ZREM");
-            removal.arg(self.layout.user_index(bucket_of(&user), &user)).arg(ids);
+            removal.arg(layout.user_index(layout.bucket_of(&user), &user)).arg(ids);
             removal
         });
         self.read.scatter::<usize>(removals).await.map(drop)
@@ -188,7 +191,7 @@ impl Store {
 
     async fn mark_trimmed(&self, before: Timestamp) -> Result<(), StoreError> {
         let mut command = redis::cmd("EVAL");
-        command.arg(MARK).arg(1).arg(self.layout.trimmed()).arg(before.millis());
+        command.arg(MARK).arg(1).arg(self.names.trimmed()).arg(before.millis());
         self.read.command(&command).await
     }
 
@@ -197,7 +200,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn trimmed(&self) -> Result<Option<Timestamp>, StoreError> {
-        let millis: Option<i64> = self.read.command(redis::cmd("GET").arg(self.layout.trimmed())).await?;
+        let millis: Option<i64> = self.read.command(redis::cmd("GET").arg(self.names.trimmed())).await?;
         Ok(millis.and_then(Timestamp::from_millis))
     }
 }
@@ -216,10 +219,11 @@ mod tests {
     #[test]
     fn as_much_is_trimmed_at_a_time_as_is_too_much() {
         let memory = |used| Memory { used, max: 100_000_000 };
-        assert_eq!(step(memory(72_000_000), 70, 72_000), 2_000 / BUCKETS as u64);
-        assert_eq!(step(memory(90_000_000), 70, 90_000), 500, "no step blocks Redis for long");
-        assert_eq!(step(memory(70_100_000), 70, 70_100), 20, "few at the end");
-        assert_eq!(step(memory(60_000_000), 70, 0), 20);
+        assert_eq!(step(memory(72_000_000), 70, 72_000, 16), 2_000 / 16);
+        assert_eq!(step(memory(70_300_000), 70, 70_300, 1), 300);
+        assert_eq!(step(memory(90_000_000), 70, 90_000, 16), 500, "no step blocks Redis for long");
+        assert_eq!(step(memory(70_100_000), 70, 70_100, 16), 20, "few at the end");
+        assert_eq!(step(memory(60_000_000), 70, 0, 16), 20);
     }
 
     #[test]

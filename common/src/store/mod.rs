@@ -37,13 +37,14 @@ mod query;
 mod read;
 mod server;
 mod settings;
+mod spread;
 mod tail;
 mod trim;
 mod workers;
 mod write;
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -51,12 +52,15 @@ use tokio::sync::Semaphore;
 use self::connection::Lane;
 pub use self::connection::StoreError;
 use self::foreign::Foreign;
-pub use self::layout::{BUCKETS, Layout, bucket_of, score_of};
+use self::layout::Names;
+pub(crate) use self::layout::number_of_buckets;
+pub use self::layout::{bucket_of, score_of};
 pub use self::memory::{Memory, Room};
 pub use self::positions::{Placement, PositionScope, Positions};
 pub use self::query::{Cursor, CursorError, Members, Order, Query};
 pub use self::read::{Found, Page, ReadAhead, Walk};
 use self::settings::Shared;
+use self::spread::Spread;
 pub use self::tail::{Announced, Entry, EntryId, LogEnd, Seen, TailPosition};
 pub use self::workers::{HEARTBEAT_TTL, Heartbeat, LiveWorker, PartitionLag};
 pub use self::write::{Batch, Move, Origin, Receipt, StoredEvent, UserIndex};
@@ -64,15 +68,17 @@ use crate::config::RedisSettings;
 
 /// The store of one process. Connects by itself when first asked, and again after any failure.
 pub struct Store {
-    layout: Layout,
+    names: Names,
+    /// Known once Redis was asked.
+    spread: OnceLock<Spread>,
+    /// Set when the store has come to be another than that.
+    replaced: OnceLock<StoreError>,
     /// Transactions of the worker, and its positions.
     write: Arc<Lane>,
     /// Small answers; large ones would block them on a shared connection.
     read: Lane,
     /// Full lists.
     export: Lane,
-    /// Wait for what is stored next, each for its share of the buckets.
-    tail: Vec<Lane>,
     /// Our own settings, and those that count.
     own: RedisSettings,
     shared: Shared,
@@ -91,15 +97,14 @@ impl Store {
     /// # Errors
     /// When the URL can't be used.
     pub fn new(settings: &RedisSettings) -> Result<Self, StoreError> {
-        let lane = || Lane::new(settings);
-        let write = lane()?;
-        let waiting = if write.is_cluster() { BUCKETS } else { 1 };
+        let write = Lane::new(settings)?;
         Ok(Self {
-            layout: Layout::new(&settings.key_prefix),
+            names: Names::new(&settings.key_prefix),
+            spread: OnceLock::new(),
+            replaced: OnceLock::new(),
+            read: write.another(),
+            export: write.another(),
             write: Arc::new(write),
-            read: lane()?,
-            export: lane()?,
-            tail: (0..waiting).map(|_| lane()).collect::<Result<_, _>>()?,
             own: settings.clone(),
             shared: Shared::new(settings),
             member: None,
@@ -127,28 +132,13 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::TooOld`] when it lacks commands, [`StoreError::Layout`] when the data is of another layout,
-    /// [`StoreError::Settings`] for a worker among others with other settings, else what kept Redis from answering.
+    /// [`StoreError::Buckets`] when it was replaced by another store, [`StoreError::Settings`] for a worker among others with
+    /// other settings, else what kept Redis from answering.
     pub async fn check(&self) -> Result<(), StoreError> {
         self.check_version().await?;
-        let key = self.layout.meta();
-        let held: Option<String> = self.read.command(redis::cmd("GET").arg(&key)).await?;
-        let found = match held {
-            Some(found) => found,
-            // Only where there is none: a Redis that is full refuses it, and must still be seen to be ours to be trimmed.
-            None => self.claim(&key).await?,
-        };
-        if found == layout::VERSION {
-            self.compare_clocks().await?;
-            return self.agree().await;
-        }
-        Err(StoreError::Layout { key, found, wanted: layout::VERSION })
-    }
-
-    /// Claims the layout, unless another process has just done so. Gives whose it is.
-    async fn claim(&self, key: &str) -> Result<String, StoreError> {
-        let mut claim = redis::pipe();
-        claim.cmd("SET").arg(key).arg(layout::VERSION).arg("NX").ignore().cmd("GET").arg(key);
-        self.read.pipeline(&claim).await.map(|(found,)| found)
+        self.check_layout().await?;
+        self.compare_clocks().await?;
+        self.agree().await
     }
 
     /// The oldest time that lists still show, in milliseconds since 1970.

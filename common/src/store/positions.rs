@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::tail::MAX_ENTRIES;
-use super::{BUCKETS, Store, StoreError};
+use super::{Store, StoreError};
 
 /// How long a worker's guards live after its last heartbeat. One whose guard is gone is placed anew before it writes.
 pub(super) const GUARD_MS: i64 = 3_600_000;
@@ -60,7 +60,7 @@ pub(super) fn partition_of(field: &str) -> Option<(&str, i32)> {
 }
 
 /// One partition's position in every bucket, `None` where there is none.
-pub type Positions = [Option<i64>; BUCKETS];
+pub type Positions = Vec<Option<i64>>;
 
 /// Where a partition is to start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,13 +87,14 @@ impl Store {
             return Ok(HashMap::new());
         }
         let fields: Vec<String> = partitions.iter().map(|partition| scope.field(*partition)).collect();
-        let held = (0..BUCKETS).map(|bucket| {
+        let layout = self.layout().await?;
+        let held = layout.all().map(|bucket| {
             let mut command = redis::cmd("HMGET");
-            command.arg(self.layout.positions(bucket)).arg(&fields);
+            command.arg(layout.positions(bucket)).arg(&fields);
             command
         });
         let buckets: Vec<Vec<Option<i64>>> = self.write.scatter(held).await?;
-        let of = |nth: usize| std::array::from_fn(|bucket| buckets[bucket].get(nth).copied().flatten());
+        let of = |nth: usize| buckets.iter().map(|held| held.get(nth).copied().flatten()).collect();
         Ok(partitions.iter().enumerate().map(|(nth, partition)| (*partition, of(nth))).collect())
     }
 
@@ -101,10 +102,11 @@ impl Store {
     /// well. An event may be dated a day ahead.
     pub(super) async fn keep_positions(&self) -> Result<(), StoreError> {
         let life = self.retention() + crate::event::MAX_CLOCK_SKEW.num_milliseconds();
-        let commands = (0..BUCKETS).flat_map(|bucket| {
+        let layout = self.layout().await?;
+        let commands = layout.all().flat_map(|bucket| {
             let live = |key: String, life: i64| redis::cmd("PEXPIRE").arg(key).arg(life).take();
-            let guard = self.layout.guard(bucket, self.member());
-            [live(self.layout.positions(bucket), life), live(guard, GUARD_MS)]
+            let guard = layout.guard(bucket, self.member());
+            [live(layout.positions(bucket), life), live(guard, GUARD_MS)]
         });
         self.write.scatter::<usize>(commands).await.map(drop)
     }
@@ -118,10 +120,11 @@ impl Store {
         if placements.is_empty() {
             return Ok(Vec::new());
         }
-        let scripts = (0..BUCKETS).map(|bucket| {
+        let layout = self.layout().await?;
+        let scripts = layout.all().map(|bucket| {
             let mut script = redis::cmd("EVAL");
-            script.arg(PLACE).arg(3).arg(self.layout.positions(bucket)).arg(self.layout.tail(bucket));
-            script.arg(self.layout.guard(bucket, self.member())).arg(MAX_ENTRIES).arg(scope.name()).arg(GUARD_MS);
+            script.arg(PLACE).arg(3).arg(layout.positions(bucket)).arg(layout.tail(bucket));
+            script.arg(layout.guard(bucket, self.member())).arg(MAX_ENTRIES).arg(scope.name()).arg(GUARD_MS);
             for Placement { partition, start, beginning } in placements {
                 let end = beginning.map(|end| end.to_string()).unwrap_or_default();
                 script.arg(scope.field(*partition)).arg(*start).arg(*partition).arg(end);
@@ -129,6 +132,9 @@ impl Store {
             script
         });
         let buckets: Vec<Vec<u8>> = self.write.scatter(scripts).await?;
+        // Behind that: whoever empties the store from now on takes away the places, without which nothing is written. So
+        // nothing is ever written into another number of buckets than the store has.
+        self.check_layout().await?;
         let refused = |nth: usize| buckets.iter().any(|placed| placed.get(nth) != Some(&1));
         Ok((0..placements.len()).filter(|nth| refused(*nth)).map(|nth| placements[nth].partition).collect())
     }
@@ -138,9 +144,10 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer; writing again is safe.
     pub async fn overwrite_positions(&self, scope: &PositionScope, targets: &[(i32, i64)]) -> Result<(), StoreError> {
-        let commands = (0..BUCKETS).map(|bucket| {
+        let layout = self.layout().await?;
+        let commands = layout.all().map(|bucket| {
             let mut command = redis::cmd("HSET");
-            command.arg(self.layout.positions(bucket));
+            command.arg(layout.positions(bucket));
             for (partition, offset) in targets {
                 command.arg(scope.field(*partition)).arg(*offset);
             }

@@ -1,9 +1,8 @@
 //! Reading back: one event, and lists in one total order, by score, then id.
 //!
-//! A list is a merge of the sixteen buckets' indexes. A row may be given out only when no bucket can still hold a row
+//! A list is a merge of the buckets' indexes. A row may be given out only when no bucket can still hold a row
 //! before it, so a bucket whose buffered rows are used up is asked again before the merge goes on.
 
-use std::array;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -15,7 +14,7 @@ use tokio::task::JoinHandle;
 use super::connection::Lane;
 use super::layout::StoredId;
 use super::query::Row;
-use super::{BUCKETS, Cursor, Members, Order, Origin, Query, Store, StoreError, bucket_of};
+use super::{Cursor, Members, Order, Origin, Query, Store, StoreError};
 
 /// Entries that one page may look at. A filter that admits few of them gets a short page, and a cursor to go on with.
 const SCAN_BUDGET: usize = 10_000;
@@ -115,7 +114,7 @@ pub struct Walk {
     list: Arc<List>,
     low: i64,
     high: Option<i64>,
-    /// The sixteen buckets' indexes, or that of one user.
+    /// The buckets' indexes, or that of one user.
     heads: Vec<Head>,
     /// Rows before which none can come any more, in order.
     merged: VecDeque<Row>,
@@ -124,13 +123,21 @@ pub struct Walk {
 impl Walk {
     /// A walk over what is asked for and the retention still shows, after `cursor`. `full` uses the connection for
     /// exports.
-    #[must_use]
-    pub fn new(store: &Arc<Store>, query: &Query, cursor: Option<&Cursor>, full: bool) -> Self {
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis does not say how the store is laid out.
+    pub async fn new(
+        store: &Arc<Store>,
+        query: &Query,
+        cursor: Option<&Cursor>,
+        full: bool,
+    ) -> Result<Self, StoreError> {
+        let layout = store.layout().await?;
         let (low, high) = query.scores(store.horizon());
         let user = query.user.as_ref().filter(|_| store.index_is_whole_since(low / 1024));
         let indexes = match user {
-            Some(user) => vec![store.layout.user_index(bucket_of(user.as_str()), user.as_str())],
-            None => (0..BUCKETS).map(|bucket| store.layout.index(bucket)).collect(),
+            Some(user) => vec![layout.user_index(layout.bucket_of(user.as_str()), user.as_str())],
+            None => layout.all().map(|bucket| layout.index(bucket)).collect(),
         };
         let last = cursor.map(|cursor| cursor.0.clone());
         let head = |index| Head { index, buffered: VecDeque::new(), last: last.clone(), exhausted: false };
@@ -142,7 +149,7 @@ impl Walk {
             filtered,
             of_a_user: user.is_some(),
         });
-        Self { list, low, high, heads: indexes.into_iter().map(head).collect(), merged: VecDeque::new() }
+        Ok(Self { list, low, high, heads: indexes.into_iter().map(head).collect(), merged: VecDeque::new() })
     }
 
     /// Looks at up to `limit` rows and gives the JSON of those events that are asked for, which may be none of them;
@@ -350,7 +357,7 @@ impl Store {
         // The semaphore is never closed.
         let _turn = self.pages.acquire().await;
         self.settle().await?;
-        let mut walk = Walk::new(self, query, cursor, false);
+        let mut walk = Walk::new(self, query, cursor, false).await?;
         let (mut page, mut scanned, mut bytes) = (Page::default(), 0, 0);
         // Of the first of the rows that are at hand.
         let mut sizes = VecDeque::new();
@@ -395,7 +402,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn event(&self, event_id: &str) -> Result<Option<(Bytes, Origin)>, StoreError> {
-        let key = self.layout.event(bucket_of(event_id), &StoredId::of(event_id));
+        let layout = self.layout().await?;
+        let key = layout.event(layout.bucket_of(event_id), &StoredId::of(event_id));
         let Some(body) = self.read.command::<Option<Vec<u8>>>(redis::cmd("GET").arg(key)).await? else {
             return Ok(None);
         };
@@ -408,9 +416,10 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn knows(&self, event_ids: &[&str]) -> Result<Vec<bool>, StoreError> {
+        let layout = self.layout().await?;
         let commands = event_ids.iter().map(|id| {
             let mut exists = redis::cmd("EXISTS");
-            exists.arg(self.layout.event(bucket_of(id), &StoredId::of(id)));
+            exists.arg(layout.event(layout.bucket_of(id), &StoredId::of(id)));
             exists
         });
         self.read.scatter(commands).await
@@ -424,12 +433,13 @@ impl Store {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
+        let layout = self.layout().await?;
         let commands = ids.iter().flat_map(|id| {
             let (mut body, mut score) = (redis::cmd("GETRANGE"), redis::cmd("ZSCORE"));
-            let (bucket, id) = (bucket_of(id), StoredId::of(id));
+            let (bucket, id) = (layout.bucket_of(id), StoredId::of(id));
             // Only what is behind the JSON: it is of any size. What is not there has an empty end.
-            body.arg(self.layout.event(bucket, &id)).arg(-LONGEST_ORIGIN).arg(-1);
-            score.arg(self.layout.index(bucket)).arg(id.as_bytes());
+            body.arg(layout.event(bucket, &id)).arg(-LONGEST_ORIGIN).arg(-1);
+            score.arg(layout.index(bucket)).arg(id.as_bytes());
             [body, score]
         });
         let replies: Vec<Option<Vec<u8>>> = self.export.scatter(commands).await?;
@@ -443,14 +453,16 @@ impl Store {
 
     /// How many bytes are stored of each row, in order; 0 of one that has no body.
     async fn sizes(&self, lane: &Lane, rows: impl Iterator<Item = &Row>) -> Result<Vec<usize>, StoreError> {
-        let mut asked: [(Vec<usize>, redis::Pipeline); BUCKETS] = array::from_fn(|_| (Vec::new(), redis::pipe()));
+        let layout = self.layout().await?;
+        // One pipeline, where one server has all buckets.
+        let parts = if lane.is_cluster() { layout.buckets() } else { 1 };
+        let mut asked: Vec<(Vec<usize>, redis::Pipeline)> = vec![Default::default(); parts];
         let mut count = 0;
         for (nth, row) in rows.enumerate() {
-            let bucket = row.id.bucket();
-            // One pipeline, where one server has all buckets.
-            let (nths, pipeline) = &mut asked[if lane.is_cluster() { bucket } else { 0 }];
+            let bucket = layout.bucket_of_stored(&row.id);
+            let (nths, pipeline) = &mut asked[bucket % parts];
             nths.push(nth);
-            pipeline.cmd("STRLEN").arg(self.layout.event(bucket, &row.id));
+            pipeline.cmd("STRLEN").arg(layout.event(bucket, &row.id));
             count += 1;
         }
         let (nths, pipelines): (Vec<_>, Vec<_>) = asked.into_iter().filter(|(nths, _)| !nths.is_empty()).unzip();
@@ -479,13 +491,15 @@ impl Store {
         lane: &Lane,
         ids: &[&StoredId],
     ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
-        let mut asked: [(Vec<usize>, redis::Cmd); BUCKETS] = array::from_fn(|_| (Vec::new(), redis::cmd("MGET")));
+        let layout = self.layout().await?;
+        // One command, where one server has all buckets.
+        let parts = if lane.is_cluster() { layout.buckets() } else { 1 };
+        let mut asked: Vec<(Vec<usize>, redis::Cmd)> = vec![(Vec::new(), redis::cmd("MGET")); parts];
         for (nth, id) in ids.iter().enumerate() {
-            let bucket = id.bucket();
-            // One command, where one server has all buckets.
-            let (nths, command) = &mut asked[if lane.is_cluster() { bucket } else { 0 }];
+            let bucket = layout.bucket_of_stored(id);
+            let (nths, command) = &mut asked[bucket % parts];
             nths.push(nth);
-            command.arg(self.layout.event(bucket, id));
+            command.arg(layout.event(bucket, id));
         }
         let (nths, commands): (Vec<_>, Vec<_>) = asked.into_iter().filter(|(nths, _)| !nths.is_empty()).unzip();
         let answers: Vec<Vec<Option<Vec<u8>>>> = lane.scatter(commands).await?;
@@ -507,7 +521,10 @@ mod tests {
     async fn a_walk_that_breaks_off_is_no_end_of_the_list() {
         let nowhere = RedisSettings { url: "redis://127.0.0.1:1".into(), ..RedisSettings::default() };
         let store = Arc::new(Store::new(&nowhere).unwrap());
-        let list = || Walk::new(&store, &Query::default(), None, true).list;
+        let list = || {
+            let (store, query) = (Arc::clone(&store), Query::default());
+            Arc::new(List { store, full: true, query, filtered: false, of_a_user: false })
+        };
         let ahead = |merged| {
             let (rows, steps) = (VecDeque::new(), VecDeque::new());
             ReadAhead { list: list(), merged, rows, ended: false, steps }

@@ -66,7 +66,7 @@ impl Store {
 
     /// Compares the settings with those in the store.
     pub(super) async fn agree(&self) -> Result<(), StoreError> {
-        let key = self.layout.settings();
+        let key = self.names.settings();
         let look = redis::cmd("HMGET").arg(&key).arg(RETENTION).arg(INDEX_SINCE).take();
         let mut held: [Option<i64>; 2] = self.read.command(&look).await?;
         if let Some(member) = &self.member {

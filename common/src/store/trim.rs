@@ -1,6 +1,6 @@
 //! Trimming: entries of events whose body has expired leave the index, a few at a time.
 
-use super::{BUCKETS, Store, StoreError};
+use super::{Store, StoreError};
 
 /// Entries that one index gives up in one step, so that no step blocks Redis for long.
 pub(super) const STEP: usize = 500;
@@ -37,13 +37,13 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn trim(&self) -> Result<usize, StoreError> {
-        let mut removed = 0;
-        let mut from: Vec<String> = vec!["-inf".into(); BUCKETS];
+        let (layout, mut removed) = (self.layout().await?, 0);
+        let mut from: Vec<String> = vec!["-inf".into(); layout.buckets()];
         for _ in 0..MOST_STEPS {
             let scripts = from.iter().enumerate().map(|(bucket, from)| {
                 let mut script = redis::cmd("EVAL");
-                script.arg(TRIM).arg(1).arg(self.layout.index(bucket)).arg(self.retention()).arg(STEP);
-                script.arg(from).arg(self.layout.events(bucket));
+                script.arg(TRIM).arg(1).arg(layout.index(bucket)).arg(self.retention()).arg(STEP);
+                script.arg(from).arg(layout.events(bucket));
                 script
             });
             let steps: Vec<(usize, usize, String)> = self.read.scatter(scripts).await?;

@@ -73,7 +73,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn beat(&self, heartbeat: &Heartbeat) -> Result<(), StoreError> {
-        let (now, key) = (self.now().millis(), self.layout.worker(&heartbeat.member));
+        let (now, key) = (self.now().millis(), self.names.worker(&heartbeat.member));
         let partitions: Vec<String> = heartbeat.partitions.iter().map(ToString::to_string).collect();
         let mut own = redis::pipe();
         own.atomic();
@@ -85,7 +85,7 @@ impl Store {
         own.arg("lags").arg(serde_json::to_string(&heartbeat.lags).unwrap_or_default()).ignore();
         own.cmd("PEXPIRE").arg(&key).arg(millis(HEARTBEAT_TTL)).ignore();
         let mut all = redis::cmd("EVAL");
-        all.arg(ALIVE).arg(1).arg(self.layout.workers()).arg(&heartbeat.member).arg(millis(HEARTBEAT_TTL));
+        all.arg(ALIVE).arg(1).arg(self.names.workers()).arg(&heartbeat.member).arg(millis(HEARTBEAT_TTL));
         // The keys lie on different nodes of a Cluster.
         try_join3(self.read.pipeline(&own), self.read.command::<usize>(&all), self.keep_positions())
             .await
@@ -98,8 +98,8 @@ impl Store {
     /// [`StoreError`] when Redis has no good answer.
     pub async fn leave(&self, member: &str) -> Result<(), StoreError> {
         let (mut own, mut all) = (redis::cmd("DEL"), redis::cmd("ZREM"));
-        own.arg(self.layout.worker(member));
-        all.arg(self.layout.workers()).arg(member);
+        own.arg(self.names.worker(member));
+        all.arg(self.names.workers()).arg(member);
         self.read.scatter::<usize>([own, all]).await.map(drop)
     }
 
@@ -109,7 +109,7 @@ impl Store {
     /// [`StoreError`] when Redis has no good answer.
     pub async fn workers(&self) -> Result<Vec<String>, StoreError> {
         let mut command = redis::cmd("ZRANGE");
-        command.arg(self.layout.workers()).arg(format!("({}", self.now().millis())).arg("+inf").arg("BYSCORE");
+        command.arg(self.names.workers()).arg(format!("({}", self.now().millis())).arg("+inf").arg("BYSCORE");
         self.read.command(&command).await
     }
 
@@ -125,7 +125,7 @@ impl Store {
         members.sort();
         let looks = members.iter().map(|member| {
             let mut look = redis::cmd("HGETALL");
-            look.arg(self.layout.worker(member));
+            look.arg(self.names.worker(member));
             look
         });
         let found: Vec<HashMap<String, String>> = self.read.scatter(looks).await?;

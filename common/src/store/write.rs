@@ -9,11 +9,12 @@ use bytes::Bytes;
 use futures::future::try_join_all;
 use redis::{FromRedisValue, Pipeline, Value};
 
-use super::layout::{StoredId, has_one_score};
+use super::layout::{Layout, StoredId, bucket_at, has_one_score, place_of};
 use super::positions::{GUARD_MS, PositionScope};
+use super::spread::Spread;
 use super::tail::{MAX_ENTRIES, Records, trim_tail};
 use super::trim::{STEP, TRIM_USER};
-use super::{BUCKETS, Store, StoreError, bucket_of, score_of};
+use super::{Store, StoreError, score_of};
 use crate::event::{EventId, EventType, Timestamp, UserEvent, UserId};
 use crate::mutation::{Mutation, active};
 
@@ -137,8 +138,9 @@ pub struct StoredEvent {
     score: i64,
     /// Whether the id may come again with another timestamp.
     may_repeat: bool,
-    bucket: usize,
-    user_bucket: usize,
+    /// Where the id and the user belong, in however many buckets.
+    place: u8,
+    user_place: u8,
     body: Vec<u8>,
 }
 
@@ -156,8 +158,8 @@ impl StoredEvent {
             published,
             processed: origin.processed_at.millis(),
             score: score_of(event.timestamp, id.as_str()),
-            bucket: bucket_of(id.as_str()),
-            user_bucket: bucket_of(event.user_id.as_str()),
+            place: place_of(id.as_str()),
+            user_place: place_of(event.user_id.as_str()),
             timestamp: event.timestamp,
             partition: origin.partition,
             offset: origin.offset,
@@ -241,29 +243,48 @@ pub struct Move {
 pub struct Batch {
     /// The events, in the order of their records.
     pub events: Vec<StoredEvent>,
-    /// Per bucket, the positions to move with its events.
-    pub moves: [Vec<Move>; BUCKETS],
+    /// Per bucket, the positions to move with its events. Empty where none move.
+    pub moves: Vec<Vec<Move>>,
 }
 
-/// Ids that may come again.
-type Repeatable<'a> = HashSet<&'a StoredId>;
-
-impl Batch {
+/// What of a batch is not written as the rest is.
+struct Unusual<'a> {
+    /// Indexes of the events that have expired.
+    expired: Vec<usize>,
     /// The ids of events that may come again with another timestamp. The first of an id wins, so all events of it are to be
     /// stored in the same way, one behind the other, also those that alone could not.
-    fn repeatable(&self) -> Repeatable<'_> {
-        self.events.iter().filter(|event| event.may_repeat).map(|event| &event.stored_id).collect()
+    repeatable: HashSet<&'a StoredId>,
+}
+
+impl<'a> Unusual<'a> {
+    fn of(batch: &'a Batch, expired: Vec<usize>) -> Self {
+        let repeatable = batch.events.iter().filter(|event| event.may_repeat).map(|event| &event.stored_id).collect();
+        Self { expired, repeatable }
     }
 
-    /// Whether the transaction of each bucket would hold events.
+    fn has_expired(&self, nth: usize) -> bool {
+        self.expired.binary_search(&nth).is_ok()
+    }
+
+    fn may_repeat(&self, event: &StoredEvent) -> bool {
+        self.repeatable.contains(&event.stored_id)
+    }
+}
+
+impl Batch {
+    /// Whether the transaction of each of so many buckets would hold events.
     #[must_use]
-    pub fn touches(&self, user_index: UserIndex) -> [bool; BUCKETS] {
-        let mut touched = [false; BUCKETS];
+    pub fn touches(&self, user_index: UserIndex, buckets: usize) -> Vec<bool> {
+        let mut touched = vec![false; buckets];
         for event in &self.events {
-            touched[event.bucket] = true;
-            touched[event.user_bucket] |= user_index == UserIndex::On;
+            touched[bucket_at(event.place, buckets)] = true;
+            touched[bucket_at(event.user_place, buckets)] |= user_index == UserIndex::On;
         }
         touched
+    }
+
+    fn moves_of(&self, bucket: usize) -> &[Move] {
+        self.moves.get(bucket).map_or(&[], Vec::as_slice)
     }
 }
 
@@ -294,22 +315,24 @@ impl Store {
         batch: &Batch,
         user_index: UserIndex,
     ) -> Result<Receipt, StoreError> {
-        let (retention, now, touched) = (self.retention(), self.now().millis(), batch.touches(user_index));
+        let Spread { layout, turns, .. } = self.spread().await?;
+        let touched = batch.touches(user_index, layout.buckets());
+        let (retention, now) = (self.retention(), self.now().millis());
         let has_expired = |nth: &usize| batch.events[*nth].expiry(retention) <= now;
         let expired: Vec<usize> = (0..batch.events.len()).filter(has_expired).collect();
         if let Some(error) = self.doubt_of(expired.iter().map(|nth| batch.events[*nth].expiry(retention))) {
             return Err(error);
         }
-        let repeatable = batch.repeatable();
-        let needed = (0..BUCKETS).filter(|bucket| touched[*bucket] || !batch.moves[*bucket].is_empty());
+        let unusual = Unusual::of(batch, expired);
+        let needed = layout.all().filter(|bucket| touched[*bucket] || !batch.moves_of(*bucket).is_empty());
         let written = needed.map(|bucket| {
-            let transaction = Transaction::new(self, scope, batch, bucket, user_index, &expired, &repeatable);
+            let transaction = Transaction::new(self, layout, scope, batch, bucket, user_index, &unusual);
             async move {
-                let replies: Vec<Value> = self.write.in_turn(bucket, &transaction.commands).await?;
-                transaction.read(replies, &batch.moves[bucket])
+                let replies: Vec<Value> = self.write.in_turn(&turns[bucket], &transaction.commands).await?;
+                transaction.read(replies, batch.moves_of(bucket))
             }
         });
-        let mut receipt = Receipt { expired: expired.clone(), ..Receipt::default() };
+        let mut receipt = Receipt { expired: unusual.expired.clone(), ..Receipt::default() };
         for part in try_join_all(written).await? {
             receipt.duplicates.extend(part.duplicates);
             receipt.unwritten.extend(part.unwritten);
@@ -323,10 +346,10 @@ impl Store {
             partitions.dedup();
         }
         if active(Mutation::IndexOnlyNew) {
-            self.index_new(batch, &receipt).await?;
+            self.index_new(layout, batch, &receipt).await?;
         }
         if active(Mutation::UserIndexOutside) || active(Mutation::TailOutside) {
-            self.write_outside(scope, batch, user_index);
+            self.write_outside(layout, scope, batch, user_index);
         }
         Ok(receipt)
     }
@@ -334,12 +357,16 @@ impl Store {
 
 impl Store {
     /// What the mutation `index-only-new` does.
-    async fn index_new(&self, batch: &Batch, receipt: &Receipt) -> Result<(), StoreError> {
+    async fn index_new(&self, layout: &Layout, batch: &Batch, receipt: &Receipt) -> Result<(), StoreError> {
         let old = |nth: &usize| receipt.duplicates.contains(nth) || receipt.unwritten.contains(nth);
         let new = batch.events.iter().enumerate().filter(|(nth, _)| !old(nth));
         let commands = new.map(|(_, event)| {
             let mut command = redis::cmd("ZADD");
-            command.arg(self.layout.index(event.bucket)).arg("NX").arg(event.score).arg(event.stored_id.as_bytes());
+            command
+                .arg(layout.index(bucket_at(event.place, layout.buckets())))
+                .arg("NX")
+                .arg(event.score)
+                .arg(event.stored_id.as_bytes());
             command
         });
         self.write.scatter::<usize>(commands).await.map(drop)
@@ -348,14 +375,14 @@ impl Store {
     /// What the mutations `user-index-outside-positions` and `tail-outside-transaction` do, while the batch counts as
     /// written. The gap is longer than a quiet bucket's position may lag: the records would be read again from there, and
     /// the hole be hidden.
-    fn write_outside(&self, scope: &PositionScope, batch: &Batch, user_index: UserIndex) {
+    fn write_outside(&self, layout: &Layout, scope: &PositionScope, batch: &Batch, user_index: UserIndex) {
         let mut commands = redis::pipe();
-        for bucket in 0..BUCKETS {
+        for bucket in layout.all() {
             if active(Mutation::TailOutside) {
-                let own: Vec<_> = batch.events.iter().filter(|event| event.bucket == bucket).collect();
-                announce(&mut commands, self, scope, bucket, own.into_iter());
+                let own = batch.events.iter().filter(|event| bucket_at(event.place, layout.buckets()) == bucket);
+                announce(&mut commands, layout, scope, bucket, own);
             } else if user_index == UserIndex::On {
-                add_user_entries(&mut commands, self, batch, bucket, &[], &batch.repeatable());
+                add_user_entries(&mut commands, self, layout, batch, bucket, &Unusual::of(batch, Vec::new()));
             }
         }
         let lane = Arc::clone(&self.write);
@@ -382,38 +409,38 @@ struct Transaction {
 impl Transaction {
     fn new(
         store: &Store,
+        layout: &Layout,
         scope: &PositionScope,
         batch: &Batch,
         bucket: usize,
         user_index: UserIndex,
-        expired: &[usize],
-        repeatable: &Repeatable<'_>,
+        unusual: &Unusual<'_>,
     ) -> Self {
-        let events: Vec<usize> = (0..batch.events.len())
-            .filter(|nth| batch.events[*nth].bucket == bucket && expired.binary_search(nth).is_err())
-            .collect();
+        let is_own = |nth: &usize| bucket_at(batch.events[*nth].place, layout.buckets()) == bucket;
+        let events: Vec<usize> =
+            (0..batch.events.len()).filter(|nth| is_own(nth) && !unusual.has_expired(*nth)).collect();
         let unguarded = active(Mutation::ClaimWithoutNx) || active(Mutation::IndexOnlyNew);
-        let may_repeat = |nth: &usize| !unguarded && repeatable.contains(&batch.events[*nth].stored_id);
+        let may_repeat = |nth: &usize| !unguarded && unusual.may_repeat(&batch.events[*nth]);
         let (scripted, plain) = events.iter().copied().partition(may_repeat);
-        let moves = &batch.moves[bucket];
+        let moves = batch.moves_of(bucket);
         let checked = !(moves.is_empty() || active(Mutation::NoCompare) || active(Mutation::WriteAnyway));
         let mut commands = redis::Pipeline::with_capacity(events.len() + 8);
         if checked {
-            check(&mut commands, store, scope, bucket, moves);
+            check(&mut commands, store, layout, scope, bucket, moves);
         }
         commands.cmd("MULTI").ignore();
         let mut share = Self { commands, checked, plain, scripted };
-        share.store_events(store, batch, bucket);
+        share.store_events(store, layout, batch, bucket);
         let commands = &mut share.commands;
         if !active(Mutation::TailOutside) {
-            announce(commands, store, scope, bucket, events.iter().map(|nth| &batch.events[*nth]));
+            announce(commands, layout, scope, bucket, events.iter().map(|nth| &batch.events[*nth]));
         }
         if user_index == UserIndex::On && !active(Mutation::UserIndexOutside) {
-            add_user_entries(commands, store, batch, bucket, expired, repeatable);
+            add_user_entries(commands, store, layout, batch, bucket, unusual);
         }
         if !moves.is_empty() {
             let script = if active(Mutation::NoCompare) { MOVE_ANYWAY } else { COMPARE_AND_SET };
-            let script = commands.cmd("EVAL").arg(script).arg(1).arg(store.layout.positions(bucket));
+            let script = commands.cmd("EVAL").arg(script).arg(1).arg(layout.positions(bucket));
             for step in moves {
                 script.arg(scope.field(step.partition)).arg(step.from).arg(step.to);
             }
@@ -424,25 +451,25 @@ impl Transaction {
     }
 
     /// Their bodies, and their entries in the bucket's index.
-    fn store_events(&mut self, store: &Store, batch: &Batch, bucket: usize) {
+    fn store_events(&mut self, store: &Store, layout: &Layout, batch: &Batch, bucket: usize) {
         let retention = store.retention();
         for event in self.plain.iter().map(|nth| &batch.events[*nth]) {
-            let set = self.commands.cmd("SET").arg(store.layout.event(bucket, &event.stored_id)).arg(&event.body);
+            let set = self.commands.cmd("SET").arg(layout.event(bucket, &event.stored_id)).arg(&event.body);
             if !active(Mutation::ClaimWithoutNx) {
                 set.arg("NX");
             }
             set.arg("PXAT").arg(event.expiry(retention)).ignore();
         }
         if !self.plain.is_empty() && !active(Mutation::IndexOnlyNew) {
-            let index = self.commands.cmd("ZADD").arg(store.layout.index(bucket)).arg("NX");
+            let index = self.commands.cmd("ZADD").arg(layout.index(bucket)).arg("NX");
             for event in self.plain.iter().map(|nth| &batch.events[*nth]) {
                 index.arg(event.score).arg(event.stored_id.as_bytes());
             }
             index.ignore();
         }
         if !self.scripted.is_empty() {
-            let script = self.commands.cmd("EVAL").arg(STORE).arg(1).arg(store.layout.index(bucket));
-            script.arg(store.layout.events(bucket));
+            let script = self.commands.cmd("EVAL").arg(STORE).arg(1).arg(layout.index(bucket));
+            script.arg(layout.events(bucket));
             for event in self.scripted.iter().map(|nth| &batch.events[*nth]) {
                 script.arg(event.stored_id.as_bytes()).arg(&event.body).arg(event.expiry(retention)).arg(event.score);
             }
@@ -496,10 +523,17 @@ fn bytes(reply: &Value) -> Result<Vec<u8>, StoreError> {
     Vec::from_redis_value_ref(reply).map_err(|error| StoreError::Corrupt(error.to_string()))
 }
 
-fn check(commands: &mut Pipeline, store: &Store, scope: &PositionScope, bucket: usize, moves: &[Move]) {
-    let guard = store.layout.guard(bucket, store.member());
+fn check(
+    commands: &mut Pipeline,
+    store: &Store,
+    layout: &Layout,
+    scope: &PositionScope,
+    bucket: usize,
+    moves: &[Move],
+) {
+    let guard = layout.guard(bucket, store.member());
     commands.cmd("WATCH").arg(&guard).ignore();
-    let script = commands.cmd("EVAL").arg(CHECK).arg(2).arg(store.layout.positions(bucket)).arg(guard);
+    let script = commands.cmd("EVAL").arg(CHECK).arg(2).arg(layout.positions(bucket)).arg(guard);
     for step in moves {
         script.arg(scope.field(step.partition)).arg(step.from);
     }
@@ -509,7 +543,7 @@ fn check(commands: &mut Pipeline, store: &Store, scope: &PositionScope, bucket: 
 /// Announces a bucket's events on its tail.
 fn announce<'a>(
     commands: &mut Pipeline,
-    store: &Store,
+    layout: &Layout,
     scope: &PositionScope,
     bucket: usize,
     events: impl Iterator<Item = &'a StoredEvent>,
@@ -520,11 +554,11 @@ fn announce<'a>(
         trims |= event.offset % TRIM_TAIL_ONE_IN == 0;
     }
     let Some(records) = records.packed() else { return };
-    let tail = commands.cmd("XADD").arg(store.layout.tail(bucket)).arg("MAXLEN").arg("~");
+    let tail = commands.cmd("XADD").arg(layout.tail(bucket)).arg("MAXLEN").arg("~");
     tail.arg(MAX_ENTRIES).arg("*").arg(scope.name()).arg(records);
     commands.ignore();
     if trims {
-        commands.add_command(trim_tail(&store.layout.tail(bucket))).ignore();
+        commands.add_command(trim_tail(&layout.tail(bucket))).ignore();
     }
 }
 
@@ -532,23 +566,22 @@ fn announce<'a>(
 fn add_user_entries(
     commands: &mut Pipeline,
     store: &Store,
+    layout: &Layout,
     batch: &Batch,
     bucket: usize,
-    expired: &[usize],
-    repeatable: &Repeatable<'_>,
+    unusual: &Unusual<'_>,
 ) {
     // An event may be dated a day ahead, so its entry must outlive the retention by that.
     let life = store.retention() + crate::event::MAX_CLOCK_SKEW.num_milliseconds();
     let mut users: HashMap<&str, Vec<&StoredEvent>> = HashMap::new();
     for (nth, event) in batch.events.iter().enumerate() {
-        if event.user_bucket == bucket && expired.binary_search(&nth).is_err() {
+        if bucket_at(event.user_place, layout.buckets()) == bucket && !unusual.has_expired(nth) {
             users.entry(event.user_id.as_str()).or_default().push(event);
         }
     }
     for (user, events) in users {
-        let key = store.layout.user_index(bucket, user);
-        let (scripted, plain): (Vec<&StoredEvent>, Vec<_>) =
-            events.iter().partition(|event| repeatable.contains(&event.stored_id));
+        let key = layout.user_index(bucket, user);
+        let (scripted, plain): (Vec<&StoredEvent>, Vec<_>) = events.iter().partition(|event| unusual.may_repeat(event));
         if !plain.is_empty() {
             let entries = commands.cmd("ZADD").arg(&key).arg("NX");
             plain.iter().for_each(|event| _ = entries.arg(event.score).arg(event.stored_id.as_bytes()));

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::event::{EventTypes, Timestamp, UserId};
-use common::store::{Order, Query, Walk, bucket_of, score_of};
+use common::store::{Order, Query, Walk, score_of};
 
 use crate::support::event_json;
-use crate::world::{Server, World, ago, stored};
+use crate::world::{Server, World, ago, bucket_of, stored};
 
 /// An event of a test, and what a filter sees of it.
 #[derive(Debug, Clone)]
@@ -173,7 +173,7 @@ async fn filtered_pages_and_walks_give_each_row_once_while_others_are_inserted_a
                     break;
                 }
             }
-            let (mut walked, mut walk) = (Vec::new(), Walk::new(&world.store, &query, None, false));
+            let (mut walked, mut walk) = (Vec::new(), Walk::new(&world.store, &query, None, false).await.unwrap());
             while let Some(events) = walk.step(20).await.unwrap() {
                 walked.extend(events);
                 insert().await;

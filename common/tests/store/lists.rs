@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::event::{EventTypes, Timestamp, UserId};
-use common::store::{BUCKETS, Order, Query, Walk, bucket_of, score_of};
+use common::store::{Order, Query, Walk, score_of};
 
+use crate::BUCKETS;
 use crate::support::event_json;
-use crate::world::{RETENTION, Server, TIMEOUT, World, ago, stored};
+use crate::world::{RETENTION, Server, TIMEOUT, World, ago, bucket_of, stored};
 
 impl World {
     /// Stores events of these ids, one second apart, the last one now.
@@ -166,7 +167,7 @@ async fn rows_inserted_between_two_pages_are_seen_before_the_cursor_and_not_behi
 async fn a_walk_gives_each_row_once_while_others_are_inserted_all_around() {
     let world = World::new();
     let all = world.seconds_apart(&ids(200)).await;
-    let mut walk = Walk::new(&world.store, &Query::default(), None, false);
+    let mut walk = Walk::new(&world.store, &Query::default(), None, false).await.unwrap();
     let mut seen = Vec::new();
     for n in 0.. {
         let at = ago(Duration::from_secs((n * 7) % 200));

@@ -5,7 +5,10 @@
 
 /// Where the shared Redis is.
 const SHARED: &str = "TEST_REDIS_URL";
+/// How many buckets its stores have.
+const BUCKETS: usize = 16;
 
+mod buckets;
 mod filters;
 mod foreign;
 mod lists;

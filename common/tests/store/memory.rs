@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use common::event::Timestamp;
-use common::store::{Query, StoreError, UserIndex, bucket_of};
+use common::store::{Query, StoreError, UserIndex};
 
 use crate::support::event_json;
-use crate::world::{RETENTION, Server, World, ago, stored, stored_now};
+use crate::world::{RETENTION, Server, World, ago, bucket_of, stored, stored_now};
 
 const EVENTS: u64 = 4_000;
 

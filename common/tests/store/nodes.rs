@@ -1,8 +1,9 @@
 //! What only a Cluster has: several nodes.
 
-use common::store::{BUCKETS, HEARTBEAT_TTL, Heartbeat, Query, StoreError};
+use common::store::{HEARTBEAT_TTL, Heartbeat, Query, StoreError};
 use futures::future::join_all;
 
+use crate::BUCKETS;
 use crate::support::{event_json, required};
 use crate::world::{TIMEOUT, World, ago, stored};
 
@@ -61,7 +62,7 @@ async fn keys_of_several_nodes_are_written_and_taken_back() {
 async fn each_bucket_of_a_cluster_has_a_tail_that_can_be_waited_for() {
     let world = World::new();
     let (end, _) = world.store.tail_end().await.unwrap();
-    let readers = world.store.tail_readers();
+    let readers = world.store.tail_readers(&end);
     assert_eq!(readers.len(), BUCKETS, "one connection for each");
     // Longer than the write takes: a reader whose time is over has heard nothing.
     let wait = TIMEOUT / 2;

@@ -27,13 +27,12 @@ impl World {
         let events = vec![stored(&event_json("e", "u", Timestamp::now(), "{}"), 1)];
         let batch = Batch { events, ..Batch::default() };
         let all = Query::default();
-        let mut export = Walk::new(&self.store, &all, None, true);
         let heartbeat = Heartbeat::default();
         let exchanges: [BoxFuture<'_, Result<(), StoreError>>; 7] = [
             Box::pin(self.store.write(&self.scope, &batch, UserIndex::On).map_ok(drop)),
             Box::pin(self.store.positions(&self.scope, &[0]).map_ok(drop)),
             Box::pin(self.store.page(&all, None, 10).map_ok(drop)),
-            Box::pin(export.step(10).map_ok(drop)),
+            Box::pin(async { Walk::new(&self.store, &all, None, true).await?.step(10).await.map(drop) }),
             Box::pin(self.store.event("e").map_ok(drop)),
             Box::pin(self.store.check()),
             Box::pin(self.store.beat(&heartbeat)),

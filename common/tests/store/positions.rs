@@ -1,18 +1,19 @@
 //! Positions never get ahead of the data, whatever happens to either.
 
-use std::array;
 use std::sync::Arc;
 
 use common::event::Timestamp;
-use common::store::{
-    BUCKETS, Batch, Move, Placement, PositionScope, Positions, Query, Receipt, StoreError, UserIndex, bucket_of,
-};
+use common::store::{Batch, Move, Placement, PositionScope, Positions, Query, Receipt, StoreError, UserIndex};
 use futures::StreamExt;
 use futures::future::join_all;
 use futures::stream::FuturesOrdered;
 
+use crate::BUCKETS;
 use crate::support::event_json;
-use crate::world::{Server, World, of_user, stored};
+use crate::world::{Server, World, bucket_of, of_user, stored};
+
+/// The bucket in which something is different.
+const LAST: usize = BUCKETS - 1;
 
 fn step(partition: i32, from: i64, to: i64) -> Move {
     Move { partition, from, to }
@@ -29,7 +30,11 @@ fn beginning(partition: i32, start: i64) -> Placement {
 /// A batch of one event that makes the same moves in every bucket.
 fn batch(id: &str, moves: &[Move]) -> Batch {
     let events = vec![stored(&event_json(id, "u", Timestamp::now(), "{}"), 1)];
-    Batch { events, moves: array::from_fn(|_| moves.to_vec()) }
+    Batch { events, moves: vec![moves.to_vec(); BUCKETS] }
+}
+
+fn moving_nothing() -> Batch {
+    Batch { moves: vec![Vec::new(); BUCKETS], ..Batch::default() }
 }
 
 impl World {
@@ -44,7 +49,7 @@ impl World {
     }
 
     async fn position(&self, partition: i32) -> Positions {
-        self.store.positions(&self.scope, &[partition]).await.unwrap()[&partition]
+        self.store.positions(&self.scope, &[partition]).await.unwrap()[&partition].clone()
     }
 }
 
@@ -80,20 +85,23 @@ async fn a_partition_without_a_position_does_not_move() {
 async fn a_mismatch_in_one_bucket_is_reported_and_stops_that_bucket_only() {
     let world = World::new();
     world.place(&[beginning(0, 5)]).await;
-    let deleted: i32 = world.command(&["HDEL", &world.bucket_key("at", 11, ""), "group|topic:0"]);
-    assert_eq!(deleted, 1, "the position of bucket 11 is lost");
+    let deleted: i32 = world.command(&["HDEL", &world.bucket_key("at", LAST, ""), "group|topic:0"]);
+    assert_eq!(deleted, 1, "the position of one bucket is lost");
     assert_eq!(world.moved(&batch("a", &[step(0, 5, 6)])).await, [0]);
-    assert_eq!(world.position(0).await, array::from_fn(|bucket| (bucket != 11).then_some(6)));
+    assert_eq!(world.position(0).await, (0..BUCKETS).map(|bucket| (bucket != LAST).then_some(6)).collect::<Vec<_>>());
 }
 
 #[tokio::test]
 async fn positions_move_without_events_and_only_in_the_buckets_that_are_asked() {
     let world = World::new();
     world.place(&[beginning(0, 0)]).await;
-    let mut lagging = Batch::default();
-    lagging.moves[4] = vec![step(0, 0, 100)];
+    let mut lagging = moving_nothing();
+    lagging.moves[LAST] = vec![step(0, 0, 100)];
     assert!(world.moved(&lagging).await.is_empty());
-    assert_eq!(world.position(0).await, array::from_fn(|bucket| Some(if bucket == 4 { 100 } else { 0 })));
+    assert_eq!(
+        world.position(0).await,
+        (0..BUCKETS).map(|bucket| Some(if bucket == LAST { 100 } else { 0 })).collect::<Vec<_>>()
+    );
 }
 
 #[tokio::test]
@@ -136,9 +144,9 @@ async fn placing_lowers_a_position_and_never_raises_it() {
 async fn one_bucket_that_holds_less_refuses_the_start() {
     let world = World::new();
     world.place(&[beginning(0, 50)]).await;
-    world.command::<()>(&["HSET", &world.bucket_key("at", 11, ""), "group|topic:0", "10"]);
+    world.command::<()>(&["HSET", &world.bucket_key("at", LAST, ""), "group|topic:0", "10"]);
     assert_eq!(world.place(&[start(0, 40)]).await, [0]);
-    assert_eq!(world.position(0).await[11], Some(10));
+    assert_eq!(world.position(0).await[LAST], Some(10));
     assert_eq!(world.place(&[start(0, 10)]).await, [0; 0]);
     assert_eq!(world.position(0).await, [Some(10); BUCKETS]);
 }
@@ -181,7 +189,7 @@ async fn a_redis_without_memory_refuses_and_moves_nothing() {
     let world = World::on(&server.url());
     world.place(&[beginning(0, 0)]).await;
     let with_event = batch("e", &[step(0, 0, 1)]);
-    let mut only_moves = Batch::default();
+    let mut only_moves = moving_nothing();
     only_moves.moves[bucket_of("u")] = vec![step(0, 0, 1)];
 
     world.command::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
@@ -233,7 +241,7 @@ async fn a_redis_that_is_emptied_while_a_batch_arrives_has_nothing_of_it() {
         world.place(&[beginning(0, 0)]).await;
         let json = |nth| event_json(&format!("{round}-{nth}"), "u", Timestamp::now(), &payload);
         let events = (0..300).map(|nth| stored(&json(nth), nth)).collect();
-        let batch = Batch { events, moves: array::from_fn(|_| vec![step(0, 0, 300)]) };
+        let batch = Batch { events, moves: vec![vec![step(0, 0, 300)]; BUCKETS] };
         let flushing = Arc::clone(&world);
         let flushed = tokio::task::spawn_blocking(move || {
             // With each round the last one comes a little later.
@@ -252,7 +260,7 @@ async fn repeat_behind(world: &World, lose: impl AsyncFnOnce(&Batch)) {
     world.place(&[beginning(0, 0)]).await;
     let record = |payload, offset: i64| Batch {
         events: vec![stored(&event_json("a", "u", Timestamp::now(), payload), offset)],
-        moves: array::from_fn(|_| vec![step(0, offset, offset + 1)]),
+        moves: vec![vec![step(0, offset, offset + 1)]; BUCKETS],
     };
     let (first, repeated) = (record(r#"{"nth":1}"#, 0), record(r#"{"nth":2}"#, 1));
     lose(&first).await;

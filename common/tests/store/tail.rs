@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use common::event::Timestamp;
 use common::store::{
-    Announced, BUCKETS, Batch, Entry, EntryId, Move, Placement, PositionScope, Seen, StoredEvent, TailPosition,
-    UserIndex, bucket_of,
+    Announced, Batch, Entry, EntryId, Move, Placement, PositionScope, Seen, StoredEvent, TailPosition, UserIndex,
 };
 
+use crate::BUCKETS;
 use crate::support::event_json;
-use crate::world::{RETENTION, TIMEOUT, World, stored};
+use crate::world::{RETENTION, TIMEOUT, World, bucket_of, stored};
 
 const PARTITION: i32 = 3;
 
@@ -19,12 +19,12 @@ fn events(offsets: std::ops::Range<i64>) -> Vec<StoredEvent> {
     offsets.map(|offset| event_of(&format!("e-{offset}"), offset)).collect()
 }
 
-fn event_of(id: &str, offset: i64) -> StoredEvent {
+pub(crate) fn event_of(id: &str, offset: i64) -> StoredEvent {
     stored(&event_json(id, "u", Timestamp::now(), "{}"), offset)
 }
 
 /// The first id of the form `e-N` in each bucket.
-fn one_id_a_bucket() -> Vec<String> {
+pub(crate) fn one_id_a_bucket() -> Vec<String> {
     let first = |bucket| (0..).map(|n| format!("e-{n}")).find(|id| bucket_of(id) == bucket).unwrap();
     (0..BUCKETS).map(first).collect()
 }
@@ -39,17 +39,17 @@ fn entry(scope: &str, bucket: usize) -> Entry {
 }
 
 fn behind(entries: &[Entry]) -> TailPosition {
-    let mut position = TailPosition::default();
+    let mut position = TailPosition::before_all(BUCKETS);
     entries.iter().for_each(|entry| position.pass_all(entry));
     position
 }
 
 impl World {
-    async fn after(&self, position: &TailPosition) -> Vec<Entry> {
+    pub(crate) async fn after(&self, position: &TailPosition) -> Vec<Entry> {
         self.store.tail_after(position, 100).await.unwrap()
     }
 
-    async fn holds(&self, position: &TailPosition) -> bool {
+    pub(crate) async fn holds(&self, position: &TailPosition) -> bool {
         self.store.tail_holds(position).await.unwrap()
     }
 
@@ -60,7 +60,7 @@ impl World {
     }
 
     /// Takes all but the last `left` entries of a bucket out, as the cap does.
-    fn trim(&self, bucket: usize, left: usize) {
+    pub(crate) fn trim(&self, bucket: usize, left: usize) {
         self.command::<usize>(&["XTRIM", &self.bucket_key("tl", bucket, ""), "MAXLEN", "=", &left.to_string()]);
     }
 }
@@ -115,7 +115,7 @@ async fn an_event_can_be_read_as_soon_as_it_is_announced() {
 async fn what_is_stored_after_the_end_is_waited_for_and_comes_alone() {
     let world = World::new().again(2 * TIMEOUT, RETENTION);
     let (start, _) = world.store.tail_end().await.unwrap();
-    assert_eq!(start, TailPosition::default(), "an empty store");
+    assert_eq!(start, TailPosition::before_all(BUCKETS), "an empty store");
     world.write(events(0..50)).await;
     let (end, _) = world.store.tail_end().await.unwrap();
     assert_eq!(end, behind(&world.after(&start).await));
@@ -159,10 +159,10 @@ async fn a_position_is_held_until_the_first_entry_behind_it_is_trimmed() {
     for position in [&TailPosition::default(), &first, &second, &end] {
         assert!(world.holds(position).await, "nothing was trimmed");
     }
-    world.trim(7, 4);
+    world.trim(BUCKETS - 1, 4);
     assert!(!world.holds(&TailPosition::default()).await, "the first entry of one bucket is gone");
     assert!(world.holds(&second).await && world.holds(&end).await);
-    world.trim(7, 2);
+    world.trim(BUCKETS - 1, 2);
     assert!(!world.holds(&second).await && world.holds(&end).await);
 }
 
@@ -223,7 +223,7 @@ fn new(seen: &mut Seen, entries: &[Entry]) -> Vec<i64> {
 async fn what_another_topic_announced_says_nothing_about_this_one() {
     let mut world = World::new();
     world.scope = PositionScope::new("group", "old");
-    let mut moves = Batch::default().moves;
+    let mut moves = vec![Vec::new(); BUCKETS];
     moves.iter_mut().for_each(|moves| moves.push(Move { partition: PARTITION, from: 0, to: 1_000_000 }));
     world.place_at_beginning(0).await;
     let batch = Batch { moves, events: events(999_900..1_000_000) };
@@ -306,7 +306,7 @@ async fn what_a_quiet_partition_announced_long_ago_is_not_new_either() {
     let world = World::new();
     let bucket = bucket_of("quiet");
     world.store.place(&world.scope, &[Placement { partition: QUIET, start: 0, beginning: Some(10) }]).await.unwrap();
-    let mut moves = Batch::default().moves;
+    let mut moves = vec![Vec::new(); BUCKETS];
     moves[bucket].push(Move { partition: QUIET, from: 0, to: 10 });
     world.store.write(&world.scope, &Batch { moves, ..Batch::default() }, UserIndex::On).await.unwrap();
     // More than a look back from the end reaches.
@@ -400,32 +400,4 @@ impl World {
         let entries: Vec<redis::Value> = self.command(&["XRANGE", &key, "-", "+", "COUNT", &most.to_string()]);
         entries.len()
     }
-}
-
-#[tokio::test]
-async fn where_a_stream_is_not_the_one_that_was_read_readers_are_told_what_it_has_of_it() {
-    let world = World::new();
-    world.write(one_id_a_bucket().iter().map(|id| event_of(id, 0)).collect()).await;
-    let (end, _) = world.store.tail_end().await.unwrap();
-    let gone = async || world.store.tail_gone(0..BUCKETS, &end).await.unwrap();
-    assert_eq!(gone().await, []);
-    world.command::<usize>(&["DEL", &world.bucket_key("tl", 7, "")]);
-    assert_eq!(gone().await, [(7, None)], "what was in it will come again");
-    world.write(one_id_a_bucket().iter().map(|id| event_of(id, 1)).collect()).await;
-    assert_eq!(gone().await, [(7, None)]);
-    assert!(!world.store.tail_trimmed(&[3, 7]).await.unwrap());
-    world.trim(3, 1);
-    assert_eq!(gone().await, [(3, None), (7, None)]);
-    assert!(world.store.tail_trimmed(&[3, 7]).await.unwrap());
-    let (mut again, whole) = (end, world.store.tail_end().await.unwrap().0);
-    [3, 7].into_iter().for_each(|bucket| again.go_back(bucket, EntryId::BEGIN_AGAIN));
-    assert_eq!(world.store.tail_gone(0..BUCKETS, &again).await.unwrap(), []);
-    let bucket = |entry: &Entry| entry.bucket;
-    let read = world.after(&again).await;
-    assert_eq!(read.iter().map(bucket).filter(|bucket| [3, 7].contains(bucket)).count(), 2);
-    assert!(!world.holds(&again).await, "a client that comes back there may have missed something");
-    // A Redis that has lost its last second has the entries before.
-    let (key, last) = (world.bucket_key("tl", 5, ""), whole.entry(5).to_string());
-    assert_eq!(world.command::<usize>(&["XDEL", &key, &last]), 1);
-    assert_eq!(world.store.tail_gone(0..BUCKETS, &whole).await.unwrap(), [(5, Some(end.entry(5)))]);
 }

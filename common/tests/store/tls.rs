@@ -61,6 +61,7 @@ impl Encrypted {
         RedisSettings {
             url: Secret::new(self.server.url().replace("redis://", &format!("rediss://{login}@"))),
             authorities: authority.map(|name| std::fs::read(self.files.path().join(name)).unwrap()),
+            buckets: Some(crate::BUCKETS),
             key_prefix: "tls:".into(),
             timeout: TIMEOUT,
             retention: Duration::from_hours(1),

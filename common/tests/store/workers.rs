@@ -7,6 +7,7 @@ use std::net::TcpListener;
 use common::event::Timestamp;
 use common::store::{HEARTBEAT_TTL, Heartbeat, PartitionLag, StoreError};
 
+use crate::BUCKETS;
 use crate::world::{Server, World};
 
 fn heartbeat(member: &str) -> Heartbeat {
@@ -19,12 +20,12 @@ async fn an_empty_store_is_claimed_and_one_of_another_layout_is_refused() {
     let key = world.key("meta:layout");
     world.store.check().await.unwrap();
     world.store.check().await.unwrap();
-    assert_eq!(world.command::<String>(&["GET", &key]), "3|16|xxh3");
+    assert_eq!(world.command::<String>(&["GET", &key]), format!("3|{BUCKETS}|xxh3"));
 
     world.command::<()>(&["SET", &key, "2|16|xxh3"]);
     let error = world.store.check().await.unwrap_err();
     assert!(matches!(error, StoreError::Layout { .. }));
-    for part in [key.as_str(), "2|16|xxh3", "3|16|xxh3"] {
+    for part in [key.as_str(), "2|16|xxh3", "reads layout 3", "set another REDIS_KEY_PREFIX"] {
         assert!(error.to_string().contains(part), "{error}");
     }
     assert_eq!(world.command::<String>(&["GET", &key]), "2|16|xxh3", "what was found stays");

@@ -16,13 +16,15 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 pub(crate) use self::ports::free_port;
+use crate::BUCKETS;
 use crate::support::{event, required};
 
 #[path = "../support/ports.rs"]
 mod ports;
 
-/// Stored data depends on these hash tags, bucket 0 first.
+/// Stored data depends on these hash tags, bucket 0 first: of a store with sixteen buckets, and of one with one.
 const TAGS: [&str; 16] = ["10", "3", "1a", "b", "11", "2", "1d", "c", "12", "1", "1c", "d", "13", "0", "1b", "a"];
+const ONE_TAG: [&str; 1] = ["0"];
 /// For one exchange with Redis: where it works, a busy machine must not make it fail.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 /// Ends a hang; what is waited for is there much sooner.
@@ -46,6 +48,7 @@ impl World {
             url: Secret::new(url.to_owned()),
             authorities: None,
             key_prefix: format!("test:{}:", Uuid::now_v7()),
+            buckets: Some(BUCKETS),
             timeout: TIMEOUT,
             retention: RETENTION,
             user_index: UserIndex::On,
@@ -60,6 +63,11 @@ impl World {
     /// The same keys, read without the users' indexes.
     pub(crate) fn without_user_index(&self) -> Self {
         Self::with(RedisSettings { user_index: UserIndex::Off, ..self.settings.clone() })
+    }
+
+    /// The same keys, by a process that asks for so many buckets.
+    pub(crate) fn asking_for(&self, buckets: Option<usize>) -> Self {
+        Self::with(RedisSettings { buckets, ..self.settings.clone() })
     }
 
     /// The settings of another process on the same keys.
@@ -80,7 +88,7 @@ impl World {
 
     /// A whole list, read by a walk in steps.
     pub(crate) async fn walked(&self, query: &Query, step: usize, full: bool) -> Vec<Bytes> {
-        let (mut walk, mut all) = (Walk::new(&self.store, query, None, full), Vec::new());
+        let (mut walk, mut all) = (Walk::new(&self.store, query, None, full).await.unwrap(), Vec::new());
         // As the API does: the first step, and then the rest ahead of need.
         let Some(first) = walk.step(step).await.unwrap() else { return all };
         all.extend(first);
@@ -112,7 +120,8 @@ impl World {
 
     /// The name of a bucket's key, such as `ev:{10}:id`.
     pub(crate) fn bucket_key(&self, kind: &str, bucket: usize, rest: &str) -> String {
-        self.key(&format!("{kind}:{{{}}}{rest}", TAGS[bucket]))
+        let tag = if BUCKETS == 1 { ONE_TAG[bucket] } else { TAGS[bucket] };
+        self.key(&format!("{kind}:{{{tag}}}{rest}"))
     }
 
     /// One command behind the store's back.
@@ -134,6 +143,11 @@ impl World {
         }
         .unwrap()
     }
+}
+
+/// The bucket of an eventId or a userId.
+pub(crate) fn bucket_of(id: &str) -> usize {
+    common::store::bucket_of(id, BUCKETS)
 }
 
 /// An event as it is stored, from a record of that offset.

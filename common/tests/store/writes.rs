@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::event::{EventId, Timestamp};
-use common::store::{Batch, Found, Order, Query, Receipt, StoreError, StoredEvent, UserIndex, bucket_of, score_of};
+use common::store::{Batch, Found, Order, Query, Receipt, StoreError, StoredEvent, UserIndex, score_of};
 
 use crate::support::{event, event_json};
-use crate::world::{RETENTION, TIMEOUT, World, ago, eventually, of_user, origin, stored, stored_now};
+use crate::world::{RETENTION, TIMEOUT, World, ago, bucket_of, eventually, of_user, origin, stored, stored_now};
 
 /// A spelling that no serialiser would choose.
 const PAYLOAD: &str = "{ \"b\" : 1.0e+2,\n\t\"a\":[1e400, -0, 12345678901234567890123],\"é\":\"\\u00e9\" }";

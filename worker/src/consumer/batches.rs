@@ -116,7 +116,7 @@ impl Consumer {
             return;
         }
         let events = Batch { events: batch.events, ..Batch::default() };
-        let touched = events.touches(self.config.redis.user_index);
+        let touched = events.touches(self.config.redis.user_index, self.ledger.buckets());
         let span = self.traces.as_mut().filter(|_| !events.events.is_empty()).map(|traces| {
             let ends = batch.ends.iter().map(|(partition, (_, end))| (*partition, *end));
             traces.begin(ends, events.events.len())
@@ -248,9 +248,9 @@ mod tests {
         let mut consumer = Consumer::new(&Config::check(&cli).unwrap(), status, None).unwrap();
         consumer.ledger.assign(0);
         let slot: Slot = consumer.ledger.unplaced()[0].slot;
-        assert!(consumer.ledger.place(slot, NextOffset(0), Some(NextOffset(0))));
+        assert!(consumer.ledger.place(slot, NextOffset(0), Some(NextOffset(0)), 1));
         assert!(matches!(consumer.ledger.deliver(0, Offset(0)), Verdict::Accepted { .. }));
-        let (ticket, _) = consumer.ledger.dispatch([(slot, NextOffset(1))], [true; common::store::BUCKETS]);
+        let (ticket, _) = consumer.ledger.dispatch([(slot, NextOffset(1))], vec![true]);
         (consumer, ticket)
     }
 

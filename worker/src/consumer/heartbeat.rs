@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use common::event::Timestamp;
 use common::mutation::{Mutation, active};
-use common::store::{BUCKETS, Heartbeat, Memory, Positions, Store, StoreError};
+use common::store::{Heartbeat, Memory, Positions, Store, StoreError};
 use rdkafka::Offset as KafkaOffset;
 use rdkafka::consumer::{CommitMode, Consumer as _};
 
@@ -21,7 +21,7 @@ const HEARTBEAT_PERIOD: Duration = Duration::from_secs(3);
 
 /// What was acknowledged before a heartbeat, and what came of it.
 pub(super) struct Beaten {
-    acknowledged: Vec<(Slot, [NextOffset; BUCKETS])>,
+    acknowledged: Vec<(Slot, Vec<NextOffset>)>,
     found: Result<HashMap<i32, Positions>, StoreError>,
     /// What is wrong with the servers.
     warnings: Result<Vec<String>, StoreError>,
@@ -133,7 +133,7 @@ impl Consumer {
         Ok(())
     }
 
-    fn compare(&mut self, acknowledged: Vec<(Slot, [NextOffset; BUCKETS])>, found: &HashMap<i32, Positions>) {
+    fn compare(&mut self, acknowledged: Vec<(Slot, Vec<NextOffset>)>, found: &HashMap<i32, Positions>) {
         let ignored = active(Mutation::NoHeartbeatCheck) || active(Mutation::IgnoreMismatch);
         for (slot, acked) in acknowledged.into_iter().filter(|_| !ignored) {
             if found.get(&slot.partition).is_some_and(|found| has_fallen(&acked, found)) {

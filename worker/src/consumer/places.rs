@@ -142,7 +142,7 @@ impl Consumer {
 
     /// Lets the records come. The partitions were paused since before their read positions were moved.
     fn resume(&mut self, mut placed: Vec<Placed>) {
-        placed.retain(|Placed { slot, start, committed, .. }| self.ledger.place(*slot, *start, *committed));
+        placed.retain(|place| self.ledger.place(place.slot, place.start, place.committed, place.buckets));
         if placed.is_empty() {
             return;
         }

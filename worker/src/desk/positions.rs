@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand, value_parser};
-use common::store::{PositionScope, Positions, Store};
+use common::store::{PositionScope, Store};
 use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 use serde::Serialize;
@@ -78,7 +78,7 @@ struct Row {
 }
 
 impl Row {
-    fn new(partition: i32, (low, high): (i64, i64), committed: Option<i64>, positions: &Positions) -> Self {
+    fn new(partition: i32, (low, high): (i64, i64), committed: Option<i64>, positions: &[Option<i64>]) -> Self {
         let all: Option<Vec<i64>> = positions.iter().copied().collect();
         let lowest = all.as_ref().and_then(|all| all.iter().min().copied());
         let highest = all.as_ref().and_then(|all| all.iter().max().copied());
@@ -121,8 +121,8 @@ async fn rows(config: &Config, store: &Store, scope: &PositionScope, consumer: &
     let row = |partition: &i32| {
         let commit = committed.find_partition(topic, *partition).and_then(|found| found.offset().to_raw());
         let watermarks = ask(|| consumer.fetch_watermarks(topic, *partition, LOOKUP_TIMEOUT))?;
-        let found = positions.get(partition).copied().unwrap_or_default();
-        Ok(Row::new(*partition, watermarks, commit.filter(|offset| *offset >= 0), &found))
+        let found = positions.get(partition).map_or(&[None][..], Vec::as_slice);
+        Ok(Row::new(*partition, watermarks, commit.filter(|offset| *offset >= 0), found))
     };
     partitions.iter().map(row).collect()
 }
@@ -205,11 +205,9 @@ fn print(rows: &[Row], json: bool) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use common::store::BUCKETS;
-
     use super::*;
 
-    fn row(positions: &Positions) -> Row {
+    fn row(positions: &[Option<i64>]) -> Row {
         Row::new(3, (10, 100), Some(60), positions)
     }
 
@@ -219,20 +217,20 @@ mod tests {
 
     #[test]
     fn what_is_to_be_read_follows_the_rule_of_placement() {
-        assert_eq!(row(&[Some(70); BUCKETS]).to_read, 40);
-        let mut lagging = [Some(70); BUCKETS];
+        assert_eq!(row(&[Some(70); 4]).to_read, 40);
+        let mut lagging = [Some(70); 4];
         lagging[0] = Some(50);
         assert_eq!(row(&lagging).to_read, 50);
         lagging[0] = None;
         assert_eq!((row(&lagging).to_read, row(&lagging).lowest), (90, None));
-        assert_eq!(row(&[Some(5); BUCKETS]).to_read, 90);
+        assert_eq!(row(&[Some(5); 4]).to_read, 90);
         // A commit beyond the end of the log counts as none.
-        assert_eq!(Row::new(3, (10, 100), Some(101), &[Some(60); BUCKETS]).to_read, 90);
+        assert_eq!(Row::new(3, (10, 100), Some(101), &[Some(60); 4]).to_read, 90);
     }
 
     #[test]
     fn only_places_on_the_log_are_taken() {
-        let rows = [row(&[Some(70); BUCKETS])];
+        let rows = [row(&[Some(70); 4])];
         assert_eq!(targets(&rows, &set("beginning", None)).unwrap(), [(3, 10)]);
         assert_eq!(targets(&rows, &set("end", Some(3))).unwrap(), [(3, 100)]);
         assert_eq!(targets(&rows, &set("42", None)).unwrap(), [(3, 42)]);

@@ -26,9 +26,10 @@ use self::entry::{Raw, entries};
 pub use self::position::TailPosition;
 use self::seen::Place;
 pub use self::seen::Seen;
-use super::layout::StoredId;
+use super::layout::{Layout, StoredId};
 use super::positions::partition_of;
-use super::{BUCKETS, Origin, Store, StoreError};
+use super::spread::Spread;
+use super::{Origin, Store, StoreError};
 
 /// The most entries that a stream holds, about, each of up to a batch's share of records.
 pub(super) const MAX_ENTRIES: usize = 50_000;
@@ -74,9 +75,10 @@ impl Store {
 
     /// The last offset of each place before its position. Positions know of a partition that has been quiet for long, too.
     async fn announced_by_positions(&self) -> Result<HashMap<Place, i64>, StoreError> {
-        let asked = (0..BUCKETS).map(|bucket| {
+        let layout = self.layout().await?;
+        let asked = layout.all().map(|bucket| {
             let mut all = redis::cmd("HGETALL");
-            all.arg(self.layout.positions(bucket));
+            all.arg(layout.positions(bucket));
             all
         });
         let buckets: Vec<HashMap<String, i64>> = self.read.scatter(asked).await?;
@@ -100,16 +102,17 @@ impl Store {
     }
 
     async fn tail_before(&self, position: Option<&TailPosition>) -> Result<(TailPosition, Seen), StoreError> {
-        let ranges = (0..BUCKETS).map(|bucket| {
-            let last = position.map_or_else(|| "+".into(), |position| position.entries[bucket].to_string());
+        let layout = self.layout().await?;
+        let ranges = layout.all().map(|bucket| {
+            let last = position.map_or_else(|| "+".into(), |position| position.at(bucket).to_string());
             let mut range = redis::cmd("XREVRANGE");
-            range.arg(self.layout.tail(bucket)).arg(last).arg("-").arg("COUNT").arg(LOOK_BACK);
+            range.arg(layout.tail(bucket)).arg(last).arg("-").arg("COUNT").arg(LOOK_BACK);
             range
         });
         let streams: Vec<Raw> = self.read.scatter(ranges).await?;
-        let (mut end, mut seen) = (TailPosition::default(), Seen::default());
+        let (mut end, mut seen) = (TailPosition::before_all(layout.buckets()), Seen::default());
         for (bucket, raw) in streams.into_iter().enumerate() {
-            let mut entries = self.readable(bucket, raw);
+            let mut entries = self.readable(layout, bucket, raw);
             entries.reverse();
             entries.last().into_iter().for_each(|last| end.pass_all(last));
             seen.note(&entries);
@@ -123,8 +126,9 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn tail_holds(&self, position: &TailPosition) -> Result<bool, StoreError> {
-        let unread: Vec<usize> = (0..BUCKETS).filter(|bucket| position.entries[*bucket].is_beginning()).collect();
-        let gone = self.places_gone(0..BUCKETS, position).await?;
+        let all = self.layout().await?.all();
+        let unread: Vec<usize> = all.clone().filter(|bucket| position.at(*bucket).is_beginning()).collect();
+        let gone = self.places_gone(all, position).await?;
         Ok(gone.is_empty() && self.never_trimmed(&unread).await?)
     }
 
@@ -142,12 +146,13 @@ impl Store {
         if buckets.is_empty() {
             return Ok(Vec::new());
         }
+        let layout = self.layout().await?;
         let before = |bucket: &usize| {
-            let (key, last) = (self.layout.tail(*bucket), position.entries[*bucket].to_string());
+            let (key, last) = (layout.tail(*bucket), position.at(*bucket).to_string());
             redis::cmd("XREVRANGE").arg(key).arg(last).arg("-").arg("COUNT").arg(1).take()
         };
         let found: Vec<Raw> = self.read.scatter(buckets.iter().map(before)).await?;
-        let last = |(bucket, raw)| (bucket, self.readable(bucket, raw).last().map(|entry| entry.id));
+        let last = |(bucket, raw)| (bucket, self.readable(layout, bucket, raw).last().map(|entry| entry.id));
         Ok(buckets.into_iter().zip(found).map(last).collect())
     }
 
@@ -166,17 +171,18 @@ impl Store {
     /// [`StoreError`] when Redis has no good answer.
     pub async fn tail_skipped(&self, position: &TailPosition, entries: &[Entry]) -> Result<bool, StoreError> {
         let read = |bucket: usize| entries.iter().filter(|entry| entry.bucket == bucket).count();
-        let full = |bucket: &usize| position.entries[*bucket] == EntryId::default() && read(*bucket) >= READ;
-        Ok(!self.never_trimmed(&(0..BUCKETS).filter(full).collect::<Vec<_>>()).await?)
+        let full = |bucket: &usize| position.at(*bucket) == EntryId::default() && read(*bucket) >= READ;
+        Ok(!self.never_trimmed(&self.layout().await?.all().filter(full).collect::<Vec<_>>()).await?)
     }
 
     /// Entries have ids of their own, in rising order: where the one is that was read last, nothing behind it was trimmed,
     /// and nothing was added before it.
     async fn places_gone(&self, buckets: Range<usize>, position: &TailPosition) -> Result<Vec<usize>, StoreError> {
-        let read: Vec<usize> = buckets.filter(|bucket| !position.entries[*bucket].is_beginning()).collect();
+        let layout = self.layout().await?;
+        let read: Vec<usize> = buckets.filter(|bucket| !position.at(*bucket).is_beginning()).collect();
         let ranges = read.iter().map(|bucket| {
-            let at = position.entries[*bucket].to_string();
-            redis::cmd("XRANGE").arg(self.layout.tail(*bucket)).arg(&at).arg(&at).take()
+            let at = position.at(*bucket).to_string();
+            redis::cmd("XRANGE").arg(layout.tail(*bucket)).arg(&at).arg(&at).take()
         });
         if read.is_empty() {
             return Ok(Vec::new());
@@ -190,11 +196,12 @@ impl Store {
         if buckets.is_empty() {
             return Ok(true);
         }
-        let length = |bucket: &usize| redis::cmd("XLEN").arg(self.layout.tail(*bucket)).take();
+        let layout = self.layout().await?;
+        let length = |bucket: &usize| redis::cmd("XLEN").arg(layout.tail(*bucket)).take();
         let lengths: Vec<usize> = self.read.scatter(buckets.iter().map(length)).await?;
         let filled = buckets.iter().zip(lengths).filter(|(_, length)| *length > 0).map(|(bucket, _)| *bucket);
         let asked: Vec<redis::Cmd> =
-            filled.map(|bucket| redis::cmd("XINFO").arg("STREAM").arg(self.layout.tail(bucket)).take()).collect();
+            filled.map(|bucket| redis::cmd("XINFO").arg("STREAM").arg(layout.tail(bucket)).take()).collect();
         if asked.is_empty() {
             return Ok(true);
         }
@@ -202,11 +209,11 @@ impl Store {
         Ok(infos.iter().all(|info| info.get("entries-added") == info.get("length")))
     }
 
-    /// The groups of buckets whose streams can be waited for together: all of one server, each by itself on a Cluster.
+    /// The groups of buckets whose streams can be waited for together: all of one server, each by itself on a Cluster. Of
+    /// the store in which a position is.
     #[must_use]
-    pub fn tail_readers(&self) -> Vec<Range<usize>> {
-        let size = BUCKETS / self.tail.len();
-        (0..BUCKETS).step_by(size).map(|first| first..first + size).collect()
+    pub fn tail_readers(&self, position: &TailPosition) -> Vec<Range<usize>> {
+        self.shares(position.buckets().len()).collect()
     }
 
     /// What the streams of one of [`Store::tail_readers`] hold behind a position, up to a hundred entries of each, in the
@@ -220,9 +227,10 @@ impl Store {
         position: &TailPosition,
         wait: Duration,
     ) -> Result<Vec<Entry>, StoreError> {
-        let lane = &self.tail[buckets.start * self.tail.len() / BUCKETS];
-        let streams: Option<Streams> = lane.command(&self.tail_command(buckets, position, READ, Some(wait))).await?;
-        Ok(self.entries_of(streams.into_iter().flatten()))
+        let Spread { layout, tail, .. } = self.spread().await?;
+        let lane = &tail[buckets.start * tail.len() / layout.buckets()];
+        let streams: Option<Streams> = lane.command(&tail_command(layout, buckets, position, READ, Some(wait))).await?;
+        Ok(self.entries_of(layout, streams.into_iter().flatten()))
     }
 
     /// What all streams hold behind a position, up to `most` entries of each, in the order in which they were stored.
@@ -230,13 +238,14 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn tail_after(&self, position: &TailPosition, most: usize) -> Result<Vec<Entry>, StoreError> {
-        let readers = self.tail_readers().into_iter();
-        let commands = readers.map(|buckets| self.tail_command(buckets, position, most, None));
+        let layout = self.layout().await?;
+        let shares = self.shares(layout.buckets());
+        let commands = shares.map(|buckets| tail_command(layout, buckets, position, most, None));
         let streams: Vec<Option<Streams>> = self.read.scatter(commands).await?;
-        let mut found = self.entries_of(streams.into_iter().flatten().flatten());
+        let mut found = self.entries_of(layout, streams.into_iter().flatten().flatten());
         // Behind the end of a bucket that may hold more, others would overtake what is not read yet. An entry that was
         // begun comes all the same: it is to be finished first.
-        let full = (0..BUCKETS).filter_map(|bucket| {
+        let full = layout.all().filter_map(|bucket| {
             let mut own = found.iter().filter(|entry| entry.bucket == bucket);
             own.nth(most.checked_sub(1)?).map(|last| last.id)
         });
@@ -248,42 +257,20 @@ impl Store {
         Ok(found)
     }
 
-    fn tail_command(
-        &self,
-        buckets: Range<usize>,
-        position: &TailPosition,
-        most: usize,
-        wait: Option<Duration>,
-    ) -> redis::Cmd {
-        let mut command = redis::cmd("XREAD");
-        command.arg("COUNT").arg(most);
-        if let Some(wait) = wait {
-            command.arg("BLOCK").arg(super::millis(wait));
-        }
-        command.arg("STREAMS");
-        for bucket in buckets.clone() {
-            command.arg(self.layout.tail(bucket));
-        }
-        for bucket in buckets {
-            command.arg(position.entries[bucket].to_string());
-        }
-        command
-    }
-
-    fn entries_of(&self, streams: impl Iterator<Item = (String, Raw)>) -> Vec<Entry> {
+    fn entries_of(&self, layout: &Layout, streams: impl Iterator<Item = (String, Raw)>) -> Vec<Entry> {
         let mut found = Vec::new();
         for (key, raw) in streams {
-            if let Some(bucket) = (0..BUCKETS).find(|bucket| self.layout.tail(*bucket) == key) {
-                found.extend(self.readable(bucket, raw));
+            if let Some(bucket) = layout.all().find(|bucket| layout.tail(*bucket) == key) {
+                found.extend(self.readable(layout, bucket, raw));
             }
         }
         found.sort_by_key(|entry| entry.id);
         found
     }
 
-    fn readable(&self, bucket: usize, raw: Raw) -> Vec<Entry> {
+    fn readable(&self, layout: &Layout, bucket: usize, raw: Raw) -> Vec<Entry> {
         let (entries, unreadable) = entries(bucket, raw);
-        self.foreign.skip(unreadable, self.layout.tail(bucket));
+        self.foreign.skip(unreadable, layout.tail(bucket));
         entries
     }
 
@@ -292,10 +279,11 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn announced_bytes(&self, records: &[&Announced]) -> Result<Vec<usize>, StoreError> {
+        let layout = self.layout().await?;
         let asked = records.iter().map(|record| {
             let id = StoredId::of(&record.event_id);
             let mut length = redis::cmd("STRLEN");
-            length.arg(self.layout.event(id.bucket(), &id));
+            length.arg(layout.event(layout.bucket_of_stored(&id), &id));
             length
         });
         self.read.scatter(asked).await
@@ -311,4 +299,26 @@ impl Store {
         let bodies = if ids.is_empty() { Vec::new() } else { self.whole_bodies(&self.read, &ids).await? };
         Ok(bodies.into_iter().map(|body| Origin::split(body?)).collect())
     }
+}
+
+fn tail_command(
+    layout: &Layout,
+    buckets: Range<usize>,
+    position: &TailPosition,
+    most: usize,
+    wait: Option<Duration>,
+) -> redis::Cmd {
+    let mut command = redis::cmd("XREAD");
+    command.arg("COUNT").arg(most);
+    if let Some(wait) = wait {
+        command.arg("BLOCK").arg(super::millis(wait));
+    }
+    command.arg("STREAMS");
+    for bucket in buckets.clone() {
+        command.arg(layout.tail(bucket));
+    }
+    for bucket in buckets {
+        command.arg(position.at(bucket).to_string());
+    }
+    command
 }

@@ -3,21 +3,53 @@
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
+use std::ops::Range;
+
+use smallvec::{SmallVec, smallvec};
+
 use super::entry::{Entry, EntryId};
 use super::varint::{pull, push};
-use crate::store::BUCKETS;
+
+/// What the text of a position begins with. That of a store with another number of buckets says another version, too.
+const VERSION: u8 = 2;
 
 /// How far the streams of all buckets have been read, to the record. As text it is opaque, and the same for every
-/// process: base64url of a version and numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// process: base64url of a version and numbers. The default is of a store that nobody has asked yet.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TailPosition {
-    /// The last entry that was read whole.
-    pub(super) entries: [EntryId; BUCKETS],
+    /// The last entry of each bucket that was read whole. Each event on its way to readers has a position: up to the usual
+    /// number on a Cluster it takes no memory of its own.
+    entries: SmallVec<[EntryId; 16]>,
     /// The bucket of an entry that was read in part, and how many of its records.
     partial: Option<(usize, usize)>,
 }
 
 impl TailPosition {
+    /// Before the first entry of each of so many buckets.
+    #[must_use]
+    pub fn before_all(buckets: usize) -> Self {
+        Self { entries: smallvec![EntryId::default(); buckets], partial: None }
+    }
+
+    /// The buckets of its store.
+    #[must_use]
+    pub fn buckets(&self) -> Range<usize> {
+        0..self.entries.len()
+    }
+
+    /// The last entry of a bucket that was read whole.
+    #[must_use]
+    pub fn at(&self, bucket: usize) -> EntryId {
+        self.entries.get(bucket).copied().unwrap_or_default()
+    }
+
+    fn set(&mut self, bucket: usize, entry: EntryId) {
+        if bucket >= self.entries.len() {
+            self.entries.resize(bucket + 1, EntryId::default());
+        }
+        self.entries[bucket] = entry;
+    }
+
     /// Moves behind the record of this number, from 0, of an entry.
     pub fn pass(&mut self, entry: &Entry, number: usize) {
         if number + 1 < entry.records.len() {
@@ -29,7 +61,7 @@ impl TailPosition {
 
     /// Moves behind an entry.
     pub fn pass_all(&mut self, entry: &Entry) {
-        self.entries[entry.bucket] = entry.id;
+        self.set(entry.bucket, entry.id);
         if self.partial.is_some_and(|(bucket, _)| bucket == entry.bucket) {
             self.partial = None;
         }
@@ -37,23 +69,16 @@ impl TailPosition {
 
     /// Moves to wherever another position is further.
     pub fn join(&mut self, other: &Self) {
-        let stands = |position: &Self, entries: &[EntryId; BUCKETS]| {
-            position.partial.filter(|(bucket, _)| position.entries[*bucket] == entries[*bucket])
-        };
-        let furthest = std::array::from_fn(|bucket| self.entries[bucket].max(other.entries[bucket]));
-        self.partial = stands(other, &furthest).or_else(|| stands(self, &furthest));
+        let all = self.entries.len().max(other.entries.len());
+        let furthest: SmallVec<_> = (0..all).map(|bucket| self.at(bucket).max(other.at(bucket))).collect();
+        let stands = |position: &Self| position.partial.filter(|(bucket, _)| position.at(*bucket) == furthest[*bucket]);
+        self.partial = stands(other).or_else(|| stands(self));
         self.entries = furthest;
-    }
-
-    /// The last entry of a bucket that was read whole.
-    #[must_use]
-    pub fn entry(&self, bucket: usize) -> EntryId {
-        self.entries[bucket]
     }
 
     /// Moves back in a bucket: its stream is not the one that was read, or only until there.
     pub fn go_back(&mut self, bucket: usize, to: EntryId) {
-        self.entries[bucket] = to;
+        self.set(bucket, to);
         if self.partial.is_some_and(|(begun, _)| begun == bucket) {
             self.partial = None;
         }
@@ -62,7 +87,7 @@ impl TailPosition {
     /// Whether the whole of an entry lies before this position.
     #[must_use]
     pub fn is_behind(&self, entry: &Entry) -> bool {
-        entry.id <= self.entries[entry.bucket]
+        entry.id <= self.at(entry.bucket)
     }
 
     /// How many records of an entry lie before this position.
@@ -80,10 +105,10 @@ impl TailPosition {
     pub fn encode(&self) -> String {
         let latest = self.entries.iter().map(|id| id.millis).max().unwrap_or_default();
         let (bucket, records) = self.partial.unwrap_or_default();
-        let mut bytes = vec![1];
-        push(&mut bytes, latest);
-        push(&mut bytes, bucket as u64);
-        push(&mut bytes, records as u64);
+        let mut bytes = vec![VERSION];
+        for number in [self.entries.len() as u64, latest, bucket as u64, records as u64] {
+            push(&mut bytes, number);
+        }
         for id in &self.entries {
             push(&mut bytes, latest - id.millis);
             push(&mut bytes, id.number);
@@ -95,15 +120,15 @@ impl TailPosition {
     #[must_use]
     pub fn decode(text: &str) -> Option<Self> {
         let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
-        let mut rest = bytes.strip_prefix(&[1])?;
-        let latest = pull(&mut rest)?;
+        let mut rest = bytes.strip_prefix(&[VERSION])?;
+        let (buckets, latest) = (pull(&mut rest)?, pull(&mut rest)?);
         let (bucket, records) = (usize::try_from(pull(&mut rest)?).ok()?, usize::try_from(pull(&mut rest)?).ok()?);
-        let mut entries = [EntryId::default(); BUCKETS];
-        for id in &mut entries {
-            *id = EntryId { millis: latest.checked_sub(pull(&mut rest)?)?, number: pull(&mut rest)? };
-        }
+        // Ends where the bytes do, whatever the number says.
+        let entry = |_| Some(EntryId { millis: latest.checked_sub(pull(&mut rest)?)?, number: pull(&mut rest)? });
+        let entries = (0..buckets).map(entry).collect::<Option<SmallVec<_>>>()?;
         let partial = (records > 0).then_some((bucket, records));
-        (rest.is_empty() && bucket < BUCKETS).then_some(Self { entries, partial })
+        let position = Self { entries, partial };
+        (rest.is_empty() && position.buckets().contains(&bucket)).then_some(position)
     }
 }
 
@@ -118,10 +143,11 @@ mod tests {
 
         #[test]
         fn every_position_reads_back(
-            ids: [(u64, u64); BUCKETS],
-            partial in prop::option::of((0..BUCKETS, 1..usize::MAX)),
+            ids in prop::collection::vec(any::<(u64, u64)>(), 1..40),
+            partial: Option<(usize, usize)>,
         ) {
-            let entries = ids.map(|(millis, number)| EntryId { millis, number });
+            let entries: SmallVec<_> = ids.into_iter().map(|(millis, number)| EntryId { millis, number }).collect();
+            let partial = partial.map(|(bucket, records)| (bucket % entries.len(), records.max(1)));
             let position = TailPosition { entries, partial };
             prop_assert_eq!(TailPosition::decode(&position.encode()), Some(position));
         }
@@ -129,7 +155,7 @@ mod tests {
         #[test]
         fn no_text_makes_the_reader_of_positions_panic(text: String, mut bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let garbage = TailPosition::decode(&text);
-            bytes.insert(0, 1);
+            bytes.insert(0, VERSION);
             for position in [garbage, TailPosition::decode(&URL_SAFE_NO_PAD.encode(&bytes))].into_iter().flatten() {
                 prop_assert_eq!(TailPosition::decode(&position.encode()), Some(position));
             }
@@ -144,9 +170,9 @@ mod tests {
 
     #[test]
     fn a_position_reads_back_and_a_forged_one_does_not() {
-        let mut position = TailPosition::default();
-        assert_eq!(TailPosition::decode(&position.encode()), Some(position));
-        for bucket in 0..BUCKETS {
+        let mut position = TailPosition::before_all(16);
+        assert_eq!(TailPosition::decode(&position.encode()), Some(position.clone()));
+        for bucket in 0..16 {
             position.pass_all(&entry_of(bucket, 1_795_000_000_000 + bucket as u64, 1));
         }
         position.pass(&entry_of(7, 1_795_000_000_100, 5), 2);
@@ -178,7 +204,7 @@ mod tests {
         one.join(&other);
         assert_eq!(one.passed(&entry_of(0, 10, 1)), 1);
         assert_eq!(one.passed(&entry_of(1, 5, 4)), 2);
-        let mut further = one;
+        let mut further = one.clone();
         further.pass_all(&entry_of(1, 5, 4));
         one.join(&further);
         assert_eq!(one, further);

@@ -181,8 +181,8 @@ impl View {
 pub(super) fn unreached(positions: &AllPositions, (partition, offset): Place, event_id: Option<&str>) -> Option<Fate> {
     let buckets = positions.get(&partition).map_or(&[][..], |buckets| &buckets[..]);
     let own = match event_id {
-        Some(id) => buckets.get(bucket_of(id)).map_or(&[][..], std::slice::from_ref),
-        None => buckets,
+        Some(id) if !buckets.is_empty() => std::slice::from_ref(&buckets[bucket_of(id, buckets.len())]),
+        _ => buckets,
     };
     let before = |position: &Option<i64>| position.is_some_and(|position| offset >= position);
     match own {
@@ -194,7 +194,7 @@ pub(super) fn unreached(positions: &AllPositions, (partition, offset): Place, ev
 
 #[cfg(test)]
 mod tests {
-    use common::store::{BUCKETS, Origin};
+    use common::store::Origin;
     use rdkafka::message::OwnedMessage;
 
     use super::*;
@@ -223,8 +223,8 @@ mod tests {
 
     #[test]
     fn a_record_is_in_flight_until_the_position_of_its_bucket_has_passed_it() {
-        let mut positions: Positions = [Some(100); BUCKETS];
-        positions[bucket_of("e")] = Some(10);
+        let mut positions: Positions = vec![Some(100); 16];
+        positions[bucket_of("e", 16)] = Some(10);
         let positions = AllPositions::from([(0, positions)]);
         let unreached = |offset, id| unreached(&positions, (0, offset), id);
         assert_eq!((unreached(9, Some("e")), unreached(10, Some("e"))), (None, Some(Fate::InFlight)));
@@ -234,8 +234,8 @@ mod tests {
 
     #[test]
     fn without_a_position_nobody_knows_whether_a_worker_has_been_there() {
-        let mut positions: Positions = [Some(100); BUCKETS];
-        positions[bucket_of("e")] = None;
+        let mut positions: Positions = vec![Some(100); 16];
+        positions[bucket_of("e", 16)] = None;
         let positions = AllPositions::from([(0, positions)]);
         let unknown = Some(Fate::Unknown);
         assert_eq!((unreached(&positions, (0, 9), Some("e")), unreached(&positions, (0, 9), None)), (unknown, unknown));
@@ -267,11 +267,8 @@ mod tests {
     #[test]
     fn an_event_that_is_nowhere_is_left_to_the_dead_letters() {
         let at = |millis| Timestamp::from_millis(millis).unwrap();
-        let view = View {
-            positions: AllPositions::from([(0, [Some(10); BUCKETS])]),
-            trimmed: Some(at(2_000)),
-            horizon: 1_000,
-        };
+        let view =
+            View { positions: AllPositions::from([(0, vec![Some(10); 16])]), trimmed: Some(at(2_000)), horizon: 1_000 };
         let origin = Origin { processed_at: at(0), partition: 0, offset: 5, worker: "w".into() };
         let [stored, unlisted] = [true, false].map(|listed| Found { origin: Some(origin.clone()), listed });
         let nowhere = Found::default();

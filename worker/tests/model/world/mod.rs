@@ -36,7 +36,7 @@ fn is_answered(parts: &Parts) -> bool {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Batch {
-    ticket: Ticket<BUCKETS>,
+    ticket: Ticket,
     pub(crate) parts: Parts,
 }
 
@@ -51,7 +51,7 @@ pub(crate) struct Placing {
 
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Worker {
-    ledger: Ledger<BUCKETS>,
+    ledger: Ledger,
     /// The next record that the client hands out.
     next: i64,
     pub(crate) in_flight: Vec<Batch>,
@@ -73,7 +73,7 @@ impl Hash for Worker {
 }
 
 impl Worker {
-    fn is_present(&self, ticket: &Ticket<BUCKETS>) -> bool {
+    fn is_present(&self, ticket: &Ticket) -> bool {
         ticket.slots().any(|slot| self.ledger.current(PARTITION) == Some(slot))
     }
 

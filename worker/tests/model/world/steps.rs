@@ -169,7 +169,7 @@ impl World {
         let answered = worker.placing.take_if(|placing| is_answered(&placing.parts));
         let Some(Placing { slot, start, committed, parts, .. }) = answered else { return };
         let written = parts.iter().all(|part| *part == Part::Held);
-        if written && worker.ledger.place(slot, start, committed.map(NextOffset)) {
+        if written && worker.ledger.place(slot, start, committed.map(NextOffset), BUCKETS) {
             let fetched = if broken == Some(Guard::NoBarrier) { worker.next } else { start.0 };
             worker.next = fetched.max(start.0);
         }
@@ -245,7 +245,8 @@ impl World {
         }
         let Some(Verdict::Accepted { slot, .. }) = verdicts.last().copied() else { return false };
         *next = sent;
-        let (ticket, moves) = ledger.dispatch([(slot, NextOffset(sent))], of.map(|records| !records.is_empty()));
+        let (ticket, moves) =
+            ledger.dispatch([(slot, NextOffset(sent))], of.iter().map(|records| !records.is_empty()).collect());
         let step = |bucket: usize| moves[bucket].first().map(|step| (step.from, step.to));
         let parts = std::array::from_fn(|bucket| part(of[bucket], step(bucket)));
         in_flight.push(Batch { ticket, parts });
@@ -291,11 +292,11 @@ fn part(records: Records, step: Option<(i64, i64)>) -> Part {
 }
 
 /// What an answer would do without epochs.
-fn count_for_the_present_life(ledger: &mut Ledger<BUCKETS>, ticket: &Ticket<BUCKETS>, parts: &Parts) {
+fn count_for_the_present_life(ledger: &mut Ledger, ticket: &Ticket, parts: &Parts) {
     let Some(present) = ledger.current(PARTITION) else { return };
     let late = ticket.slots().any(|slot| slot != present);
     if let (true, Some((_, end))) = (late, ticket.ends().last()) {
-        let touched = parts.map(|part| part != Part::Nothing);
+        let touched = parts.iter().map(|part| *part != Part::Nothing).collect();
         let (again, _) = ledger.dispatch([(present, end)], touched);
         ledger.acknowledge(&again);
     }
