@@ -217,8 +217,10 @@ impl Layout {
         [&self.prefix, "tl:{", &self.tags[bucket], "}"].concat()
     }
 
+    /// Positions say what their bucket holds, and so are of a number of buckets: among more or fewer, a bucket of the same
+    /// tag holds something else, and must be filled.
     pub(super) fn positions(&self, bucket: usize) -> String {
-        [&self.prefix, "at:{", &self.tags[bucket], "}"].concat()
+        [&self.prefix, "at:{", &self.tags[bucket], "}:", &self.buckets().to_string()].concat()
     }
 
     /// Exists while a worker has places in the bucket, and changes when a transaction of it is not to happen.

@@ -16,7 +16,7 @@
 //! | `ix:{t}` | sorted set | id by score |
 //! | `ux:{u}:<userId>` | sorted set | the same of one user, in the bucket of the userId; expires |
 //! | `tl:{t}` | stream | scope, partition, offset and id of what was stored last, and where logs began; trimmed by time, capped |
-//! | `at:{t}` | hash | `<group>\|<topic>:<partition>` → next offset |
+//! | `at:{t}:<buckets>` | hash | `<group>\|<topic>:<partition>` → next offset |
 //! | `gd:{t}:<member>` | string | changes when a transaction of this worker is not to happen; expires |
 //! | `wk:<member>`, `workers` | hash, sorted set | heartbeats of the workers |
 //! | `dl:{t}:<eventId>` | string | why an event became a dead letter; expires |

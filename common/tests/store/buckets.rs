@@ -61,6 +61,21 @@ async fn of_many_that_begin_a_store_one_chooses() {
     assert!(numbers.iter().all(|number| *number == chosen), "{numbers:?}");
 }
 
+/// As an operator might, who has forgotten that positions say what is in a bucket.
+#[tokio::test]
+async fn who_begins_a_store_over_what_another_number_of_buckets_has_left_reads_everything_again() {
+    let world = World::new();
+    let start = Placement { partition: 0, start: 7, beginning: Some(7) };
+    assert_eq!(world.store.place(&world.scope, &[start]).await.unwrap(), [0; 0]);
+    world.command::<()>(&["DEL", &world.key("meta:layout")]);
+    for buckets in [1, 4, 256] {
+        let other = world.asking_for(Some(buckets));
+        assert_eq!(other.store.positions(&other.scope, &[0]).await.unwrap()[&0], vec![None; buckets]);
+        world.command::<()>(&["DEL", &world.key("meta:layout")]);
+    }
+    assert_eq!(world.store.positions(&world.scope, &[0]).await.unwrap()[&0], [Some(7); BUCKETS]);
+}
+
 /// Moves each bucket of four from 0 on.
 fn batch() -> Batch {
     let events = vec![stored(&event_json("e", "u", Timestamp::now(), "{}"), 1)];

@@ -85,7 +85,7 @@ async fn a_partition_without_a_position_does_not_move() {
 async fn a_mismatch_in_one_bucket_is_reported_and_stops_that_bucket_only() {
     let world = World::new();
     world.place(&[beginning(0, 5)]).await;
-    let deleted: i32 = world.command(&["HDEL", &world.bucket_key("at", LAST, ""), "group|topic:0"]);
+    let deleted: i32 = world.command(&["HDEL", &world.bucket_key("at", LAST, &format!(":{BUCKETS}")), "group|topic:0"]);
     assert_eq!(deleted, 1, "the position of one bucket is lost");
     assert_eq!(world.moved(&batch("a", &[step(0, 5, 6)])).await, [0]);
     assert_eq!(world.position(0).await, (0..BUCKETS).map(|bucket| (bucket != LAST).then_some(6)).collect::<Vec<_>>());
@@ -144,7 +144,7 @@ async fn placing_lowers_a_position_and_never_raises_it() {
 async fn one_bucket_that_holds_less_refuses_the_start() {
     let world = World::new();
     world.place(&[beginning(0, 50)]).await;
-    world.command::<()>(&["HSET", &world.bucket_key("at", LAST, ""), "group|topic:0", "10"]);
+    world.command::<()>(&["HSET", &world.bucket_key("at", LAST, &format!(":{BUCKETS}")), "group|topic:0", "10"]);
     assert_eq!(world.place(&[start(0, 40)]).await, [0]);
     assert_eq!(world.position(0).await[LAST], Some(10));
     assert_eq!(world.place(&[start(0, 10)]).await, [0; 0]);

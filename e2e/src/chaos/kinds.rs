@@ -22,7 +22,7 @@ pub enum Kind {
     /// One Redis, the usual settings.
     #[default]
     Standalone,
-    /// Readers of the stream go away and come back.
+    /// Readers of the stream go away and come back. `REDIS_BUCKETS=16`: many buckets on one Redis.
     Readers,
     /// A Redis Cluster whose nodes fail over and whose slots move.
     Cluster,
@@ -87,6 +87,7 @@ impl Kind {
     #[must_use]
     pub fn settings(self) -> &'static [(&'static str, &'static str)] {
         match self {
+            Self::Readers => &[("REDIS_BUCKETS", "16")],
             Self::Retention => &[("EVENT_RETENTION", "60s")],
             Self::Guard => &[("REDIS_MEMORY_GUARD", "90")],
             _ => &[],

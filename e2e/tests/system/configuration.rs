@@ -37,9 +37,10 @@ async fn all_configuration_errors_are_reported_in_one_run() {
         .with("EVENT_RETENTION", "never")
         .with("SHUTDOWN_TIMEOUT", "-1s")
         .with("REDIS_URL", "not a url")
+        .with("REDIS_BUCKETS", "12")
         .with("LOG_FORMAT", "yaml")
         .with("KAFKA_TOPIC", "not a name!");
-    let shared = ["EVENT_RETENTION", "SHUTDOWN_TIMEOUT", "REDIS_URL", "LOG_FORMAT", "KAFKA_TOPIC"];
+    let shared = ["EVENT_RETENTION", "SHUTDOWN_TIMEOUT", "REDIS_URL", "REDIS_BUCKETS", "LOG_FORMAT", "KAFKA_TOPIC"];
     let api = world.clone().with("PORT", "65536").with("KAFKA_PRODUCER_TIMEOUT_MS", "soon");
     reports(api.api_command(), &shared, &["PORT", "KAFKA_PRODUCER_TIMEOUT_MS"]).await;
     let worker = world.with("ADMIN_PORT", "x").with("KAFKA_CONSUMER_SESSION_TIMEOUT_MS", "0");
@@ -195,5 +196,44 @@ async fn json_logs_are_one_object_a_line() {
             assert!(entry.is_object(), "{line}");
         }
         assert!(said.lines().count() > 1, "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_on_one_redis_has_one_bucket_or_as_many_as_it_was_begun_with() {
+    let redis = RedisServer::start().await;
+    for (asked, buckets) in [("", 1), ("4", 4)] {
+        let world = World::on_redis(&redis.url());
+        let journal = Journal::default();
+        let has = async || {
+            let mark: String = redis.command_line(&format!("GET {}:meta:layout", world.group)).await;
+            let streams: Vec<String> = redis.command_line(&format!("KEYS {}:tl:*", world.group)).await;
+            assert_eq!((mark, streams.len()), (format!("3|{buckets}|xxh3"), buckets));
+        };
+        let (mut api, mut worker) = world.clone().with("REDIS_BUCKETS", asked).start().await;
+        for sequence in 0..40 {
+            journal.must_post(&api.client, "first", sequence).await.unwrap();
+        }
+        journal.holds(&api.client).await;
+        has().await;
+        for service in [&mut api, &mut worker] {
+            assert_eq!(service.process.terminate(PATIENCE).await.code(), Some(0));
+        }
+
+        let (api, _worker) = world.start().await;
+        journal.holds(&api.client).await;
+        has().await;
+        let other = world.clone().with("REDIS_BUCKETS", "8").start_worker().await;
+        let beats = redis.calls("role").await;
+        eventually("several heartbeats have passed", async || {
+            let passed = redis.calls("role").await - beats;
+            ensure!(passed > 6, "{passed}");
+            Ok(())
+        })
+        .await;
+        let (said, warning) = (other.process.output(), format!("the store has {buckets} buckets, and not the 8"));
+        assert_eq!(said.matches(&warning).count(), 1, "{said}");
+        journal.holds(&api.client).await;
+        has().await;
     }
 }

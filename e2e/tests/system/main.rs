@@ -34,6 +34,7 @@ mod shutdown;
 mod startup;
 mod stream;
 mod traces;
+mod upgrade;
 mod validation;
 
 use anyhow::ensure;

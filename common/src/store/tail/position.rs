@@ -1,16 +1,15 @@
 //! How far a reader has come, and its text.
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-
 use std::ops::Range;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use smallvec::{SmallVec, smallvec};
 
 use super::entry::{Entry, EntryId};
 use super::varint::{pull, push};
 
-/// What the text of a position begins with. That of a store with another number of buckets says another version, too.
+/// What the text of a position begins with.
 const VERSION: u8 = 2;
 
 /// How far the streams of all buckets have been read, to the record. As text it is opaque, and the same for every
@@ -69,11 +68,10 @@ impl TailPosition {
 
     /// Moves to wherever another position is further.
     pub fn join(&mut self, other: &Self) {
+        let furthest = |one: &Self, than: &Self| one.partial.filter(|(bucket, _)| one.at(*bucket) >= than.at(*bucket));
+        self.partial = furthest(other, self).or_else(|| furthest(self, other));
         let all = self.entries.len().max(other.entries.len());
-        let furthest: SmallVec<_> = (0..all).map(|bucket| self.at(bucket).max(other.at(bucket))).collect();
-        let stands = |position: &Self| position.partial.filter(|(bucket, _)| position.at(*bucket) == furthest[*bucket]);
-        self.partial = stands(other).or_else(|| stands(self));
-        self.entries = furthest;
+        self.entries = (0..all).map(|bucket| self.at(bucket).max(other.at(bucket))).collect();
     }
 
     /// Moves back in a bucket: its stream is not the one that was read, or only until there.
