@@ -118,7 +118,7 @@ class Servers:
             yield from (body for body in self.redis.mget(chunk) if isinstance(body, bytes))
 
 
-# The hash tags of the sixteen buckets (common/src/store/layout.rs), and the one index of the peers.
+# Hash tags of sixteen buckets (common/src/store/layout.rs), among them that of a single one; and the index of the peers.
 TAGS = ("10", "3", "1a", "b", "11", "2", "1d", "c", "12", "1", "1c", "d", "13", "0", "1b", "a")
 INDEXES = [f"ua:ix:{{{tag}}}" for tag in TAGS] + ["ua:ix"]
 

@@ -1,9 +1,18 @@
 //! From one store to another: a layout is not converted, and neither is a number of buckets. The steps are those of
 //! docs/OPERATIONS.md; the version before is played by this one.
 
-use e2e::{PATIENCE, client::Client, eventually, load::Load, oracle::Journal, redis_server::RedisServer, world::World};
-
 use anyhow::ensure;
+use e2e::{
+    PATIENCE,
+    client::{Client, Reply},
+    eventually,
+    load::Load,
+    oracle::Journal,
+    redis_server::RedisServer,
+    sse::Sse,
+    world::World,
+};
+use reqwest::Method;
 
 /// What both programs say of a store of another layout.
 const REFUSAL: &str = "meta:layout says \"2|16|xxh3\", and this version reads layout 3: set another REDIS_KEY_PREFIX, which the \
@@ -30,6 +39,16 @@ async fn has_all(client: &Client, journal: &Journal) {
     .await;
 }
 
+/// A reader that comes with an id of the old store is told to read the list, and goes on.
+async fn follows_on(client: &Client, journal: &Journal, last_id: &str) {
+    let mut browser = Sse::open_as_browser(client, Some(last_id)).await.unwrap();
+    assert_eq!(browser.next().await.unwrap().unwrap().event, "reset");
+    journal.must_post(client, "followed", 0).await.unwrap();
+    assert_eq!(browser.event().await.unwrap().user_id, "followed");
+    let request = client.request(Method::GET, "/events/stream").header("last-event-id", last_id);
+    Reply::of(request).await.unwrap().problem(400).unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upgrade_under_load_beside_the_old_programs_loses_nothing_and_no_list_lacks_anything_meanwhile() {
     let redis = RedisServer::start().await;
@@ -38,6 +57,8 @@ async fn an_upgrade_under_load_beside_the_old_programs_loses_nothing_and_no_list
     let journal = Journal::default();
     let load = Load::start(&[&old_api.client], &journal);
     journal.grows_by(200).await;
+    let mut stream = Sse::open(&old_api.client, "", None).await.unwrap();
+    stream.next().await.unwrap().unwrap();
 
     // Another group reads the topic from its beginning, while the old one goes on.
     let next =
@@ -54,6 +75,7 @@ async fn an_upgrade_under_load_beside_the_old_programs_loses_nothing_and_no_list
     journal.grows_by(100).await;
     moved.stop().await;
     journal.holds(&api.client).await;
+    follows_on(&api.client, &journal, stream.last_id()).await;
 
     let keys = async || redis.command_line::<Vec<Vec<u8>>>(&format!("KEYS {}:*", old.group)).await.len();
     assert!(keys().await > 200);

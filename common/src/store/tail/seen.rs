@@ -8,7 +8,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::entry::{Announced, Entry, EntryId};
 
 /// Offsets of one bucket and partition that are remembered one by one: more than batches under way together have.
-const REMEMBERED: usize = 1024;
+const REMEMBERED: usize = 4096;
 
 /// What was announced of each bucket and partition, by group and topic: another group or another topic is another matter.
 /// Redelivery, and the refill of a store that has lost something, announce it again. A topic that was deleted and made anew
