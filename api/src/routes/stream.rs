@@ -126,10 +126,12 @@ impl Start {
         }
     }
 
-    /// An id from a store with another number of buckets than that of `now` says nothing.
+    /// An id from a store with another number of buckets than that of `now`, which is not known before the tail is read,
+    /// says nothing.
     fn in_the_store_of(self, now: &TailPosition, headers: &HeaderMap) -> Result<Self, Problem> {
+        let known = now.buckets();
         match self {
-            Self::Behind(position) if position.buckets() != now.buckets() => Self::unknown(headers),
+            Self::Behind(position) if !known.is_empty() && position.buckets() != known => Self::unknown(headers),
             start => Ok(start),
         }
     }

@@ -31,21 +31,21 @@ pub(crate) fn number_of_buckets(raw: &str) -> Option<usize> {
     raw.parse().ok().filter(|buckets: &usize| buckets.is_power_of_two() && *buckets <= 256)
 }
 
-/// Which bucket an eventId or a userId belongs to, however many there are: see [`bucket_at`].
-pub(super) fn place_of(id: &str) -> u8 {
+/// What says the bucket of an eventId or a userId, however many buckets there are: see [`bucket_at`].
+pub(super) fn hash_of(id: &str) -> u8 {
     xxh3_64(id.as_bytes()) as u8
 }
 
-/// The bucket of a place among so many, which are a power of two.
-pub(super) fn bucket_at(place: u8, buckets: usize) -> usize {
-    usize::from(place) & (buckets - 1)
+/// The bucket by such a hash of so many buckets, which are a power of two.
+pub(super) fn bucket_at(hash: u8, buckets: usize) -> usize {
+    usize::from(hash) & (buckets - 1)
 }
 
 /// The bucket, from 0 on, of an eventId or a userId in a store of so many buckets, which are a power of two.
 #[must_use]
 pub fn bucket_of(id: &str, buckets: usize) -> usize {
     // One alone needs no hash.
-    if buckets == 1 { 0 } else { bucket_at(place_of(id), buckets) }
+    if buckets == 1 { 0 } else { bucket_at(hash_of(id), buckets) }
 }
 
 /// Hash tags, bucket 0 first, whose slots lie one in each of so many equal parts of a Cluster's slots: of the numbers from

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::future::try_join_all;
 use redis::{FromRedisValue, Pipeline, Value};
 
-use super::layout::{Layout, StoredId, bucket_at, has_one_score, place_of};
+use super::layout::{Layout, StoredId, bucket_at, has_one_score, hash_of};
 use super::positions::{GUARD_MS, PositionScope};
 use super::spread::Spread;
 use super::tail::{MAX_ENTRIES, Records, trim_tail};
@@ -138,9 +138,9 @@ pub struct StoredEvent {
     score: i64,
     /// Whether the id may come again with another timestamp.
     may_repeat: bool,
-    /// Where the id and the user belong, in however many buckets.
-    place: u8,
-    user_place: u8,
+    /// Of the id and of the user: which buckets they are in.
+    hash: u8,
+    user_hash: u8,
     body: Vec<u8>,
 }
 
@@ -158,8 +158,8 @@ impl StoredEvent {
             published,
             processed: origin.processed_at.millis(),
             score: score_of(event.timestamp, id.as_str()),
-            place: place_of(id.as_str()),
-            user_place: place_of(event.user_id.as_str()),
+            hash: hash_of(id.as_str()),
+            user_hash: hash_of(event.user_id.as_str()),
             timestamp: event.timestamp,
             partition: origin.partition,
             offset: origin.offset,
@@ -247,6 +247,23 @@ pub struct Batch {
     pub moves: Vec<Vec<Move>>,
 }
 
+impl Batch {
+    /// Whether the transaction of each of so many buckets would hold events.
+    #[must_use]
+    pub fn touches(&self, user_index: UserIndex, buckets: usize) -> Vec<bool> {
+        let mut touched = vec![false; buckets];
+        for event in &self.events {
+            touched[bucket_at(event.hash, buckets)] = true;
+            touched[bucket_at(event.user_hash, buckets)] |= user_index == UserIndex::On;
+        }
+        touched
+    }
+
+    fn moves_of(&self, bucket: usize) -> &[Move] {
+        self.moves.get(bucket).map_or(&[], Vec::as_slice)
+    }
+}
+
 /// What of a batch is not written as the rest is.
 struct Unusual<'a> {
     /// Indexes of the events that have expired.
@@ -268,23 +285,6 @@ impl<'a> Unusual<'a> {
 
     fn may_repeat(&self, event: &StoredEvent) -> bool {
         self.repeatable.contains(&event.stored_id)
-    }
-}
-
-impl Batch {
-    /// Whether the transaction of each of so many buckets would hold events.
-    #[must_use]
-    pub fn touches(&self, user_index: UserIndex, buckets: usize) -> Vec<bool> {
-        let mut touched = vec![false; buckets];
-        for event in &self.events {
-            touched[bucket_at(event.place, buckets)] = true;
-            touched[bucket_at(event.user_place, buckets)] |= user_index == UserIndex::On;
-        }
-        touched
-    }
-
-    fn moves_of(&self, bucket: usize) -> &[Move] {
-        self.moves.get(bucket).map_or(&[], Vec::as_slice)
     }
 }
 
@@ -363,7 +363,7 @@ impl Store {
         let commands = new.map(|(_, event)| {
             let mut command = redis::cmd("ZADD");
             command
-                .arg(layout.index(bucket_at(event.place, layout.buckets())))
+                .arg(layout.index(bucket_at(event.hash, layout.buckets())))
                 .arg("NX")
                 .arg(event.score)
                 .arg(event.stored_id.as_bytes());
@@ -379,7 +379,7 @@ impl Store {
         let mut commands = redis::pipe();
         for bucket in layout.all() {
             if active(Mutation::TailOutside) {
-                let own = batch.events.iter().filter(|event| bucket_at(event.place, layout.buckets()) == bucket);
+                let own = batch.events.iter().filter(|event| bucket_at(event.hash, layout.buckets()) == bucket);
                 announce(&mut commands, layout, scope, bucket, own);
             } else if user_index == UserIndex::On {
                 add_user_entries(&mut commands, self, layout, batch, bucket, &Unusual::of(batch, Vec::new()));
@@ -416,7 +416,7 @@ impl Transaction {
         user_index: UserIndex,
         unusual: &Unusual<'_>,
     ) -> Self {
-        let is_own = |nth: &usize| bucket_at(batch.events[*nth].place, layout.buckets()) == bucket;
+        let is_own = |nth: &usize| bucket_at(batch.events[*nth].hash, layout.buckets()) == bucket;
         let events: Vec<usize> =
             (0..batch.events.len()).filter(|nth| is_own(nth) && !unusual.has_expired(*nth)).collect();
         let unguarded = active(Mutation::ClaimWithoutNx) || active(Mutation::IndexOnlyNew);
@@ -575,7 +575,7 @@ fn add_user_entries(
     let life = store.retention() + crate::event::MAX_CLOCK_SKEW.num_milliseconds();
     let mut users: HashMap<&str, Vec<&StoredEvent>> = HashMap::new();
     for (nth, event) in batch.events.iter().enumerate() {
-        if bucket_at(event.user_place, layout.buckets()) == bucket && !unusual.has_expired(nth) {
+        if bucket_at(event.user_hash, layout.buckets()) == bucket && !unusual.has_expired(nth) {
             users.entry(event.user_id.as_str()).or_default().push(event);
         }
     }

@@ -39,6 +39,19 @@ async fn a_store_on_one_server_has_one_bucket_unless_another_number_is_asked_for
 }
 
 #[tokio::test]
+async fn in_a_store_of_one_bucket_a_batch_is_one_transaction() {
+    let server = Server::start(&[]).await;
+    let world = World::on(&server.url()).asking_for(None);
+    world.store.place(&world.scope, &[Placement { partition: 0, start: 0, beginning: Some(0) }]).await.unwrap();
+    world.calls([]);
+    let json = |n: i64| event_json(&format!("e-{n}"), &format!("u-{n}"), Timestamp::now(), "{}");
+    let events = (0..100).map(|n| stored(&json(n), n)).collect();
+    let batch = Batch { events, moves: vec![vec![Move { partition: 0, from: 0, to: 100 }]] };
+    assert_eq!(world.store.write(&world.scope, &batch, UserIndex::On).await.unwrap(), Receipt::default());
+    assert_eq!(world.calls(["watch", "multi", "exec", "xadd"]), [1; 4]);
+}
+
+#[tokio::test]
 async fn whoever_comes_later_goes_by_the_number_that_the_store_has() {
     let first = World::new().asking_for(Some(4));
     let json = event_json("e", "u", Timestamp::now(), "{}");

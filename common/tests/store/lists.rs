@@ -115,7 +115,7 @@ async fn equal_timestamps_have_one_order_for_every_reader_and_both_directions() 
 #[tokio::test]
 async fn thousands_of_rows_of_one_score_in_one_bucket_are_each_listed_once() {
     let world = World::new();
-    let all = world.collide(ids_in(3, 3_000));
+    let all = world.collide(ids_in(BUCKETS - 1, 3_000));
     assert_eq!(world.paged(&Query::default(), 100).await, all);
     assert_eq!(world.paged(&Query::all(Order::Descending), 100).await, reversed(&all));
     assert_eq!(world.walked(&Query::default(), 500, true).await, all);

@@ -146,6 +146,37 @@ async fn a_redis_flushed_under_load_is_refilled() {
     journal.holds(&api.client).await;
 }
 
+/// As by a new process that was first to find it empty and had another `REDIS_BUCKETS`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_emptied_and_begun_with_another_number_of_buckets_is_refilled_once_the_programs_are_restarted() {
+    const WORDS: &str = "restart this process";
+    let redis = RedisServer::start().await;
+    let world = World::on_redis(&redis.url());
+    let (mut api, mut worker) = world.start().await;
+    let journal = Journal::default();
+    let load = Load::start(&[&api.client], &journal);
+    journal.grows_by(100).await;
+    let script = "redis.call('FLUSHALL') return redis.call('SET', KEYS[1], '3|4|xxh3')";
+    let key = format!("{}:meta:layout", world.group);
+    redis.send::<String>(redis::cmd("EVAL").arg(script).arg(1).arg(key)).await.unwrap();
+
+    assert_eq!(worker.process.ended_within(PATIENCE).await.code(), Some(1));
+    assert!(worker.process.output().contains(WORDS), "{}", worker.process.output());
+    eventually("the API says so as well", async || {
+        let health = api.client.get("/health").await?.with_status(503)?.text();
+        ensure!(health.contains(WORDS), "{health}");
+        Ok(())
+    })
+    .await;
+    api.client.get("/events/processed").await.unwrap().unavailable().unwrap();
+    let again = world.start().await;
+    journal.grows_by(100).await;
+    load.stop().await;
+    assert_eq!(api.process.terminate(PATIENCE).await.code(), Some(0));
+    journal.holds(&again.0.client).await;
+    assert_eq!(redis.command_line::<Vec<String>>("KEYS *:tl:*").await.len(), 4);
+}
+
 /// Everything comes back although no event arrives: the list is looked at before a fresh one.
 async fn is_refilled(setting: &Setting) {
     let Setting { api, journal, .. } = setting;

@@ -441,7 +441,7 @@ async fn a_position_that_redis_no_longer_holds_is_answered_with_a_reset_and_then
     let own = Own::start().await;
     let client = &own.api.client;
     let mut stream = open(client).await;
-    // Each waits for the one before it: several transactions in most buckets.
+    // Each waits for the one before it: several transactions.
     for _ in 0..3 {
         own.post(30).await;
     }
@@ -504,6 +504,8 @@ async fn readers_that_come_back_from_far_behind_and_read_nothing_hold_little() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_that_is_overtaken_by_the_end_of_what_redis_holds_while_it_catches_up_is_told() {
     const LATE: usize = 60;
+    /// Entries that are read at a time, most of them of one event here.
+    const READ: usize = 25;
     const RESET: &[u8] = b"event: reset";
     let own = Own::start().await;
     let client = &own.api.client;
@@ -534,7 +536,9 @@ async fn a_reader_that_is_overtaken_by_the_end_of_what_redis_holds_while_it_catc
     let read = String::from_utf8_lossy(&read);
     let (before, _) = read.split_once("event: reset").unwrap();
     let count = |user: &str| before.matches(&format!("\"userId\":\"{user}")).count();
-    assert_eq!((count("far"), count("late")), (LARGE.0, 0), "the gap is told where it is");
+    assert!(count("far") >= READ && count("late") == 0, "{} events, {} of them late", count(""), count("late"));
+    let begins = (0..count("far")).all(|number| before.contains(&format!("\"userId\":\"far-{number}\"")));
+    assert!(begins, "the gap is told where it is");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -606,7 +610,7 @@ async fn a_reader_beyond_the_end_of_its_streams_is_told() {
         let dump = own.redis.send(redis::cmd("DUMP").arg(&key)).await.unwrap();
         older.push((key, dump));
     }
-    assert_eq!(older.len(), 16);
+    assert_eq!(older.len(), 1);
     // What was announced last, an hour ahead: only where it stands is news.
     let ahead = "local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1][2] \
         return redis.call('XADD', KEYS[1], ARGV[1], unpack(last))";
