@@ -110,6 +110,12 @@ impl Pending {
         self.events.len() + self.letters.len() >= ENOUGH || self.bytes >= MOST_BYTES
     }
 
+    /// Bytes of what is in it.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Whether no further record belongs in it.
     #[must_use]
     pub fn is_full(&self) -> bool {

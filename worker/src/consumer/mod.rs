@@ -196,7 +196,7 @@ impl Consumer {
                 looked = finished(&mut self.looking_for_room) => self.on_room(looked),
                 _ = tick.tick() => self.on_tick(),
                 () = when(due), if self.can_dispatch() => self.dispatch(),
-                record = kafka.recv(), if !self.pending.is_full() => self.on_records(&kafka, record)?,
+                record = kafka.recv(), if !self.is_full() => self.on_records(&kafka, record)?,
             }
         }
     }
@@ -220,6 +220,11 @@ impl Consumer {
         }
     }
 
+    /// Whether the batch is not to grow any more: what all batches take together must not outrun the guard.
+    fn is_full(&self) -> bool {
+        self.pending.is_full() || (self.pending.is_enough() && !self.guard.has_room_beyond(self.pending.bytes()))
+    }
+
     /// Takes a record and those that wait behind it, until the batch goes on its way or is full.
     fn on_records(
         &mut self,
@@ -234,7 +239,7 @@ impl Consumer {
                 Err(error) => on_read_error(error)?,
             }
             // A change of the assignment may have come with it; it is first in line.
-            let goes = self.pending.is_full() || (self.pending.is_enough() && self.can_dispatch());
+            let goes = self.is_full() || (self.pending.is_enough() && self.can_dispatch());
             let more = !goes && self.changes.is_empty();
             next = if more { kafka.recv().now_or_never() } else { None };
         }

@@ -43,6 +43,11 @@ impl Guard {
         self.percent.is_none() || (self.full.is_none() && self.left > 0)
     }
 
+    /// Whether a batch may have more than so many bytes.
+    pub(super) fn has_room_beyond(&self, bytes: usize) -> bool {
+        self.percent.is_none() || self.left > bytes as u64
+    }
+
     /// Whether it is for this worker to trim: whoever has partition 0 does, and anybody does for whom that takes too long.
     /// It may have no owner, and nobody gets it while all wait and read nothing.
     fn trims(&self, owns_first: bool, now: Instant) -> bool {
@@ -117,6 +122,7 @@ mod tests {
         assert!(!guard.has_room());
         guard.found(memory(8_000), 60, now);
         assert!(guard.has_room() && guard.look_after == now + LOOK_PERIOD);
+        assert!(guard.has_room_beyond(499) && !guard.has_room_beyond(500));
         guard.sent(499, now);
         assert!(guard.has_room());
         guard.sent(2_000, now);
@@ -126,6 +132,7 @@ mod tests {
         guard.found(None, 60, now);
         guard.sent(1_000_000, now);
         assert!(guard.has_room(), "without a limit there is always room");
+        assert!(Guard::new(None, now).has_room_beyond(usize::MAX));
     }
 
     #[test]
