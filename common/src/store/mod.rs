@@ -26,6 +26,7 @@
 //!
 //! An `<id>` is the eventId as `StoredId` writes it: 16 bytes for a UUID, else its text.
 
+mod bodies;
 mod clock;
 mod connection;
 mod dead_letters;
@@ -49,6 +50,7 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
+use self::bodies::Bodies;
 use self::connection::Lane;
 pub use self::connection::StoreError;
 use self::foreign::Foreign;
@@ -88,6 +90,7 @@ pub struct Store {
     clock: AtomicI64,
     /// Turns at reading a page: each holds up to its bytes, and Redis answers one after the other anyway.
     pages: Semaphore,
+    bodies: Bodies,
     foreign: Foreign,
 }
 
@@ -110,6 +113,7 @@ impl Store {
             member: None,
             clock: AtomicI64::default(),
             pages: Semaphore::new(read::PAGES),
+            bodies: Bodies::default(),
             foreign: Foreign::default(),
         })
     }

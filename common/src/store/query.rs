@@ -138,9 +138,9 @@ impl Members {
         Some(Self { user: event.user_id.into_owned(), kind: event.event_type.into_owned(), at })
     }
 
-    /// Whether its time is that of an entry.
-    pub(super) fn is_at(&self, row: &Row) -> bool {
-        self.at.is_some_and(|at| at.millis() == row.score / 1024)
+    /// Whether its time is that of an entry with this score.
+    pub(super) fn is_at(&self, score: i64) -> bool {
+        self.at.is_some_and(|at| at.millis() == score / 1024)
     }
 }
 

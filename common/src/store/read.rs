@@ -1,13 +1,13 @@
 //! Reading back: one event, and lists in one total order, by score, then id.
 //!
-//! A list is a merge of the buckets' indexes. A row may be given out only when no bucket can still hold a row
-//! before it, so a bucket whose buffered rows are used up is asked again before the merge goes on.
+//! A list is a merge of the buckets' indexes. A row may be given out only when no bucket can still hold a row before it, so
+//! a bucket whose buffered rows are used up is asked again before the merge goes on. An index that is read alone needs no
+//! merge, and mostly no scores.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::future::try_join_all;
 use tokio::sync::mpsc::{self, error::TryRecvError};
 use tokio::task::JoinHandle;
 
@@ -24,19 +24,19 @@ const SCAN_STEP: usize = 500;
 const PAGE_BYTES: usize = 1024 * 1024;
 /// Pages that are read at a time.
 pub(super) const PAGES: usize = 16;
-/// Bodies that are fetched in one exchange, at most.
-const MOST_BODIES: usize = 500;
-/// Rows that a [`ReadAhead`] takes from the indexes at a time: their entries come in about 64 KiB, which is what Redis writes
-/// to a connection before it executes what else has come over it. Behind larger replies it goes on to execute and stops
-/// to write, and then has nothing to do while we read all that at once.
+/// Rows that a [`ReadAhead`] takes from the indexes at a time: their entries come in less than 64 KiB, which is what Redis
+/// writes to a connection before it executes what else has come over it. Behind larger replies it goes on to execute and
+/// stops to write, and then has nothing to do while we read all that at once.
 const ROWS_AHEAD: usize = 500;
 /// Steps of it whose bodies are fetched at a time, so that Redis has work while those before are given out.
-const BODIES_AHEAD: usize = 3;
+const BODIES_AHEAD: usize = 2;
+/// Rows of such a step, at most: of a full list, two steps may be on their way.
+const STEP_ROWS: usize = 128;
+/// Bytes of bodies that such a step aims at, for the same reason as [`ROWS_AHEAD`], and those that it keeps.
+const STEP_BYTES: usize = 48 * 1024;
+const STEP_ROOM: usize = 2 * STEP_BYTES;
 /// More bytes than an origin has with the zero byte before it: three numbers and the name of a worker, which has up to 64.
 const LONGEST_ORIGIN: i32 = 200;
-/// Bytes of events that such a step is kept to. With what is stored beside them they come in the 64 KiB that Redis writes
-/// to a connection before it executes the next step.
-const STEP_BYTES: usize = 48 * 1024;
 
 /// A page of a list.
 #[derive(Debug, Default)]
@@ -56,6 +56,20 @@ pub struct Found {
     pub listed: bool,
 }
 
+/// An entry of an index, as it is given out.
+#[derive(Debug)]
+struct Entry {
+    /// `None` where it was not asked for.
+    score: Option<i64>,
+    id: StoredId,
+}
+
+impl From<Row> for Entry {
+    fn from(Row { score, id }: Row) -> Self {
+        Self { score: Some(score), id }
+    }
+}
+
 /// One index's part of a walk.
 #[derive(Debug, Clone)]
 struct Head {
@@ -64,6 +78,9 @@ struct Head {
     last: Option<Row>,
     exhausted: bool,
 }
+
+/// Members of an index with their scores, as Redis gives them.
+type Scored = Vec<(Vec<u8>, f64)>;
 
 /// What is asked for, and over which connection.
 struct List {
@@ -80,16 +97,31 @@ struct List {
 impl List {
     /// The index covers the time. An entry of a user may be the id of somebody else's event that came first, or of one
     /// that was there with another timestamp.
-    fn admits(&self, row: &Row, json: &[u8]) -> bool {
-        !self.filtered
-            || (self.query.admits(json) && (!self.of_a_user || Members::of(json).is_some_and(|event| event.is_at(row))))
+    fn admits(&self, row: &Entry, json: &[u8]) -> bool {
+        let is_its_own = || row.score.is_some_and(|score| Members::of(json).is_some_and(|event| event.is_at(score)));
+        !self.filtered || (self.query.admits(json) && (!self.of_a_user || is_its_own()))
     }
 
-    /// The JSON of those events that are asked for.
-    async fn events(&self, rows: &[Row]) -> Result<Vec<Bytes>, StoreError> {
-        let bodies = self.store.bodies(self.lane(), rows).await?;
-        let found = rows.iter().zip(bodies).filter_map(|(row, body)| Some((row, body?)));
-        Ok(found.filter(|(row, json)| self.admits(row, json)).map(|(_, json)| json).collect())
+    /// Takes the first of these rows, of those that fit into `room` bytes: each with the JSON of its event, if it is asked for.
+    async fn fetch(&self, rows: &mut VecDeque<Entry>, room: usize) -> Result<Vec<(Entry, Option<Bytes>)>, StoreError> {
+        let ids: Vec<&StoredId> = rows.iter().map(|row| &row.id).collect();
+        let bodies = self.store.fitting_bodies(self.lane(), &ids, room).await?;
+        let asked_for = |(row, json): (Entry, Option<Bytes>)| {
+            let json = json.filter(|json| self.admits(&row, json));
+            (row, json)
+        };
+        Ok(rows.drain(..bodies.len().min(rows.len())).zip(bodies).map(asked_for).collect())
+    }
+
+    /// As [`List::fetch`] for a step of a walk: the JSON alone, and the rows that did not fit.
+    async fn step(&self, mut rows: VecDeque<Entry>) -> Result<Step, StoreError> {
+        let events = self.fetch(&mut rows, STEP_ROOM).await?.into_iter().filter_map(|(_, json)| json).collect();
+        Ok((events, rows))
+    }
+
+    /// How many rows are a step.
+    fn step_rows(&self) -> usize {
+        self.store.bodies.within(STEP_BYTES).min(STEP_ROWS)
     }
 
     fn lane(&self) -> &Lane {
@@ -97,15 +129,21 @@ impl List {
     }
 }
 
-/// How many of these bodies, of so many bytes each, fit into `room`; one at least, if there is any.
-fn fitting<'a>(sizes: impl Iterator<Item = &'a usize>, room: usize) -> usize {
-    let mut bytes = 0;
-    let fits = |size: &&usize| {
-        let first = bytes == 0;
-        bytes += (**size).max(1);
-        first || bytes <= room
-    };
-    sizes.take(MOST_BODIES).take_while(fits).count()
+/// Events, and rows that come before all others.
+type Step = (Vec<Bytes>, VecDeque<Entry>);
+
+/// Takes up to so many off the front.
+fn take(rows: &mut VecDeque<Entry>, limit: usize) -> VecDeque<Entry> {
+    let rest = rows.split_off(limit.min(rows.len()));
+    std::mem::replace(rows, rest)
+}
+
+/// Puts back what [`take`] took.
+fn put_back(rows: &mut VecDeque<Entry>, mut first: VecDeque<Entry>) {
+    if !first.is_empty() {
+        first.append(rows);
+        *rows = first;
+    }
 }
 
 /// A walk over a list, a few rows at a time. Every row that was there at its start is visited once; one that is inserted
@@ -116,8 +154,10 @@ pub struct Walk {
     high: Option<i64>,
     /// The buckets' indexes, or that of one user.
     heads: Vec<Head>,
+    /// Whether each row comes with its score.
+    scored: bool,
     /// Rows before which none can come any more, in order.
-    merged: VecDeque<Row>,
+    merged: VecDeque<Entry>,
 }
 
 impl Walk {
@@ -149,7 +189,9 @@ impl Walk {
             filtered,
             of_a_user: user.is_some(),
         });
-        Ok(Self { list, low, high, heads: indexes.into_iter().map(head).collect(), merged: VecDeque::new() })
+        let heads: Vec<Head> = indexes.into_iter().map(head).collect();
+        let scored = heads.len() > 1 || list.of_a_user;
+        Ok(Self { list, low, high, heads, scored, merged: VecDeque::new() })
     }
 
     /// Looks at up to `limit` rows and gives the JSON of those events that are asked for, which may be none of them;
@@ -158,8 +200,49 @@ impl Walk {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn step(&mut self, limit: usize) -> Result<Option<Vec<Bytes>>, StoreError> {
-        let rows = self.next_rows(limit).await?;
-        if rows.is_empty() { Ok(None) } else { Ok(Some(self.list.events(&rows).await?)) }
+        self.fill(limit).await?;
+        let rows = take(&mut self.merged, limit.min(self.list.step_rows()));
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let (events, rest) = self.list.step(rows).await?;
+        put_back(&mut self.merged, rest);
+        Ok(Some(events))
+    }
+
+    /// A page of up to `limit` events; `None` if it ends at a row whose score is needed and not known.
+    async fn page(mut self, limit: usize) -> Result<Option<Page>, StoreError> {
+        let (mut events, mut scanned, mut bytes, mut last) = (Vec::new(), 0, 0, None);
+        while events.len() < limit && bytes < PAGE_BYTES && scanned < SCAN_BUDGET {
+            let missing = limit - events.len();
+            // The last one at hand is there to tell that the list goes on.
+            if self.merged.len() <= 1 {
+                self.fill(1 + if scanned == 0 { limit } else { missing.max(SCAN_STEP) }).await?;
+            }
+            // As many as are missing, if as few of them are left away as of those before.
+            let wanted = missing * scanned.max(1) / events.len().max(1);
+            let room = PAGE_BYTES - bytes;
+            let mut rows = take(&mut self.merged, wanted.min(self.list.store.bodies.within(room)));
+            if rows.is_empty() {
+                break;
+            }
+            let mut found = self.list.fetch(&mut rows, room).await?.into_iter();
+            scanned += found.len();
+            while events.len() < limit
+                && let Some((row, json)) = found.next()
+            {
+                bytes += json.as_ref().map_or(0, Bytes::len);
+                events.extend(json);
+                last = Some(row);
+            }
+            rows = found.map(|(row, _)| row).chain(rows).collect();
+            put_back(&mut self.merged, rows);
+        }
+        if self.has_ended().await? {
+            return Ok(Some(Page { events, next: None }));
+        }
+        let row = last.and_then(|Entry { score, id }| Some(Row { score: score?, id }));
+        Ok(row.map(|row| Page { events, next: Some(Cursor(row)) }))
     }
 
     async fn has_ended(&mut self) -> Result<bool, StoreError> {
@@ -171,35 +254,53 @@ impl Walk {
         self.heads.iter().all(|head| head.exhausted && head.buffered.is_empty())
     }
 
-    async fn next_rows(&mut self, limit: usize) -> Result<Vec<Row>, StoreError> {
-        self.fill(limit).await?;
-        Ok(self.take(limit))
-    }
-
-    async fn next_sized_rows(&mut self, limit: usize) -> Result<Vec<SizedRow>, StoreError> {
-        let rows = self.next_rows(limit).await?;
-        let sizes = self.list.store.sizes(self.list.lane(), rows.iter()).await?;
-        Ok(rows.into_iter().zip(sizes).collect())
-    }
-
     /// Reads the indexes until so many rows are at hand, if there are so many.
     async fn fill(&mut self, wanted: usize) -> Result<(), StoreError> {
-        let share = match self.heads.len() {
-            // The last row given out comes again, and one more tells whether the list goes on.
-            1 => wanted + 2,
-            // A bucket's share of the rows varies: four standard deviations are hardly ever too little.
-            buckets => wanted / buckets + 4 * (wanted / buckets).isqrt() + 4,
-        };
+        // A bucket's share of the rows varies: three standard deviations are hardly ever too little. The last row given out
+        // comes again.
+        let mean = wanted.div_ceil(self.heads.len());
+        let share = if self.heads.len() == 1 { wanted + 1 } else { mean + (9 * mean).isqrt() + 2 };
         while self.merged.len() < wanted && !self.all_is_merged() {
-            self.refill(share).await?;
-            self.merge();
+            if self.scored || !self.go_on(wanted.max(2)).await? {
+                self.refill(share).await?;
+                self.merge();
+            }
         }
         Ok(())
     }
 
-    /// Up to `limit` of the rows that are at hand.
-    fn take(&mut self, limit: usize) -> Vec<Row> {
-        self.merged.drain(..limit.min(self.merged.len())).collect()
+    /// Takes the next rows of the only index, without their scores: Redis takes longer to write these than for all else.
+    /// But the last one's, where the walk goes on, and that of the one before, where a page ends that has asked for one row
+    /// more. Gives whether it did: it can't where other rows come before the next ones, or have come in between.
+    async fn go_on(&mut self, wanted: usize) -> Result<bool, StoreError> {
+        let [head] = self.heads.as_slice() else { return Ok(false) };
+        let passed = usize::from(head.last.is_some());
+        let before_ends = passed + wanted - 2;
+        let mut both = redis::pipe();
+        both.add_command(self.range(head, 0, passed + wanted));
+        both.add_command(self.range(head, before_ends, 2)).arg("WITHSCORES");
+        let (ids, ends): (Vec<Vec<u8>>, Scored) = self.list.lane().pipeline(&both).await?;
+        let [head] = self.heads.as_mut_slice() else { return Ok(false) };
+        let follows = head.last.as_ref().is_none_or(|last| ids.first().is_some_and(|id| *id == last.id.as_bytes()));
+        let exhausted = ids.len() < passed + wanted;
+        let end =
+            ends.last().and_then(|(id, score)| Some(Row { score: *score as i64, id: StoredId::read(id.clone())? }));
+        let fits = ids.iter().skip(before_ends).eq(ends.iter().map(|(id, _)| id)) && (exhausted || end.is_some());
+        if !(follows && fits) {
+            return Ok(false);
+        }
+        (head.exhausted, head.last) = (exhausted, end);
+        let scores =
+            std::iter::repeat_n(None, before_ends).chain(ends.into_iter().map(|(_, score)| Some(score as i64)));
+        let mut foreign = 0;
+        for (id, score) in ids.into_iter().zip(scores).skip(passed) {
+            match StoredId::read(id) {
+                Some(id) => self.merged.push_back(Entry { score, id }),
+                None => foreign += 1,
+            }
+        }
+        self.list.store.foreign.skip(foreign, &head.index);
+        Ok(true)
     }
 
     /// Takes the rows up to the one behind which some bucket has not been read.
@@ -216,7 +317,7 @@ impl Walk {
         }
         // Made for what consists of sorted runs.
         rows.sort_by(|one, other| order.of(one, other));
-        self.merged.extend(rows);
+        self.merged.extend(rows.into_iter().map(Entry::from));
     }
 
     /// Asks for more where a buffer is empty, in one exchange, until each has a row or has ended.
@@ -226,8 +327,12 @@ impl Walk {
             // Those that are nearly used up come along, so that they need no exchange of their own in a moment.
             let short = |head: &Head| head.buffered.len() <= wanted / 2 && !head.exhausted;
             let asked: Vec<usize> = (0..self.heads.len()).filter(|head| short(&self.heads[*head])).collect();
-            let ranges = asked.iter().map(|head| self.range(&self.heads[*head], wanted));
-            let answers: Vec<Vec<(Vec<u8>, f64)>> = self.list.lane().scatter(ranges).await?;
+            let ranges = asked.iter().map(|head| {
+                let mut range = self.range(&self.heads[*head], 0, wanted);
+                range.arg("WITHSCORES");
+                range
+            });
+            let answers: Vec<Scored> = self.list.lane().scatter(ranges).await?;
             for (head, answer) in asked.into_iter().zip(answers) {
                 let head = &mut self.heads[head];
                 let foreign = head.take(answer, wanted, self.list.query.order);
@@ -239,7 +344,7 @@ impl Walk {
         Ok(())
     }
 
-    fn range(&self, head: &Head, wanted: usize) -> redis::Cmd {
+    fn range(&self, head: &Head, offset: usize, wanted: usize) -> redis::Cmd {
         let last = head.last.as_ref().map(|row| row.score);
         let end = self.high.map_or("+inf".into(), |high| high.to_string());
         let mut range = redis::cmd("ZRANGE");
@@ -251,7 +356,7 @@ impl Walk {
                 range.arg(begin).arg(self.low).arg("BYSCORE").arg("REV")
             }
         };
-        range.arg("LIMIT").arg(0).arg(wanted).arg("WITHSCORES");
+        range.arg("LIMIT").arg(offset).arg(wanted);
         range
     }
 }
@@ -259,29 +364,28 @@ impl Walk {
 /// The rest of a [`Walk`], read before it is asked for: the indexes by a task, and the bodies of some steps at a time.
 pub struct ReadAhead {
     list: Arc<List>,
-    merged: mpsc::Receiver<Result<Vec<SizedRow>, StoreError>>,
-    rows: VecDeque<SizedRow>,
+    merged: mpsc::Receiver<Result<VecDeque<Entry>, StoreError>>,
+    rows: VecDeque<Entry>,
     /// No rows come any more.
     ended: bool,
-    steps: VecDeque<JoinHandle<Result<Vec<Bytes>, StoreError>>>,
+    steps: VecDeque<JoinHandle<Result<Step, StoreError>>>,
+    /// Rows before those of the steps, that did not fit.
+    left: VecDeque<Entry>,
 }
-
-/// A row and the bytes of its body.
-type SizedRow = (Row, usize);
 
 impl From<Walk> for ReadAhead {
     fn from(walk: Walk) -> Self {
         let (sender, merged) = mpsc::channel(1);
         let list = Arc::clone(&walk.list);
         tokio::spawn(merge_ahead(walk, sender));
-        Self { list, merged, rows: VecDeque::new(), ended: false, steps: VecDeque::new() }
+        Self::of(list, merged)
     }
 }
 
 /// Ends with a failure, when nobody reads on, or with the list: then no rows are the last that is sent.
-async fn merge_ahead(mut walk: Walk, merged: mpsc::Sender<Result<Vec<SizedRow>, StoreError>>) {
+async fn merge_ahead(mut walk: Walk, merged: mpsc::Sender<Result<VecDeque<Entry>, StoreError>>) {
     loop {
-        let rows = walk.next_sized_rows(ROWS_AHEAD).await;
+        let rows = walk.fill(ROWS_AHEAD).await.map(|()| take(&mut walk.merged, ROWS_AHEAD));
         let goes_on = rows.as_ref().is_ok_and(|rows| !rows.is_empty());
         if merged.send(rows).await.is_err() || !goes_on {
             return;
@@ -290,23 +394,35 @@ async fn merge_ahead(mut walk: Walk, merged: mpsc::Sender<Result<Vec<SizedRow>, 
 }
 
 impl ReadAhead {
+    fn of(list: Arc<List>, merged: mpsc::Receiver<Result<VecDeque<Entry>, StoreError>>) -> Self {
+        let (rows, steps, left) = Default::default();
+        Self { list, merged, rows, ended: false, steps, left }
+    }
+
     /// As [`Walk::step`], of as many rows as fit a step.
     ///
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn step(&mut self) -> Result<Option<Vec<Bytes>>, StoreError> {
+        if !self.left.is_empty() {
+            let rows = take(&mut self.left, self.list.step_rows());
+            let (events, rest) = self.list.step(rows).await?;
+            put_back(&mut self.left, rest);
+            return Ok(Some(events));
+        }
         while self.steps.len() < BODIES_AHEAD {
-            while self.rows.len() < MOST_BODIES && !self.ended && self.take_rows().await? {}
-            let count = fitting(self.rows.iter().map(|(_, size)| size), STEP_BYTES);
-            let rows: Vec<Row> = self.rows.drain(..count).map(|(row, _)| row).collect();
+            while self.rows.len() < STEP_ROWS && !self.ended && self.take_rows().await? {}
+            let rows = take(&mut self.rows, self.list.step_rows());
             if rows.is_empty() {
                 break;
             }
             let list = Arc::clone(&self.list);
-            self.steps.push_back(tokio::spawn(async move { list.events(&rows).await }));
+            self.steps.push_back(tokio::spawn(async move { list.step(rows).await }));
         }
         let Some(first) = self.steps.pop_front() else { return Ok(None) };
-        first.await.map_err(|error| StoreError::Corrupt(error.to_string()))?.map(Some)
+        let (events, left) = first.await.map_err(|error| StoreError::Corrupt(error.to_string()))??;
+        self.left = left;
+        Ok(Some(events))
     }
 
     /// Whether rows came. Only who has nothing else to give out waits for them.
@@ -325,7 +441,7 @@ impl ReadAhead {
 
 impl Head {
     /// Takes the rows beyond the last one. Gives how many entries are none, as their members are no eventIds.
-    fn take(&mut self, answer: Vec<(Vec<u8>, f64)>, wanted: usize, order: Order) -> usize {
+    fn take(&mut self, answer: Scored, wanted: usize, order: Order) -> usize {
         self.exhausted = answer.len() < wanted;
         let (last, mut foreign) = (self.last.take(), 0);
         for (stored, score) in answer {
@@ -357,44 +473,17 @@ impl Store {
         // The semaphore is never closed.
         let _turn = self.pages.acquire().await;
         self.settle().await?;
-        let mut walk = Walk::new(self, query, cursor, false).await?;
-        let (mut page, mut scanned, mut bytes) = (Page::default(), 0, 0);
-        // Of the first of the rows that are at hand.
-        let mut sizes = VecDeque::new();
-        while page.events.len() < limit && bytes < PAGE_BYTES && scanned < SCAN_BUDGET {
-            let (admitted, missing) = (page.events.len(), limit - page.events.len());
-            if walk.merged.is_empty() {
-                walk.fill(if scanned == 0 { limit } else { missing.max(SCAN_STEP) }).await?;
-            }
-            // As many as are missing, if as few of them are left away as of those before.
-            let wanted = (missing * scanned.max(1) / admitted.max(1)).min(MOST_BODIES);
-            // The size of a single one does not matter: it is fetched in any case.
-            if wanted > 1 && sizes.len() < wanted {
-                let unknown = walk.merged.iter().take(wanted).skip(sizes.len());
-                sizes.extend(self.sizes(&self.read, unknown).await?);
-            }
-            let rows = walk.take(if wanted > 1 { fitting(sizes.iter().take(wanted), PAGE_BYTES - bytes) } else { 1 });
-            sizes.drain(..rows.len().min(sizes.len()));
-            if rows.is_empty() {
-                page.next = None;
-                return Ok(page);
-            }
-            scanned += rows.len();
-            let bodies = self.bodies(&self.read, &rows).await?;
-            for (row, json) in rows.into_iter().zip(bodies) {
-                if page.events.len() == limit {
-                    return Ok(page);
-                }
-                let json = json.filter(|json| walk.list.admits(&row, json));
-                bytes += json.as_ref().map_or(0, Bytes::len);
-                page.events.extend(json);
-                page.next = Some(Cursor(row));
-            }
+        let walk = async |scored| {
+            let mut walk = Walk::new(self, query, cursor, false).await?;
+            walk.scored |= scored;
+            walk.page(limit).await
+        };
+        // It may end at any row then.
+        let scored = query.user.is_some() || !query.types.is_empty() || !self.bodies.are_within(PAGE_BYTES, limit);
+        match walk(scored).await? {
+            Some(page) => Ok(page),
+            None => walk(true).await.map(Option::unwrap_or_default),
         }
-        if walk.has_ended().await? {
-            page.next = None;
-        }
-        Ok(page)
     }
 
     /// One event's JSON and where it came from; `None` when it is not stored (yet, or any more).
@@ -450,65 +539,6 @@ impl Store {
         };
         Ok(replies.chunks(2).map(found).collect())
     }
-
-    /// How many bytes are stored of each row, in order; 0 of one that has no body.
-    async fn sizes(&self, lane: &Lane, rows: impl Iterator<Item = &Row>) -> Result<Vec<usize>, StoreError> {
-        let layout = self.layout().await?;
-        // One pipeline, where one server has all buckets.
-        let parts = if lane.is_cluster() { layout.buckets() } else { 1 };
-        let mut asked: Vec<(Vec<usize>, redis::Pipeline)> = vec![Default::default(); parts];
-        let mut count = 0;
-        for (nth, row) in rows.enumerate() {
-            let bucket = layout.bucket_of_stored(&row.id);
-            let (nths, pipeline) = &mut asked[bucket % parts];
-            nths.push(nth);
-            pipeline.cmd("STRLEN").arg(layout.event(bucket, &row.id));
-            count += 1;
-        }
-        let (nths, pipelines): (Vec<_>, Vec<_>) = asked.into_iter().filter(|(nths, _)| !nths.is_empty()).unzip();
-        let answers = try_join_all(pipelines.iter().map(|pipeline| lane.pipeline::<Vec<usize>>(pipeline))).await?;
-        let mut sizes = vec![0; count];
-        for (nth, size) in nths.into_iter().zip(answers).flat_map(|(nths, answer)| nths.into_iter().zip(answer)) {
-            sizes[nth] = size;
-        }
-        Ok(sizes)
-    }
-
-    /// The JSON of each row, in order; `None` of one whose body has expired a moment before its entry is trimmed.
-    async fn bodies(&self, lane: &Lane, rows: &[Row]) -> Result<Vec<Option<Bytes>>, StoreError> {
-        let ids: Vec<&StoredId> = rows.iter().map(|row| &row.id).collect();
-        let json = |mut body: Vec<u8>| {
-            // The origin is the shorter part by far.
-            body.truncate(body.iter().rposition(|byte| *byte == 0).unwrap_or(body.len()));
-            Bytes::from(body)
-        };
-        Ok(self.whole_bodies(lane, &ids).await?.into_iter().map(|body| body.map(json)).collect())
-    }
-
-    /// What is stored under these ids, JSON and origin, in order.
-    pub(super) async fn whole_bodies(
-        &self,
-        lane: &Lane,
-        ids: &[&StoredId],
-    ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
-        let layout = self.layout().await?;
-        // One command, where one server has all buckets.
-        let parts = if lane.is_cluster() { layout.buckets() } else { 1 };
-        let mut asked: Vec<(Vec<usize>, redis::Cmd)> = vec![(Vec::new(), redis::cmd("MGET")); parts];
-        for (nth, id) in ids.iter().enumerate() {
-            let bucket = layout.bucket_of_stored(id);
-            let (nths, command) = &mut asked[bucket % parts];
-            nths.push(nth);
-            command.arg(layout.event(bucket, id));
-        }
-        let (nths, commands): (Vec<_>, Vec<_>) = asked.into_iter().filter(|(nths, _)| !nths.is_empty()).unzip();
-        let answers: Vec<Vec<Option<Vec<u8>>>> = lane.scatter(commands).await?;
-        let mut bodies = vec![None; ids.len()];
-        for (nth, body) in nths.into_iter().zip(answers).flat_map(|(nths, answer)| nths.into_iter().zip(answer)) {
-            bodies[nth] = body;
-        }
-        Ok(bodies)
-    }
 }
 
 #[cfg(test)]
@@ -525,16 +555,12 @@ mod tests {
             let (store, query) = (Arc::clone(&store), Query::default());
             Arc::new(List { store, full: true, query, filtered: false, of_a_user: false })
         };
-        let ahead = |merged| {
-            let (rows, steps) = (VecDeque::new(), VecDeque::new());
-            ReadAhead { list: list(), merged, rows, ended: false, steps }
-        };
         let (sender, merged) = mpsc::channel(1);
-        sender.send(Ok(Vec::new())).await.unwrap();
-        assert_eq!(ahead(merged).step().await.unwrap(), None, "no rows stand for the end");
+        sender.send(Ok(VecDeque::new())).await.unwrap();
+        assert_eq!(ReadAhead::of(list(), merged).step().await.unwrap(), None, "no rows stand for the end");
         let (gone, merged) = mpsc::channel(1);
         drop(gone);
-        let broken = ahead(merged).step().await;
+        let broken = ReadAhead::of(list(), merged).step().await;
         assert!(matches!(broken, Err(StoreError::Corrupt(_))), "{broken:?}");
     }
 
@@ -545,15 +571,6 @@ mod tests {
         let mut text = Vec::new();
         longest.append_to(&mut text);
         assert!(text.len() <= LONGEST_ORIGIN as usize);
-    }
-
-    #[test]
-    fn as_many_bodies_are_fetched_as_fit_and_one_at_least() {
-        assert_eq!(fitting([10, 10, 10].iter(), 20), 2);
-        assert_eq!(fitting([30, 10].iter(), 20), 1, "too large by itself");
-        assert_eq!(fitting([0, 30].iter(), 20), 1, "no body, and then one that is too large");
-        assert_eq!(fitting([].iter(), 20), 0);
-        assert_eq!(fitting([1; 2 * MOST_BODIES].iter(), usize::MAX), MOST_BODIES);
     }
 
     #[test]

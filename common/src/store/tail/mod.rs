@@ -296,7 +296,7 @@ impl Store {
     pub async fn announced(&self, records: &[&Announced]) -> Result<Vec<Option<(Bytes, Origin)>>, StoreError> {
         let ids: Vec<StoredId> = records.iter().map(|record| StoredId::of(&record.event_id)).collect();
         let ids: Vec<&StoredId> = ids.iter().collect();
-        let bodies = if ids.is_empty() { Vec::new() } else { self.whole_bodies(&self.read, &ids).await? };
+        let bodies = self.whole_bodies(&self.read, &ids).await?;
         Ok(bodies.into_iter().map(|body| Origin::split(body?)).collect())
     }
 }

@@ -1,0 +1,183 @@
+//! Bodies, fetched by bytes.
+//!
+//! How large they are is not known before. To ask (`STRLEN`) costs Redis twice what the bodies themselves do. So as many are
+//! asked for as probably fit, going by those of late, and what does not fit is dropped and fetched another time. However
+//! wrong that turns out: only so many bodies are on their way at a time.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use memchr::memrchr;
+use tokio::sync::{AcquireError, Semaphore, SemaphorePermit};
+
+use super::connection::Lane;
+use super::layout::{Layout, StoredId};
+use super::{Store, StoreError};
+
+/// Bodies that are on their way at a time, those of all lists: 64 MiB, if each is as large as [`USUAL_MOST`]. Once larger
+/// ones were seen, they are as many fewer.
+const ON_THEIR_WAY: usize = 256;
+/// Bytes of an event that is as large as may be posted, where nothing else is set. Only other producers write larger ones.
+const USUAL_MOST: usize = 256 * 1024;
+/// Bodies that are asked for at a time.
+const AT_A_TIME: usize = 128;
+/// What a body has, as long as none was seen. A page of a hundred is one step with it, and 25 MiB at worst.
+const UNSEEN: usize = 10 * 1024;
+/// More than the name of a key and what stands before each argument have, mostly.
+const NAME: usize = 64;
+
+/// What is known of the bodies' sizes, and how many more may be asked for now.
+pub(super) struct Bodies {
+    places: Semaphore,
+    usual: AtomicUsize,
+    largest: AtomicUsize,
+}
+
+impl Default for Bodies {
+    fn default() -> Self {
+        Self { places: Semaphore::new(ON_THEIR_WAY), usual: AtomicUsize::new(UNSEEN), largest: AtomicUsize::new(0) }
+    }
+}
+
+impl Bodies {
+    /// How many of them probably have so many bytes together; one at least.
+    pub(super) fn within(&self, bytes: usize) -> usize {
+        let most = (ON_THEIR_WAY / self.places_of_one()).clamp(1, AT_A_TIME);
+        (bytes / self.usual.load(Ordering::Relaxed).max(1)).clamp(1, most)
+    }
+
+    /// How many of [`ON_THEIR_WAY`] a body takes that is as large as any that was seen.
+    fn places_of_one(&self) -> usize {
+        self.largest.load(Ordering::Relaxed).div_ceil(USUAL_MOST).max(1)
+    }
+
+    /// Waits until so many may be on their way.
+    async fn places(&self, count: usize) -> Result<SemaphorePermit<'_>, AcquireError> {
+        self.places.acquire_many((count * self.places_of_one()).min(ON_THEIR_WAY) as u32).await
+    }
+
+    /// Whether so many probably have no more bytes than these.
+    pub(super) fn are_within(&self, bytes: usize, count: usize) -> bool {
+        count * self.usual.load(Ordering::Relaxed) <= bytes
+    }
+
+    /// Takes note of some. What is larger than before counts at once, what is smaller by and by.
+    fn note(&self, sizes: &[usize]) {
+        let mean = sizes.iter().sum::<usize>() / sizes.len().max(1);
+        let before = self.usual.load(Ordering::Relaxed);
+        self.usual.store(mean.max((before + 3 * mean) / 4), Ordering::Relaxed);
+        self.largest.fetch_max(sizes.iter().copied().max().unwrap_or_default(), Ordering::Relaxed);
+    }
+}
+
+/// How many of these bodies, of so many bytes each, fit into `room`; one at least, if there is any.
+fn fitting(sizes: &[usize], room: usize) -> usize {
+    let mut bytes = 0;
+    let over = sizes.iter().position(|size| {
+        bytes += size;
+        bytes > room
+    });
+    over.map_or(sizes.len(), |over| over.max(1))
+}
+
+impl Store {
+    /// The JSON of the first of these events, in order, of as many as fit into `room` bytes and of one at least; `None` of
+    /// one whose body has expired a moment before its entry is trimmed. They are no more than [`Bodies::within`] gives.
+    pub(super) async fn fitting_bodies(
+        &self,
+        lane: &Lane,
+        ids: &[&StoredId],
+        room: usize,
+    ) -> Result<Vec<Option<Bytes>>, StoreError> {
+        // The semaphore is never closed.
+        let _places = self.bodies.places(ids.len()).await;
+        let mut bodies = self.whole_bodies(lane, ids).await?;
+        let sizes: Vec<usize> = bodies.iter().map(|body| body.as_ref().map_or(0, Vec::len)).collect();
+        self.bodies.note(&sizes);
+        bodies.truncate(fitting(&sizes, room));
+        let json = |mut body: Vec<u8>| {
+            body.truncate(memrchr(0, &body).unwrap_or(body.len()));
+            Bytes::from(body)
+        };
+        Ok(bodies.into_iter().map(|body| body.map(json)).collect())
+    }
+
+    /// What is stored under these ids, JSON and origin, in order.
+    pub(super) async fn whole_bodies(
+        &self,
+        lane: &Lane,
+        ids: &[&StoredId],
+    ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let layout = self.layout().await?;
+        if !lane.is_cluster() {
+            return lane.command(&mget(layout, ids.iter().copied())).await;
+        }
+        let mut asked: Vec<Vec<usize>> = vec![Vec::new(); layout.buckets()];
+        ids.iter().enumerate().for_each(|(nth, id)| asked[layout.bucket_of_stored(id)].push(nth));
+        asked.retain(|nths| !nths.is_empty());
+        let commands = asked.iter().map(|nths| mget(layout, nths.iter().map(|nth| ids[*nth])));
+        let answers: Vec<Vec<Option<Vec<u8>>>> = lane.scatter(commands).await?;
+        let mut bodies = vec![None; ids.len()];
+        for (nth, body) in asked.into_iter().zip(answers).flat_map(|(nths, answer)| nths.into_iter().zip(answer)) {
+            bodies[nth] = body;
+        }
+        Ok(bodies)
+    }
+}
+
+fn mget<'a>(layout: &Layout, ids: impl ExactSizeIterator<Item = &'a StoredId>) -> redis::Cmd {
+    let mut command = redis::Cmd::with_capacity(1 + ids.len(), ids.len() * NAME);
+    command.arg("MGET");
+    let mut key = Vec::with_capacity(NAME);
+    for id in ids {
+        key.clear();
+        key.extend_from_slice(layout.events(layout.bucket_of_stored(id)).as_bytes());
+        key.extend_from_slice(id.as_bytes());
+        command.arg(key.as_slice());
+    }
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_bodies_are_kept_as_fit_and_one_at_least() {
+        assert_eq!(fitting(&[10, 10, 10], 20), 2);
+        assert_eq!(fitting(&[30, 10], 20), 1, "too large by itself");
+        assert_eq!(fitting(&[0, 30], 20), 1, "no body, and then one that is too large");
+        assert_eq!(fitting(&[], 20), 0);
+        assert_eq!(fitting(&[10, 10], 0), 1);
+    }
+
+    #[test]
+    fn few_are_asked_for_after_a_large_one_and_soon_many_again_but_never_more_than_may_be_on_their_way() {
+        let bodies = Bodies::default();
+        let page = 1024 * 1024;
+        assert!((100..=AT_A_TIME).contains(&bodies.within(page)), "a usual page at once, of whatever size");
+        bodies.note(&[250_000; 10]);
+        assert_eq!(bodies.within(page), 4);
+        (0..8).for_each(|_| bodies.note(&[200; 10]));
+        assert_eq!(bodies.within(page), AT_A_TIME);
+        assert_eq!(bodies.within(20_000) / 10, 9);
+        bodies.note(&[0, 0]);
+        bodies.note(&[]);
+        assert_eq!((bodies.within(0), bodies.within(usize::MAX)), (1, AT_A_TIME));
+    }
+
+    #[tokio::test]
+    async fn where_bodies_were_seen_that_are_larger_than_usual_fewer_are_on_their_way() {
+        let bodies = Bodies::default();
+        bodies.note(&[4 * USUAL_MOST]);
+        (0..20).for_each(|_| bodies.note(&[200; 10]));
+        assert_eq!(bodies.within(usize::MAX), ON_THEIR_WAY / 4);
+        let _all = bodies.places(bodies.within(usize::MAX)).await.unwrap();
+        assert_eq!(bodies.places.available_permits(), 0);
+        bodies.note(&[usize::MAX]);
+        assert_eq!(bodies.within(usize::MAX), 1);
+    }
+}
