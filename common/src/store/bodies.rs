@@ -177,7 +177,7 @@ mod tests {
         assert_eq!(bodies.within(usize::MAX), ON_THEIR_WAY / 4);
         let _all = bodies.places(bodies.within(usize::MAX)).await.unwrap();
         assert_eq!(bodies.places.available_permits(), 0);
-        bodies.note(&[usize::MAX]);
+        bodies.note(&[2 * ON_THEIR_WAY * USUAL_MOST]);
         assert_eq!(bodies.within(usize::MAX), 1);
     }
 }

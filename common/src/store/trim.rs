@@ -4,8 +4,10 @@ use super::{Store, StoreError};
 
 /// Entries that one index gives up in one step, so that no step blocks Redis for long.
 pub(super) const STEP: usize = 500;
-/// Entries that one call looks at, of all indexes together.
+/// Entries that one call looks at, of all indexes together: more than one Redis takes in between two calls.
 const MOST_ENTRIES: usize = 400_000;
+/// Steps of one call at least. Where there are many buckets, there are many nodes.
+const LEAST_STEPS: usize = 50;
 
 /// Looks at entries that are beyond the retention, the oldest first, and removes those whose body is gone. It is Redis'
 /// clock that counts, which the bodies expire by. ARGV: retention in milliseconds, most entries, the score to begin behind,
@@ -39,7 +41,7 @@ impl Store {
     pub async fn trim(&self) -> Result<usize, StoreError> {
         let (layout, mut removed) = (self.layout().await?, 0);
         let mut from: Vec<String> = vec!["-inf".into(); layout.buckets()];
-        for _ in 0..MOST_ENTRIES / STEP / layout.buckets() {
+        for _ in 0..(MOST_ENTRIES / STEP / layout.buckets()).max(LEAST_STEPS) {
             let scripts = from.iter().enumerate().map(|(bucket, from)| {
                 let mut script = redis::cmd("EVAL");
                 script.arg(TRIM).arg(1).arg(layout.index(bucket)).arg(self.retention()).arg(STEP);
