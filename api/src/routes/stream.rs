@@ -36,7 +36,7 @@ const PIECE: usize = 64 * 1024;
 const LIVE_PIECE: usize = 8 * 1024;
 /// Frames of so many bytes are sent as they are, and not copied together.
 const SMALL: usize = 4 * 1024;
-/// Entries of a bucket that a reader which catches up holds at a time; each announces some dozens of records.
+/// Entries of a bucket that a reader which catches up holds at a time; each announces up to 500 records.
 const ENTRIES: usize = 25;
 /// How long a client is waited for that is to be told why its stream ends.
 const LAST_WORD: Duration = Duration::from_secs(1);
@@ -339,7 +339,8 @@ impl Reader {
             let last = !entries.iter().any(|entry| now.is_behind(entry));
             self.send_entries(&entries, &mut seen).await?;
             if last {
-                return Ok(());
+                // What the process had read was lost meanwhile, and won't be announced again to this reader's generation.
+                return if self.position.falls_short_of(&now) { self.start_over().await } else { Ok(()) };
             }
         }
     }

@@ -6,7 +6,7 @@
 
 use common::store::{Announced, Entry, Seen};
 
-/// Generations that are told apart. Each remembers some thousand records.
+/// Generations that are told apart. Each remembers some megabytes of records.
 const MOST: usize = 4;
 
 /// The generations of readers, each with its number: that of the first loss which it came after.

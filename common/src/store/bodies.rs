@@ -30,6 +30,7 @@ const NAME: usize = 64;
 pub(super) struct Bodies {
     places: Semaphore,
     usual: AtomicUsize,
+    /// Fades, so that a single large one does not count for ever.
     largest: AtomicUsize,
 }
 
@@ -66,7 +67,9 @@ impl Bodies {
         let mean = sizes.iter().sum::<usize>() / sizes.len().max(1);
         let before = self.usual.load(Ordering::Relaxed);
         self.usual.store(mean.max((before + 3 * mean) / 4), Ordering::Relaxed);
-        self.largest.fetch_max(sizes.iter().copied().max().unwrap_or_default(), Ordering::Relaxed);
+        let largest = self.largest.load(Ordering::Relaxed);
+        let faded = largest - largest / 256;
+        self.largest.store(faded.max(sizes.iter().copied().max().unwrap_or_default()), Ordering::Relaxed);
     }
 }
 
@@ -133,9 +136,7 @@ fn mget<'a>(layout: &Layout, ids: impl ExactSizeIterator<Item = &'a StoredId>) -
     command.arg("MGET");
     let mut key = Vec::with_capacity(NAME);
     for id in ids {
-        key.clear();
-        key.extend_from_slice(layout.events(layout.bucket_of_stored(id)).as_bytes());
-        key.extend_from_slice(id.as_bytes());
+        layout.put_event(&mut key, layout.bucket_of_stored(id), id);
         command.arg(key.as_slice());
     }
     command

@@ -200,6 +200,13 @@ impl Layout {
         [self.events(bucket).as_bytes(), id.as_bytes()].concat()
     }
 
+    /// The same, in place of what is in `key`.
+    pub(super) fn put_event(&self, key: &mut Vec<u8>, bucket: usize, id: &StoredId) {
+        key.clear();
+        key.extend_from_slice(self.events(bucket).as_bytes());
+        key.extend_from_slice(id.as_bytes());
+    }
+
     /// What the names of a bucket's events begin with.
     pub(super) fn events(&self, bucket: usize) -> &str {
         &self.events[bucket]

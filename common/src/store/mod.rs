@@ -44,7 +44,7 @@ mod trim;
 mod workers;
 mod write;
 
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicI64, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -74,7 +74,7 @@ pub struct Store {
     /// Known once Redis was asked.
     spread: OnceLock<Spread>,
     /// Set when the store has come to be another than that.
-    replaced: OnceLock<StoreError>,
+    replaced: AtomicUsize,
     /// Transactions of the worker, and its positions.
     write: Arc<Lane>,
     /// Small answers; large ones would block them on a shared connection.
@@ -104,7 +104,7 @@ impl Store {
         Ok(Self {
             names: Names::new(&settings.key_prefix),
             spread: OnceLock::new(),
-            replaced: OnceLock::new(),
+            replaced: AtomicUsize::default(),
             read: write.another(),
             export: write.another(),
             write: Arc::new(write),

@@ -241,8 +241,22 @@ impl Walk {
         if self.has_ended().await? {
             return Ok(Some(Page { events, next: None }));
         }
-        let row = last.and_then(|Entry { score, id }| Some(Row { score: score?, id }));
-        Ok(row.map(|row| Page { events, next: Some(Cursor(row)) }))
+        let Some(Entry { score, id }) = last else { return Ok(None) };
+        let score = if score.is_some() { score } else { self.score_of(&id).await? };
+        Ok(score.map(|score| Page { events, next: Some(Cursor(Row { score, id })) }))
+    }
+
+    /// The score of an entry of the only index that is read; `None` if it has left, or moved beyond what was read.
+    async fn score_of(&self, id: &StoredId) -> Result<Option<i64>, StoreError> {
+        let [head] = self.heads.as_slice() else { return Ok(None) };
+        let mut asked = redis::cmd("ZSCORE");
+        asked.arg(&head.index).arg(id.as_bytes());
+        let score = self.list.lane().command::<Option<f64>>(&asked).await?.map(|score| score as i64);
+        let is_before = |end: &Row, score: i64| match self.list.query.order {
+            Order::Ascending => score <= end.score,
+            Order::Descending => score >= end.score,
+        };
+        Ok(score.filter(|score| head.last.as_ref().is_some_and(|end| is_before(end, *score))))
     }
 
     async fn has_ended(&mut self) -> Result<bool, StoreError> {
@@ -317,6 +331,8 @@ impl Walk {
         }
         // Made for what consists of sorted runs.
         rows.sort_by(|one, other| order.of(one, other));
+        // The names of a bucket's keys may be those that another one had while the store had another number of them.
+        rows.dedup();
         self.merged.extend(rows.into_iter().map(Entry::from));
     }
 

@@ -2,6 +2,7 @@
 //! learn it from `meta:layout` when they first ask Redis, which may be long after they have started.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 use tokio::sync::Mutex;
 
@@ -29,10 +30,10 @@ impl Store {
     }
 
     pub(super) async fn spread(&self) -> Result<&Spread, StoreError> {
-        match (self.replaced.get(), self.spread.get()) {
-            (Some(error), _) => Err(error.clone()),
-            (None, Some(spread)) => Ok(spread),
-            (None, None) => self.check_layout().await,
+        match (self.replaced.load(Ordering::Relaxed), self.spread.get()) {
+            (0, Some(spread)) => Ok(spread),
+            (found, Some(spread)) => Err(StoreError::Buckets { found, own: spread.layout.buckets() }),
+            (_, None) => self.check_layout().await,
         }
     }
 
@@ -49,10 +50,8 @@ impl Store {
         let Some(found) = layout::buckets_by(&mark) else { return Err(StoreError::Layout { key, found: mark }) };
         let spread = self.spread.get_or_init(|| self.spread_over(found));
         let own = spread.layout.buckets();
-        if own != found {
-            return Err(self.replaced.get_or_init(|| StoreError::Buckets { found, own }).clone());
-        }
-        Ok(spread)
+        self.replaced.store(if own == found { 0 } else { found }, Ordering::Relaxed);
+        if own == found { Ok(spread) } else { Err(StoreError::Buckets { found, own }) }
     }
 
     fn spread_over(&self, buckets: usize) -> Spread {

@@ -22,8 +22,13 @@ use crate::mutation::{Mutation, active};
 /// that it was stored.
 const GRACE_MS: i64 = 3_600_000;
 
+/// Bytes of what a command has beside a key and a body, about; a command that knows its size allocates once.
+const SMALL_ARGUMENTS: usize = 40;
+
 /// One in so many entries of a user's index also trims it.
 const TRIM_ONE_IN: i64 = 64;
+/// Records of one entry of the tail, at most.
+const MOST_ANNOUNCED: usize = 500;
 /// One in so many events, of those of a partition, also trims the tail.
 const TRIM_TAIL_ONE_IN: i64 = 16;
 
@@ -452,20 +457,25 @@ impl Transaction {
 
     /// Their bodies, and their entries in the bucket's index.
     fn store_events(&mut self, store: &Store, layout: &Layout, batch: &Batch, bucket: usize) {
-        let retention = store.retention();
+        let (retention, mut key) = (store.retention(), Vec::new());
         for event in self.plain.iter().map(|nth| &batch.events[*nth]) {
-            let set = self.commands.cmd("SET").arg(layout.event(bucket, &event.stored_id)).arg(&event.body);
+            layout.put_event(&mut key, bucket, &event.stored_id);
+            let mut set = redis::Cmd::with_capacity(6, key.len() + event.body.len() + SMALL_ARGUMENTS);
+            set.arg("SET").arg(key.as_slice()).arg(&event.body);
             if !active(Mutation::ClaimWithoutNx) {
                 set.arg("NX");
             }
-            set.arg("PXAT").arg(event.expiry(retention)).ignore();
+            set.arg("PXAT").arg(event.expiry(retention));
+            self.commands.add_command(set).ignore();
         }
         if !self.plain.is_empty() && !active(Mutation::IndexOnlyNew) {
-            let index = self.commands.cmd("ZADD").arg(layout.index(bucket)).arg("NX");
+            let count = self.plain.len();
+            let mut index = redis::Cmd::with_capacity(3 + 2 * count, SMALL_ARGUMENTS * (1 + count));
+            index.arg("ZADD").arg(layout.index(bucket)).arg("NX");
             for event in self.plain.iter().map(|nth| &batch.events[*nth]) {
                 index.arg(event.score).arg(event.stored_id.as_bytes());
             }
-            index.ignore();
+            self.commands.add_command(index).ignore();
         }
         if !self.scripted.is_empty() {
             let script = self.commands.cmd("EVAL").arg(STORE).arg(1).arg(layout.index(bucket));
@@ -540,7 +550,7 @@ fn check(
     script.arg(GUARD_MS);
 }
 
-/// Announces a bucket's events on its tail.
+/// Announces a bucket's events on its tail. Readers hold whole entries, so these are no larger than those of a usual batch.
 fn announce<'a>(
     commands: &mut Pipeline,
     layout: &Layout,
@@ -548,17 +558,17 @@ fn announce<'a>(
     bucket: usize,
     events: impl Iterator<Item = &'a StoredEvent>,
 ) {
-    let (mut records, mut trims) = (Records::default(), false);
-    for event in events {
-        records.push(event.processed, event.partition, event.offset, &event.stored_id);
-        trims |= event.offset % TRIM_TAIL_ONE_IN == 0;
+    let (tail, events) = (layout.tail(bucket), events.collect::<Vec<_>>());
+    for events in events.chunks(MOST_ANNOUNCED) {
+        let mut records = Records::default();
+        for event in events {
+            records.push(event.processed, event.partition, event.offset, &event.stored_id);
+        }
+        let entry = commands.cmd("XADD").arg(&tail).arg("MAXLEN").arg("~").arg(MAX_ENTRIES).arg("*");
+        entry.arg(scope.name()).arg(records.packed()).ignore();
     }
-    let Some(records) = records.packed() else { return };
-    let tail = commands.cmd("XADD").arg(layout.tail(bucket)).arg("MAXLEN").arg("~");
-    tail.arg(MAX_ENTRIES).arg("*").arg(scope.name()).arg(records);
-    commands.ignore();
-    if trims {
-        commands.add_command(trim_tail(&layout.tail(bucket))).ignore();
+    if events.iter().any(|event| event.offset % TRIM_TAIL_ONE_IN == 0) {
+        commands.add_command(trim_tail(&tail)).ignore();
     }
 }
 
@@ -583,16 +593,20 @@ fn add_user_entries(
         let key = layout.user_index(bucket, user);
         let (scripted, plain): (Vec<&StoredEvent>, Vec<_>) = events.iter().partition(|event| unusual.may_repeat(event));
         if !plain.is_empty() {
-            let entries = commands.cmd("ZADD").arg(&key).arg("NX");
+            let count = plain.len();
+            let mut entries = redis::Cmd::with_capacity(3 + 2 * count, key.len() + SMALL_ARGUMENTS * (1 + count));
+            entries.arg("ZADD").arg(&key).arg("NX");
             plain.iter().for_each(|event| _ = entries.arg(event.score).arg(event.stored_id.as_bytes()));
-            entries.ignore();
+            commands.add_command(entries).ignore();
         }
         if !scripted.is_empty() {
             let entries = commands.cmd("EVAL").arg(LIST_FOR_USER).arg(1).arg(&key).arg(store.retention());
             scripted.iter().for_each(|event| _ = entries.arg(event.score).arg(event.stored_id.as_bytes()));
             entries.ignore();
         }
-        commands.cmd("PEXPIRE").arg(&key).arg(life).ignore();
+        let mut expire = redis::Cmd::with_capacity(3, key.len() + SMALL_ARGUMENTS);
+        expire.arg("PEXPIRE").arg(&key).arg(life);
+        commands.add_command(expire).ignore();
         if events.iter().any(|event| event.score % TRIM_ONE_IN == 0) {
             commands.cmd("EVAL").arg(TRIM_USER).arg(1).arg(&key).arg(store.retention()).arg(STEP).ignore();
         }

@@ -89,6 +89,19 @@ async fn who_begins_a_store_over_what_another_number_of_buckets_has_left_reads_e
     assert_eq!(world.store.positions(&world.scope, &[0]).await.unwrap()[&0], [Some(7); BUCKETS]);
 }
 
+/// The names of one bucket's keys are among those of sixteen.
+#[tokio::test]
+async fn what_another_number_of_buckets_has_left_is_listed_once() {
+    let world = World::new();
+    let jsons: Vec<String> = (0..40).map(|n| event_json(&format!("e-{n}"), "u", Timestamp::now(), "{}")).collect();
+    for buckets in [1, 16] {
+        world.command::<usize>(&["DEL", &world.key("meta:layout")]);
+        let spread = world.asking_for(Some(buckets));
+        spread.write(jsons.iter().map(|json| stored(json, 1)).collect()).await;
+        assert_eq!(spread.paged(&Query::default(), 7).await.len(), jsons.len(), "{buckets}");
+    }
+}
+
 /// Moves each bucket of four from 0 on.
 fn batch() -> Batch {
     let events = vec![stored(&event_json("e", "u", Timestamp::now(), "{}"), 1)];
@@ -130,6 +143,10 @@ async fn who_goes_by_another_number_than_the_store_has_now_writes_nothing_and_is
     world.store.event("e").await.unwrap_err();
     world.store.page(&Query::default(), None, 10).await.unwrap_err();
     assert_eq!(world.command::<Vec<String>>(&["KEYS", &world.key("ev:*")]), [""; 0]);
+    // Until the store has its number again.
+    world.command::<()>(&["SET", &world.key("meta:layout"), "3|4|xxh3"]);
+    world.store.check().await.unwrap();
+    assert_eq!(world.store.event("e").await.unwrap(), None);
     world.command::<()>(&["SET", &world.key("meta:layout"), "2|16|xxh3"]);
     assert!(matches!(world.store.check().await.unwrap_err(), StoreError::Layout { .. }));
 }

@@ -1,6 +1,6 @@
 //! The live tail: what is stored is announced by the transaction that stores it, and a reader can tell what it missed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use common::event::Timestamp;
@@ -81,6 +81,31 @@ async fn every_record_of_a_batch_is_announced_with_its_place_and_its_id() {
     assert!(records(&entries).all(|record| record.partition == PARTITION));
     assert_eq!((records(&entries).count(), announced.len()), (200, 200));
     assert!(announced.iter().all(|(offset, id)| *id == format!("e-{offset}")));
+}
+
+#[tokio::test]
+async fn a_position_inside_an_entry_is_held_while_that_entry_is() {
+    let world = World::new();
+    world.write(events(0..200)).await;
+    let entries = world.after(&TailPosition::default()).await;
+    let begun = entries.iter().find(|entry| entry.records.len() > 1).unwrap();
+    let mut position = world.store.tail_end().await.unwrap().0;
+    position.go_back(begun.bucket, EntryId::default());
+    position.pass(begun, 0);
+    assert!(world.holds(&position).await);
+    let key = world.bucket_key("tl", begun.bucket, "");
+    assert_eq!(world.command::<usize>(&["XDEL", &key, &begun.id.to_string()]), 1);
+    assert!(!world.holds(&position).await, "another entry may come in its place");
+}
+
+/// Readers hold some entries at a time.
+#[tokio::test]
+async fn however_large_a_batch_is_no_entry_has_more_than_some_hundred_records() {
+    let world = World::new();
+    world.write(events(0..9_000)).await;
+    let entries = world.after(&TailPosition::default()).await;
+    assert!(entries.iter().all(|entry| entry.records.len() <= 500));
+    assert_eq!(records(&entries).map(|record| record.offset).collect::<BTreeSet<_>>().len(), 9_000);
 }
 
 #[tokio::test]

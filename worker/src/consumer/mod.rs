@@ -232,14 +232,15 @@ impl Consumer {
         first: Result<BorrowedMessage<'_>, KafkaError>,
     ) -> anyhow::Result<()> {
         let (now, clock) = (Timestamp::now(), Instant::now());
-        let mut next = Some(first);
+        // It changes by nothing that happens here.
+        let (mut next, can_dispatch) = (Some(first), self.can_dispatch());
         while let Some(record) = next {
             match record {
                 Ok(record) => self.on_record(&record, now, clock),
                 Err(error) => on_read_error(error)?,
             }
             // A change of the assignment may have come with it; it is first in line.
-            let goes = self.is_full() || (self.pending.is_enough() && self.can_dispatch());
+            let goes = self.is_full() || (self.pending.is_enough() && can_dispatch);
             let more = !goes && self.changes.is_empty();
             next = if more { kafka.recv().now_or_never() } else { None };
         }

@@ -163,12 +163,12 @@ impl Records {
         self.packed.extend_from_slice(id.as_bytes());
     }
 
-    /// What stands in the entry; `None` of no records.
-    pub(in crate::store) fn packed(self) -> Option<Vec<u8>> {
+    /// What stands in the entry.
+    pub(in crate::store) fn packed(self) -> Vec<u8> {
         let mut packed = Vec::with_capacity(self.packed.len() + 8);
-        push(&mut packed, self.since?.unsigned_abs());
+        push(&mut packed, self.since.unwrap_or_default().unsigned_abs());
         packed.extend_from_slice(&self.packed);
-        Some(packed)
+        packed
     }
 }
 
@@ -197,7 +197,7 @@ mod tests {
         records
             .iter()
             .for_each(|(partition, offset, id)| packed.push(7 + offset, *partition, *offset, &StoredId::of(id)));
-        packed.packed().unwrap()
+        packed.packed()
     }
 
     proptest! {

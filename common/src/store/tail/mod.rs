@@ -31,7 +31,7 @@ use super::positions::partition_of;
 use super::spread::Spread;
 use super::{Origin, Store, StoreError};
 
-/// The most entries that a stream holds, about, each of up to a batch's share of records.
+/// The most entries that a stream holds, about, each of up to 500 records.
 pub(super) const MAX_ENTRIES: usize = 50_000;
 /// How long an entry is held at least, unless there are [`MAX_ENTRIES`]: longer than a client needs to come back.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -127,7 +127,7 @@ impl Store {
     /// [`StoreError`] when Redis has no good answer.
     pub async fn tail_holds(&self, position: &TailPosition) -> Result<bool, StoreError> {
         let all = self.layout().await?.all();
-        let unread: Vec<usize> = all.clone().filter(|bucket| position.at(*bucket).is_beginning()).collect();
+        let unread: Vec<usize> = all.clone().filter(|bucket| position.stands_at(*bucket).is_beginning()).collect();
         let gone = self.places_gone(all, position).await?;
         Ok(gone.is_empty() && self.never_trimmed(&unread).await?)
     }
@@ -179,9 +179,9 @@ impl Store {
     /// and nothing was added before it.
     async fn places_gone(&self, buckets: Range<usize>, position: &TailPosition) -> Result<Vec<usize>, StoreError> {
         let layout = self.layout().await?;
-        let read: Vec<usize> = buckets.filter(|bucket| !position.at(*bucket).is_beginning()).collect();
+        let read: Vec<usize> = buckets.filter(|bucket| !position.stands_at(*bucket).is_beginning()).collect();
         let ranges = read.iter().map(|bucket| {
-            let at = position.at(*bucket).to_string();
+            let at = position.stands_at(*bucket).to_string();
             redis::cmd("XRANGE").arg(layout.tail(*bucket)).arg(&at).arg(&at).take()
         });
         if read.is_empty() {

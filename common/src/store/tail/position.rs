@@ -19,8 +19,16 @@ pub struct TailPosition {
     /// The last entry of each bucket that was read whole. Each event on its way to readers has a position: up to the usual
     /// number on a Cluster it takes no memory of its own.
     entries: SmallVec<[EntryId; 16]>,
-    /// The bucket of an entry that was read in part, and how many of its records.
-    partial: Option<(usize, usize)>,
+    partial: Option<Begun>,
+}
+
+/// An entry that was read in part. Its place must be known as well: after a loss another one may be the next of its bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Begun {
+    bucket: usize,
+    entry: EntryId,
+    /// How many of its records were read, one at least.
+    records: usize,
 }
 
 impl TailPosition {
@@ -42,6 +50,11 @@ impl TailPosition {
         self.entries.get(bucket).copied().unwrap_or_default()
     }
 
+    /// The entry of a bucket at which it stands: one that was begun, or the last one that was read whole.
+    pub(super) fn stands_at(&self, bucket: usize) -> EntryId {
+        self.partial.filter(|begun| begun.bucket == bucket).map_or_else(|| self.at(bucket), |begun| begun.entry)
+    }
+
     fn set(&mut self, bucket: usize, entry: EntryId) {
         if bucket >= self.entries.len() {
             self.entries.resize(bucket + 1, EntryId::default());
@@ -52,7 +65,7 @@ impl TailPosition {
     /// Moves behind the record of this number, from 0, of an entry.
     pub fn pass(&mut self, entry: &Entry, number: usize) {
         if number + 1 < entry.records.len() {
-            self.partial = Some((entry.bucket, number + 1));
+            self.partial = Some(Begun { bucket: entry.bucket, entry: entry.id, records: number + 1 });
         } else {
             self.pass_all(entry);
         }
@@ -60,15 +73,13 @@ impl TailPosition {
 
     /// Moves behind an entry.
     pub fn pass_all(&mut self, entry: &Entry) {
-        self.set(entry.bucket, entry.id);
-        if self.partial.is_some_and(|(bucket, _)| bucket == entry.bucket) {
-            self.partial = None;
-        }
+        self.go_back(entry.bucket, entry.id);
     }
 
     /// Moves to wherever another position is further.
     pub fn join(&mut self, other: &Self) {
-        let furthest = |one: &Self, than: &Self| one.partial.filter(|(bucket, _)| one.at(*bucket) >= than.at(*bucket));
+        let furthest =
+            |one: &Self, than: &Self| one.partial.filter(|begun| one.at(begun.bucket) >= than.at(begun.bucket));
         self.partial = furthest(other, self).or_else(|| furthest(self, other));
         let all = self.entries.len().max(other.entries.len());
         self.entries = (0..all).map(|bucket| self.at(bucket).max(other.at(bucket))).collect();
@@ -77,9 +88,15 @@ impl TailPosition {
     /// Moves back in a bucket: its stream is not the one that was read, or only until there.
     pub fn go_back(&mut self, bucket: usize, to: EntryId) {
         self.set(bucket, to);
-        if self.partial.is_some_and(|(begun, _)| begun == bucket) {
+        if self.partial.is_some_and(|begun| begun.bucket == bucket) {
             self.partial = None;
         }
+    }
+
+    /// Whether it has not come as far as another one in some bucket, the stream of which that one has read.
+    #[must_use]
+    pub fn falls_short_of(&self, other: &Self) -> bool {
+        other.buckets().any(|bucket| !other.at(bucket).is_beginning() && self.at(bucket) < other.at(bucket))
     }
 
     /// Whether the whole of an entry lies before this position.
@@ -93,7 +110,7 @@ impl TailPosition {
     pub fn passed(&self, entry: &Entry) -> usize {
         match self.partial {
             _ if self.is_behind(entry) => entry.records.len(),
-            Some((bucket, records)) if bucket == entry.bucket => records,
+            Some(begun) if (begun.bucket, begun.entry) == (entry.bucket, entry.id) => begun.records,
             _ => 0,
         }
     }
@@ -102,10 +119,16 @@ impl TailPosition {
     #[must_use]
     pub fn encode(&self) -> String {
         let latest = self.entries.iter().map(|id| id.millis).max().unwrap_or_default();
-        let (bucket, records) = self.partial.unwrap_or_default();
         let mut bytes = vec![VERSION];
-        for number in [self.entries.len() as u64, latest, bucket as u64, records as u64] {
-            push(&mut bytes, number);
+        push(&mut bytes, self.entries.len() as u64);
+        push(&mut bytes, latest);
+        match self.partial {
+            Some(Begun { bucket, entry, records }) => {
+                [records as u64, bucket as u64, entry.millis, entry.number]
+                    .into_iter()
+                    .for_each(|n| push(&mut bytes, n));
+            }
+            None => push(&mut bytes, 0),
         }
         for id in &self.entries {
             push(&mut bytes, latest - id.millis);
@@ -120,13 +143,20 @@ impl TailPosition {
         let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
         let mut rest = bytes.strip_prefix(&[VERSION])?;
         let (buckets, latest) = (pull(&mut rest)?, pull(&mut rest)?);
-        let (bucket, records) = (usize::try_from(pull(&mut rest)?).ok()?, usize::try_from(pull(&mut rest)?).ok()?);
+        let partial = match usize::try_from(pull(&mut rest)?).ok()? {
+            0 => None,
+            records => {
+                let bucket = usize::try_from(pull(&mut rest)?).ok()?;
+                let entry = EntryId { millis: pull(&mut rest)?, number: pull(&mut rest)? };
+                Some(Begun { bucket, entry, records })
+            }
+        };
         // Ends where the bytes do, whatever the number says.
         let entry = |_| Some(EntryId { millis: latest.checked_sub(pull(&mut rest)?)?, number: pull(&mut rest)? });
         let entries = (0..buckets).map(entry).collect::<Option<SmallVec<_>>>()?;
-        let partial = (records > 0).then_some((bucket, records));
         let position = Self { entries, partial };
-        (rest.is_empty() && position.buckets().contains(&bucket)).then_some(position)
+        let exists = |bucket: usize| bucket < position.entries.len();
+        (rest.is_empty() && exists(partial.map_or(0, |begun| begun.bucket))).then_some(position)
     }
 }
 
@@ -142,10 +172,14 @@ mod tests {
         #[test]
         fn every_position_reads_back(
             ids in prop::collection::vec(any::<(u64, u64)>(), 1..40),
-            partial: Option<(usize, usize)>,
+            partial: Option<(usize, (u64, u64), usize)>,
         ) {
             let entries: SmallVec<_> = ids.into_iter().map(|(millis, number)| EntryId { millis, number }).collect();
-            let partial = partial.map(|(bucket, records)| (bucket % entries.len(), records.max(1)));
+            let partial = partial.map(|(bucket, (millis, number), records)| Begun {
+                bucket: bucket % entries.len(),
+                entry: EntryId { millis, number },
+                records: records.max(1),
+            });
             let position = TailPosition { entries, partial };
             prop_assert_eq!(TailPosition::decode(&position.encode()), Some(position));
         }
@@ -191,6 +225,24 @@ mod tests {
         assert_eq!((position.passed(&first), position.passed(&entry_of(3, 10, 3))), (1, 0));
         position.pass(&first, 2);
         assert_eq!((position.passed(&first), position.passed(&second)), (3, 0));
+    }
+
+    #[test]
+    fn of_an_entry_that_takes_the_place_of_one_that_was_begun_nothing_is_passed() {
+        let mut position = TailPosition::default();
+        position.pass(&entry_of(2, 10, 3), 1);
+        assert_eq!((position.passed(&entry_of(2, 10, 3)), position.passed(&entry_of(2, 11, 3))), (2, 0));
+        assert_eq!(position.stands_at(2), entry_of(2, 10, 3).id);
+    }
+
+    #[test]
+    fn a_position_falls_short_where_it_is_behind_what_was_read_and_not_where_nothing_was() {
+        let (mut position, mut other) = (TailPosition::before_all(2), TailPosition::before_all(2));
+        other.go_back(0, EntryId::BEGIN_AGAIN);
+        other.pass_all(&entry_of(1, 10, 1));
+        assert!(position.falls_short_of(&other));
+        position.pass_all(&entry_of(1, 10, 1));
+        assert!(!position.falls_short_of(&other));
     }
 
     #[test]

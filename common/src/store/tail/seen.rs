@@ -7,8 +7,11 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::entry::{Announced, Entry, EntryId};
 
-/// Offsets of one bucket and partition that are remembered one by one: more than batches under way together have.
-const REMEMBERED: usize = 4096;
+/// Offsets that are remembered one by one, of all buckets and partitions together: some 4 MB.
+const TOGETHER: usize = 128 * 1024;
+/// The same of one bucket and partition. Batches under way together have about as many of all partitions.
+const MOST: usize = 4096;
+const LEAST: usize = 64;
 
 /// What was announced of each bucket and partition, by group and topic: another group or another topic is another matter.
 /// Redelivery, and the refill of a store that has lost something, announce it again. A topic that was deleted and made anew
@@ -29,7 +32,7 @@ pub(super) type Place = (Arc<str>, usize, i32);
 struct Offsets {
     /// Everything up to this one.
     floor: i64,
-    /// And these, [`REMEMBERED`] at most, each with a digest of its event's id.
+    /// And these, [`MOST`] at most, fewer where there are many places, each with a digest of its event's id.
     beyond: BTreeMap<i64, u32>,
     /// Whether this is everything since the log began, so that nothing else is to be taken for announced.
     whole: bool,
@@ -67,15 +70,16 @@ impl Offsets {
 impl Seen {
     /// Whether a record of an entry is announced for the first time; not any more afterwards.
     pub fn is_new(&mut self, entry: &Entry, record: &Announced) -> bool {
+        let most = (TOGETHER / self.0.len().max(1)).clamp(LEAST, MOST);
         let offsets = self.0.entry(place(entry, record.partition)).or_default();
         let new = !offsets.knows(record);
         if new {
             offsets.beyond.insert(record.offset, digest(record));
         }
-        if offsets.beyond.len() > REMEMBERED
-            && let Some(lowest) = offsets.lowest()
+        while offsets.beyond.len() > most
+            && let Some((lowest, _)) = offsets.beyond.pop_first()
         {
-            offsets.raise(lowest);
+            offsets.floor = offsets.floor.max(lowest);
         }
         new
     }
@@ -182,8 +186,11 @@ mod tests {
         let mut seen = Seen::default();
         assert!((0..5_000).all(|n| seen.is_new(&of("t", 3), &record(0, n * 2))));
         assert!((0..5_000).all(|n| !seen.is_new(&of("t", 3), &record(0, n * 2))));
-        assert!(seen.0[&("t".into(), 3, 0)].beyond.len() <= REMEMBERED);
+        assert!(seen.0[&("t".into(), 3, 0)].beyond.len() <= MOST);
         assert!(!seen.is_new(&of("t", 3), &record(0, 1)) && seen.is_new(&of("t", 3), &record(0, 9_997)));
+        (0..1_000).for_each(|bucket| _ = seen.is_new(&of("t", bucket), &record(7, 0)));
+        (10_000..20_000).for_each(|n| assert!(seen.is_new(&of("t", 3), &record(0, n))));
+        assert!(seen.0[&("t".into(), 3, 0)].beyond.len() <= TOGETHER / 1_000, "of many places less is remembered");
         let mut resumed = Seen::default();
         resumed.is_new(&of("t", 3), &record(0, 50));
         resumed.close_below();
