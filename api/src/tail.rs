@@ -76,6 +76,8 @@ pub(crate) struct Loss {
     pub(crate) to: TailPosition,
     /// The generation of readers that comes behind the loss.
     pub(crate) generation: u64,
+    /// The oldest one of which it is remembered what was announced to it.
+    pub(crate) oldest: u64,
 }
 
 /// An event on its way to many readers. What they need of it is made by the first who does, and once.
@@ -130,6 +132,9 @@ struct State {
     position: TailPosition,
     /// The last entries of each bucket that were read whole.
     passed: Vec<VecDeque<EntryId>>,
+    /// The furthest entry of each bucket that was ever read, or stood in the stream when reading began. An entry up to it
+    /// that comes again says nothing new about where logs end.
+    furthest: Vec<EntryId>,
     /// How often streams turned out not to be the ones that were read: what was read before of them does not count.
     losses: u64,
     generations: Generations,
@@ -141,10 +146,18 @@ impl State {
     /// An entry was read whole.
     fn pass_all(&mut self, entry: &Entry) {
         self.position.pass_all(entry);
+        self.furthest.get_mut(entry.bucket).into_iter().for_each(|furthest| *furthest = entry.id.max(*furthest));
         let Some(passed) = self.passed.get_mut(entry.bucket) else { return };
         passed.push_back(entry.id);
         if passed.len() > PASSED {
             passed.pop_front();
+        }
+    }
+
+    /// Before the records of an entry: what was announced before may not count any more.
+    fn heed(&mut self, entry: &Entry) {
+        if self.furthest.get(entry.bucket).is_none_or(|furthest| entry.id > *furthest) {
+            self.generations.heed(entry);
         }
     }
 
@@ -166,6 +179,7 @@ impl Tail {
         let state = State {
             position: TailPosition::default(),
             passed: Vec::new(),
+            furthest: Vec::new(),
             losses: 0,
             generations: Generations::new(Seen::default()),
             waiting: HashMap::new(),
@@ -192,6 +206,7 @@ impl Tail {
                         let mut state = self.lock();
                         (state.position, state.generations) = (position, Generations::new(seen));
                         state.passed = vec![VecDeque::new(); state.position.buckets().len()];
+                        state.furthest = state.position.buckets().map(|bucket| state.position.at(bucket)).collect();
                         // Nobody reads yet, unless it stopped just as somebody came.
                         if self.frames.receiver_count() > 0 {
                             self.say_gap(&mut state);
@@ -254,6 +269,7 @@ impl Tail {
         if self.store.tail_skipped(&position, &entries).await? {
             self.say_gap(&mut self.lock());
         }
+        let entries: Vec<Arc<Entry>> = entries.into_iter().map(Arc::new).collect();
         self.take(&entries, losses).await
     }
 
@@ -301,8 +317,9 @@ impl Tail {
         if trimmed {
             self.say_gap(&mut state);
         } else {
-            let (to, generation) = (state.position.clone(), state.generations.latest());
-            drop(self.frames.send(Arc::new(Frame::Loss(Loss { buckets, from, to, generation }))));
+            let (to, generations) = (state.position.clone(), &state.generations);
+            let (generation, oldest) = (generations.latest(), generations.oldest());
+            drop(self.frames.send(Arc::new(Frame::Loss(Loss { buckets, from, to, generation, oldest }))));
         }
     }
 
@@ -315,10 +332,10 @@ impl Tail {
     }
 
     /// Hands entries on. What was not handed on when an error came is read again.
-    async fn take(&self, entries: &[Entry], losses: u64) -> Result<(), StoreError> {
+    async fn take(&self, entries: &[Arc<Entry>], losses: u64) -> Result<(), StoreError> {
         // Behind an entry that says where logs end, what was announced before may not count any more.
         for run in entries.chunk_by(|_, next| next.ends.is_empty()) {
-            self.lock().generations.heed(&run[0]);
+            self.lock().heed(&run[0]);
             for portion in portions(run) {
                 self.hand_on(portion, losses).await?;
             }
@@ -326,7 +343,7 @@ impl Tail {
         Ok(())
     }
 
-    async fn hand_on(&self, entries: &[Entry], losses: u64) -> Result<(), StoreError> {
+    async fn hand_on(&self, entries: &[Arc<Entry>], losses: u64) -> Result<(), StoreError> {
         let mut watched = self.frames.receiver_count() > 0;
         loop {
             let events = if watched { self.new_events(entries).await? } else { HashMap::new() };
@@ -344,8 +361,7 @@ impl Tail {
     }
 
     /// Hands one entry on to who waits and, if there are `events` for who reads, to them.
-    fn publish(&self, state: &mut State, entry: &Entry, watched: bool, events: &Events) {
-        let entry = Arc::new(entry.clone());
+    fn publish(&self, state: &mut State, entry: &Arc<Entry>, watched: bool, events: &Events) {
         let mut sent = Vec::new();
         for (number, record) in entry.records.iter().enumerate() {
             for waiter in state.waiting.remove(&record.event_id).into_iter().flatten() {
@@ -355,7 +371,7 @@ impl Tail {
             let event = events.get(&(entry.bucket, entry.id, number));
             // One that has gone since was lost with the store, and is new when it is announced again.
             if (event.is_some() || !watched)
-                && let Some(generation) = state.generations.announce(&entry, record)
+                && let Some(generation) = state.generations.announce(entry, record)
                 && let Some(Some(json)) = event
             {
                 sent.push((number, generation, json));
@@ -365,17 +381,17 @@ impl Tail {
             // Behind the last one nothing is left of the entry, whatever else it announces.
             let last = nth + 1 == sent.len();
             if last {
-                state.position.pass_all(&entry)
+                state.position.pass_all(entry)
             } else {
-                state.position.pass(&entry, *number)
+                state.position.pass(entry, *number)
             }
-            self.send(&entry, *number, *generation, &state.position, json);
+            self.send(entry, *number, *generation, &state.position, json);
         }
-        state.pass_all(&entry);
+        state.pass_all(entry);
     }
 
     /// The events of those records that are announced for the first time.
-    async fn new_events(&self, entries: &[Entry]) -> Result<Events, StoreError> {
+    async fn new_events(&self, entries: &[Arc<Entry>]) -> Result<Events, StoreError> {
         let new: Vec<(&Entry, usize)> = {
             let state = self.lock();
             numbered(entries)
@@ -521,8 +537,8 @@ impl Drop for Waiter<'_> {
 pub(crate) type Events = HashMap<(usize, EntryId, usize), Option<Bytes>>;
 
 /// The records of entries: each entry as often as it has records, with their numbers.
-fn numbered(entries: &[Entry]) -> impl Iterator<Item = (&Entry, usize)> {
-    entries.iter().flat_map(|entry| (0..entry.records.len()).map(move |number| (entry, number)))
+fn numbered(entries: &[Arc<Entry>]) -> impl Iterator<Item = (&Entry, usize)> {
+    entries.iter().flat_map(|entry| (0..entry.records.len()).map(move |number| (&**entry, number)))
 }
 
 /// The events of these records, of those that are still stored. `None` of one that was stored before its entry, by the same
@@ -540,10 +556,10 @@ pub(crate) async fn events_of(store: &Store, records: &[(&Entry, usize)]) -> Res
 }
 
 /// Entries in portions of about [`PORTION`] records.
-fn portions(mut entries: &[Entry]) -> impl Iterator<Item = &[Entry]> {
+fn portions(mut entries: &[Arc<Entry>]) -> impl Iterator<Item = &[Arc<Entry>]> {
     std::iter::from_fn(move || {
         let mut records = 0;
-        let fits = |entry: &&Entry| {
+        let fits = |entry: &&Arc<Entry>| {
             let first = records == 0;
             records += entry.records.len();
             first || records <= PORTION

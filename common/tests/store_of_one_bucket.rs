@@ -11,6 +11,8 @@ const BUCKETS: usize = 1;
 mod filters;
 #[path = "store/foreign.rs"]
 mod foreign;
+#[path = "store/holds.rs"]
+mod holds;
 #[path = "store/lists.rs"]
 mod lists;
 #[path = "store/positions.rs"]

@@ -12,6 +12,8 @@ const BUCKETS: usize = 16;
 mod filters;
 #[path = "store/foreign.rs"]
 mod foreign;
+#[path = "store/holds.rs"]
+mod holds;
 #[path = "store/lists.rs"]
 mod lists;
 #[path = "store/nodes.rs"]

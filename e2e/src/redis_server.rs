@@ -247,7 +247,14 @@ impl RedisServer {
     fn command(&self) -> Command {
         let mut command = Command::new("redis-server");
         command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"]);
-        command.args(["--appendfsync", "everysec", "--maxmemory-policy", "noeviction"]);
+        command.args([
+            "--appendfsync",
+            "everysec",
+            "--maxmemory-policy",
+            "noeviction",
+            "--lazyfree-lazy-expire",
+            "yes",
+        ]);
         command.arg("--port").arg(self.port.to_string()).arg("--dir").arg(self.folder.path());
         command.args(&self.flags);
         if let Some(password) = &self.password {

@@ -113,7 +113,7 @@ fn ready(status: &Status) -> impl Reply + use<> {
             "partitions",
             &partitions,
             "mend kafka and store first; a held partition needs a worker that knows its events, one that waits for its \
-             dead letter a topic that takes it",
+             dead letter a topic that takes it, one that waits for room more maxmemory",
         ),
         CheckLine::new(
             "progress",

@@ -6,9 +6,11 @@
 //! nothing needs a hand for ever. Pure: time comes in as an argument.
 //!
 //! What is read again is not counted again, and what was counted stays: however often a partition is displaced or taken away
-//! and given back, a flood of poison is noticed. Only a worker that has not had it before begins from nothing.
+//! and given back, a flood of poison is noticed. A worker that is told by [`Breakers::learn`] that others held a partition
+//! holds it on, so that neither a rebalance nor a crash starts anew what may be dead-lettered before it is held. Only what
+//! was counted of a partition that was not held yet begins from nothing on a worker that has not had it before.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::commit::{NextOffset, Offset};
@@ -35,6 +37,17 @@ pub struct BreakerSettings {
     pub longest_hold: Duration,
     /// Dead letters a second then.
     pub forced_rate: usize,
+}
+
+/// What the workers that had a partition before did with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Others {
+    /// Nobody could say it.
+    Unknown,
+    /// They read it, or nobody had it.
+    Read,
+    /// They have held it for so long.
+    Held(Duration),
 }
 
 /// What to do with a record.
@@ -69,6 +82,7 @@ enum Mode {
     },
     /// Beyond the longest hold: so many dead letters are left in the second that `began`.
     Forced {
+        since: Instant,
         began: Instant,
         left: usize,
         paused: bool,
@@ -94,17 +108,20 @@ pub struct Breakers {
     partitions: BTreeMap<i32, Breaker>,
     /// Those of partitions that others have, since when, for the case that they come back.
     away: BTreeMap<i32, (Breaker, Instant)>,
+    /// Assigned, and it is not known yet whether others held them.
+    unheard: BTreeSet<i32>,
 }
 
 impl Breakers {
     /// All closed.
     #[must_use]
     pub fn new(settings: BreakerSettings) -> Self {
-        Self { settings, partitions: BTreeMap::new(), away: BTreeMap::new() }
+        Self { settings, partitions: BTreeMap::new(), away: BTreeMap::new(), unheard: BTreeSet::new() }
     }
 
     /// A partition has been taken away.
     pub fn revoke(&mut self, partition: i32, now: Instant) {
+        self.unheard.remove(&partition);
         if let Some(breaker) = self.partitions.remove(&partition) {
             self.away.insert(partition, (breaker, now));
         }
@@ -113,10 +130,51 @@ impl Breakers {
     /// A partition has been assigned. If it was held when it was taken away, it still is, and is probed at once, since others
     /// have had it.
     pub fn assign(&mut self, partition: i32, now: Instant) {
+        self.unheard.insert(partition);
         if let Some((mut breaker, left)) = self.away.remove(&partition) {
             breaker.come_back(left, now);
             self.partitions.insert(partition, breaker);
         }
+    }
+
+    /// What others did with a partition; only the first word after an assignment counts. Says whether the partition has come
+    /// to be held by it, and so must not be read from a place that it was given before: it is probed at once, or goes on
+    /// slowly where its longest hold is over. Of two holds the longer one counts.
+    pub fn learn(&mut self, partition: i32, others: Others, now: Instant) -> bool {
+        let settings = self.settings;
+        if others == Others::Unknown {
+            return false;
+        }
+        let first = self.unheard.remove(&partition);
+        let Others::Held(held) = others else { return false };
+        if !first {
+            return false;
+        }
+        let begun = now.checked_sub(held.min(settings.longest_hold)).unwrap_or(now);
+        let breaker = self.partitions.entry(partition).or_insert_with(|| Breaker::new(Mode::Closed { grace: 0 }));
+        match &mut breaker.mode {
+            Mode::Closed { .. } => {
+                *breaker = Breaker::new(Mode::Held { since: begun, probe_at: now });
+                true
+            }
+            Mode::Held { since, .. } | Mode::Probing { since, .. } | Mode::Forced { since, .. } => {
+                *since = begun.min(*since);
+                false
+            }
+        }
+    }
+
+    /// The partitions that are anything but simply read, and for how long they have been: what others need for
+    /// [`Breakers::learn`].
+    #[must_use]
+    pub fn held(&self, now: Instant) -> Vec<(i32, Duration)> {
+        let since = |(partition, breaker): (&i32, &Breaker)| match breaker.mode {
+            Mode::Closed { .. } => None,
+            Mode::Held { since, .. } | Mode::Probing { since, .. } | Mode::Forced { since, .. } => {
+                Some((*partition, now.duration_since(since)))
+            }
+        };
+        self.partitions.iter().filter_map(since).collect()
     }
 
     /// A partition is read again from an earlier place.
@@ -173,7 +231,8 @@ impl Breakers {
         let Some(breaker) = self.partitions.get_mut(&partition) else { return true };
         if let Mode::Held { since, probe_at } = breaker.mode {
             if now.duration_since(since) >= settings.longest_hold {
-                breaker.mode = Mode::Forced { began: now, left: settings.forced_rate, paused: false, well: None };
+                let left = settings.forced_rate;
+                breaker.mode = Mode::Forced { since, began: now, left, paused: false, well: None };
             } else if now >= probe_at {
                 breaker.mode = Mode::Probing { since, until: None, seen: 0, poison: 0 };
             } else {
@@ -257,7 +316,8 @@ impl Breaker {
     fn rewind(&mut self) {
         match &mut self.mode {
             Mode::Probing { until, seen, poison, .. } => (*until, *seen, *poison) = (None, 0, 0),
-            Mode::Forced { well, .. } => *well = None,
+            // It is read on when it has a place again, and not before.
+            Mode::Forced { well, paused, .. } => (*well, *paused) = (None, false),
             _ => {}
         }
     }
@@ -268,7 +328,7 @@ impl Breaker {
         match &mut self.mode {
             Mode::Held { since, probe_at } => (*since, *probe_at) = (*since + now.duration_since(left), now),
             Mode::Probing { since, .. } => *since += now.duration_since(left),
-            Mode::Forced { paused, .. } => *paused = false,
+            Mode::Forced { since, .. } => *since += now.duration_since(left),
             Mode::Closed { .. } => {}
         }
     }
@@ -464,6 +524,16 @@ mod tests {
     }
 
     #[test]
+    fn a_paused_partition_that_is_displaced_is_resumed_by_its_placement_alone() {
+        let (mut breakers, start) = held();
+        let later = start + SETTINGS.longest_hold;
+        assert!(breakers.may_place(0, later));
+        assert_eq!(feed(&mut breakers, [true; 100], later), (10, Reaction::PassThenPause));
+        breakers.rewind(0);
+        assert_eq!(breakers.due(later + SECOND), (vec![], vec![]));
+    }
+
+    #[test]
     fn a_quiet_partition_is_well_again_once_no_poison_has_come_for_a_while() {
         let (mut breakers, start) = held();
         let later = start + SETTINGS.longest_hold;
@@ -534,5 +604,68 @@ mod tests {
         breakers.revoke(0, now);
         breakers.assign(0, now);
         assert_eq!(feed(&mut breakers, [true; 99], now), (1, Reaction::Displace));
+    }
+
+    /// The worker that gets a partition which another one has held for so long, and had a place for it meanwhile.
+    fn heir(held: Duration, now: Instant) -> Breakers {
+        let mut heir = Breakers::new(SETTINGS);
+        heir.assign(0, now);
+        assert!(heir.may_place(0, now), "it does not know yet");
+        assert!(heir.learn(0, Others::Held(held), now), "that place is not to be read from");
+        heir
+    }
+
+    #[test]
+    fn a_partition_that_others_held_is_held_since_then_and_probed_at_once() {
+        let (old, start) = held();
+        let now = start + SECOND * 60;
+        assert_eq!(old.held(now), [(0, SECOND * 60)]);
+        let mut heir = heir(old.held(now)[0].1, now);
+        assert!(heir.reasons(now)[0].starts_with("partition 0 is held for 60 s"));
+        assert!(heir.may_place(0, now));
+        assert_eq!(feed(&mut heir, [true; 1000], now), (1000, Reaction::Displace), "none of them passes");
+        assert!(!heir.may_place(0, now));
+        assert!(heir.may_place(0, start + SETTINGS.longest_hold), "the longest hold goes on");
+        assert_eq!(feed(&mut heir, [true; 100], now), (10, Reaction::PassThenPause));
+    }
+
+    #[test]
+    fn whoever_gets_a_partition_beyond_its_longest_hold_goes_on_slowly() {
+        let (mut old, start) = held();
+        let forced = start + SETTINGS.longest_hold;
+        assert!(old.may_place(0, forced));
+        let now = forced + SECOND;
+        assert_eq!(old.held(now), [(0, SETTINGS.longest_hold + SECOND)]);
+        let mut heir = heir(old.held(now)[0].1, now);
+        assert!(heir.may_place(0, now));
+        assert_eq!(feed(&mut heir, [true; 100], now), (10, Reaction::PassThenPause));
+        assert_eq!(heir.held(now), [(0, SETTINGS.longest_hold)], "which is all that the next one needs to know");
+    }
+
+    #[test]
+    fn only_the_first_word_after_an_assignment_counts() {
+        let (mut breakers, now) = (Breakers::new(SETTINGS), Instant::now());
+        assert!(!breakers.learn(0, Others::Held(SECOND), now), "it is not ours");
+        breakers.assign(0, now);
+        assert!(!breakers.learn(0, Others::Unknown, now), "which is no word");
+        assert!(!breakers.learn(0, Others::Read, now));
+        assert!(!breakers.learn(0, Others::Held(SECOND), now), "what is said now is what was said by us");
+        assert!(breakers.held(now).is_empty());
+        breakers.revoke(0, now);
+        breakers.assign(0, now);
+        assert!(breakers.learn(0, Others::Held(SECOND), now));
+        assert!(!breakers.learn(0, Others::Held(SECOND), now), "else it would never be probed");
+    }
+
+    #[test]
+    fn a_held_partition_that_comes_back_has_been_held_by_the_others_as_well() {
+        let (mut breakers, start) = held();
+        breakers.revoke(0, start + SECOND);
+        let back = start + SECOND * 30;
+        breakers.assign(0, back);
+        assert_eq!(breakers.held(back), [(0, SECOND)]);
+        assert!(breakers.may_place(0, back));
+        assert!(!breakers.learn(0, Others::Held(SECOND * 30), back), "its probe goes on");
+        assert_eq!(breakers.held(back), [(0, SECOND * 30)]);
     }
 }

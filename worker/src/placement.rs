@@ -18,6 +18,7 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 
+use crate::breaker::Others;
 use crate::commit::{NextOffset, Slot, Vacancy};
 use crate::group::Group;
 
@@ -63,6 +64,8 @@ pub struct Placed {
     pub missing: i64,
     /// How many buckets there are.
     pub buckets: usize,
+    /// What the workers that had it did with it.
+    pub others: Others,
 }
 
 /// Where a partition starts.
@@ -113,6 +116,7 @@ struct Candidate {
     vacancy: Vacancy,
     positions: Positions,
     committed: Option<i64>,
+    others: Others,
 }
 
 impl Candidate {
@@ -163,7 +167,17 @@ impl Placer {
         self.store.check().await?;
         let partitions: Vec<i32> = vacancies.iter().map(|vacancy| vacancy.slot.partition).collect();
         // Before the logs: a position that somebody still moves meanwhile must not seem to lie beyond the end.
-        let mut positions = self.store.positions(&self.scope, &partitions).await?;
+        let (positions, held) =
+            tokio::join!(self.store.positions(&self.scope, &partitions), self.store.holds(&self.scope, &partitions));
+        let mut positions = positions?;
+        let others = |partition: i32| match &held {
+            Ok(held) => held.get(&partition).map_or(Others::Read, |held| Others::Held(*held)),
+            Err(_) => Others::Unknown,
+        };
+        held.as_ref()
+            .err()
+            .into_iter()
+            .for_each(|error| log::debug!("which partitions were held is not known: {error}"));
         let asked = partitions.clone();
         let (commits, leaders) = self
             .ask(move |kafka, topic| {
@@ -176,7 +190,8 @@ impl Placer {
             let partition = vacancy.slot.partition;
             let unsaid = || StoreError::Corrupt(format!("no answer about partition {partition}"));
             let positions = positions.remove(&partition).ok_or_else(unsaid)?;
-            let candidate = Candidate { vacancy, positions, committed: commits.get(&partition).copied() };
+            let (committed, others) = (commits.get(&partition).copied(), others(partition));
+            let candidate = Candidate { vacancy, positions, committed, others };
             shares.entry(leaders.get(&partition).copied()).or_default().push(candidate);
         }
         Ok(shares.into_iter().collect())
@@ -200,14 +215,14 @@ impl Placer {
         let (lows, highs) = tokio::try_join!(edge(KafkaOffset::Beginning), edge(KafkaOffset::End))?;
         let mut placements = Vec::new();
         let mut placed = Vec::new();
-        for Candidate { vacancy: Vacancy { slot, ceiling }, positions, committed } in share {
+        for Candidate { vacancy: Vacancy { slot, ceiling }, positions, committed, others } in share {
             let (Some(low), Some(high)) = (lows.get(&slot.partition), highs.get(&slot.partition)) else { continue };
             let log = Log { low: low.0, high: high.0, committed };
             let Start { at, beginning, missing } = decide(log, &positions, ceiling);
             let beginning = beginning.then_some(log.high);
             placements.push(Placement { partition: slot.partition, start: at.0, beginning });
             let (committed, buckets) = (committed.map(NextOffset), positions.len());
-            placed.push(Placed { slot, start: at, committed, end: *high, missing, buckets });
+            placed.push(Placed { slot, start: at, committed, end: *high, missing, buckets, others });
         }
         let refused = self.store.place(&self.scope, &placements).await?;
         placed.retain(|place| !refused.contains(&place.slot.partition));

@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking, its helpers too")]
 
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,6 +39,9 @@ struct World {
     kafka: Arc<StreamConsumer<Group>>,
     store: Arc<Store>,
     ledger: Ledger,
+    /// Where the store is, and what its keys begin with.
+    redis: String,
+    prefix: String,
     /// Behind its client, which says goodbye.
     cluster: Cluster,
 }
@@ -70,7 +75,14 @@ impl World {
         kafka.pause(&list).unwrap();
         // What it needs to know of the topic it learns while all brokers answer.
         kafka.fetch_metadata(Some(TOPIC), PATIENCE).unwrap();
-        Self { cluster, kafka: Arc::new(kafka), store: Arc::new(Store::new(&config.redis).unwrap()), ledger }
+        Self {
+            cluster,
+            kafka: Arc::new(kafka),
+            store: Arc::new(Store::new(&config.redis).unwrap()),
+            ledger,
+            redis,
+            prefix,
+        }
     }
 
     fn placer(&self) -> Placer {
@@ -80,6 +92,15 @@ impl World {
             scope: PositionScope::new(GROUP, TOPIC),
             topic: TOPIC.to_owned(),
         }
+    }
+
+    /// One command behind the store's back, and its answer.
+    fn command(&self, words: &str) -> String {
+        let mut redis = TcpStream::connect(self.redis.trim_start_matches("redis://")).unwrap();
+        redis.write_all(format!("{words}\r\n").as_bytes()).unwrap();
+        let mut answer = String::new();
+        BufReader::new(redis).read_line(&mut answer).unwrap();
+        answer
     }
 
     /// Places what has no place yet until that has succeeded: a client may not have begun with a partition. Gives how often
@@ -135,4 +156,13 @@ async fn a_leader_that_does_not_answer_holds_up_no_partition_of_others() {
     assert_eq!(second.partitions, [1, 3, 5]);
     assert!(matches!(second.result, Err(PlaceError::Kafka(_))), "{:?}", second.result);
     assert!(attempts.next().await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_are_placed_also_where_nobody_can_say_whether_they_were_held() {
+    let mut world = World::new(1, 6);
+    assert_eq!(world.command(&format!("SET {}held text", world.prefix)), "+OK\r\n");
+    world.store.holds(&PositionScope::new(GROUP, TOPIC), &[0]).await.unwrap_err();
+    world.place_all().await;
+    assert!(world.ledger.unplaced().is_empty());
 }

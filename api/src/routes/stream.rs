@@ -272,14 +272,15 @@ impl Reader {
         }
     }
 
-    /// Goes back to where streams have lost something. What this reader has read by itself is remembered nowhere: where it
-    /// would meet that again it is told that it stands behind a gap.
+    /// Goes back to where streams have lost something. What this reader has read by itself is remembered nowhere, and what
+    /// was announced to it many losses ago no longer is: where it would meet that again it is told that it stands behind a
+    /// gap.
     fn meet(&mut self, loss: &Loss) -> Option<Bytes> {
         let alone = |bucket: &usize| {
             let own = self.position.at(*bucket) > loss.from.at(*bucket);
             own || self.joined.as_ref().is_some_and(|joined| loss.to.at(*bucket) < joined.at(*bucket))
         };
-        if loss.buckets.iter().any(alone) {
+        if self.generation < loss.oldest || loss.buckets.iter().any(alone) {
             (self.position, self.generation, self.joined) = (loss.to.clone(), loss.generation, None);
             return Some(self.reset());
         }

@@ -6,7 +6,8 @@
 
 use common::store::{Announced, Entry, Seen};
 
-/// Generations that are told apart. Each remembers some megabytes of records.
+/// Generations that are told apart. Each remembers some megabytes of records. Readers of earlier ones are told that they
+/// stand behind a gap, and belong to the latest from then on: nobody remembers what they have got.
 const MOST: usize = 4;
 
 /// The generations of readers, each with its number: that of the first loss which it came after.
@@ -29,6 +30,11 @@ impl Generations {
         self.latest
     }
 
+    /// The oldest that is remembered.
+    pub(super) fn oldest(&self) -> u64 {
+        self.all.first().map_or(self.latest, |(oldest, _)| *oldest)
+    }
+
     /// Begins another one, behind a loss.
     pub(super) fn begin(&mut self) {
         if !self.used {
@@ -38,9 +44,7 @@ impl Generations {
         self.all.push((self.latest, Seen::default()));
         self.used = false;
         if self.all.len() > MOST {
-            // Better told twice than not at all: the oldest is taken for the next one, which knows less.
-            let (oldest, _) = self.all.remove(0);
-            self.all[0].0 = oldest;
+            self.all.remove(0);
         }
     }
 
@@ -111,14 +115,14 @@ mod tests {
     }
 
     #[test]
-    fn of_many_generations_the_oldest_are_told_too_much_and_none_too_little() {
+    fn of_many_generations_the_oldest_are_forgotten() {
         let mut all = Generations::new(Seen::default());
+        assert_eq!(all.oldest(), 0);
         for nth in 0..10 {
             announce(&mut all, nth);
             all.begin();
         }
-        assert_eq!((all.all.len(), all.latest()), (MOST, 10));
-        // The readers of the first seven are one generation now, which has seen what came after the seventh loss.
-        assert_eq!((announce(&mut all, 8), announce(&mut all, 3)), (Some(9), Some(0)));
+        assert_eq!((all.all.len(), all.oldest(), all.latest()), (MOST, 7, 10));
+        assert_eq!((announce(&mut all, 8), announce(&mut all, 3)), (Some(9), Some(7)));
     }
 }

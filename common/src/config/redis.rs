@@ -35,7 +35,7 @@ pub struct RedisArgs {
     /// How long an event is kept, counted from its timestamp; not shorter than the topic keeps it
     #[arg(long, env = "EVENT_RETENTION", default_value = "7d", value_name = "DURATION")]
     pub event_retention: String,
-    /// Whether each user's events are also listed per user: on or off, the same for all processes. About 3 µs of Redis
+    /// Whether each user's events are also listed per user: on or off, the same for all processes. About 5 µs of Redis
     /// and 35 bytes an event
     #[arg(long, env = "USER_INDEX", default_value = "on", value_name = "SWITCH")]
     pub user_index: String,

@@ -156,6 +156,12 @@ impl<'a> UserEvent<'a> {
 
     /// Appends [`Self::to_json`].
     pub fn push_json(&self, json: &mut Vec<u8>) {
+        push_id(json, self.event_id.as_str());
+        self.push_rest(json);
+    }
+
+    /// Appends what follows [`push_id`] in [`Self::to_json`].
+    pub fn push_rest(&self, json: &mut Vec<u8>) {
         self.push(json, |json| self.timestamp.push(json));
     }
 
@@ -163,6 +169,7 @@ impl<'a> UserEvent<'a> {
     #[must_use]
     pub fn to_record(&self) -> Vec<u8> {
         let mut json = Vec::with_capacity(self.json_len() + "000".len());
+        push_id(&mut json, self.event_id.as_str());
         self.push(&mut json, |json| self.timestamp.push_to_record(json));
         json
     }
@@ -177,9 +184,7 @@ impl<'a> UserEvent<'a> {
     }
 
     fn push(&self, json: &mut Vec<u8>, push_timestamp: impl FnOnce(&mut Vec<u8>)) {
-        json.extend_from_slice(b"{\"eventId\":");
-        push_string(json, self.event_id.as_str());
-        json.extend_from_slice(b",\"userId\":");
+        json.extend_from_slice(b"\"userId\":");
         push_string(json, self.user_id.as_str());
         json.extend_from_slice(b",\"eventType\":");
         push_string(json, self.event_type.as_str());
@@ -189,6 +194,13 @@ impl<'a> UserEvent<'a> {
         json.extend_from_slice(self.payload.0.as_bytes());
         json.push(b'}');
     }
+}
+
+/// Appends what an event's JSON begins with: its first member, whose value is the id, and a comma.
+pub fn push_id(json: &mut Vec<u8>, event_id: &str) {
+    json.extend_from_slice(b"{\"eventId\":");
+    push_string(json, event_id);
+    json.push(b',');
 }
 
 /// An event read back from [`UserEvent::to_json`], its members as they are: what is stored was checked before.

@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::event::{EventId, Timestamp};
 
 /// The version of the layout that this code can read.
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 
 /// Hash slots of a Cluster.
 const SLOTS: usize = 16_384;
@@ -114,7 +114,7 @@ impl StoredId {
     }
 
     /// Shows `look` the eventId, which is text unless the bytes are not an id at all.
-    fn with_text<T>(&self, look: impl FnOnce(&str) -> T) -> Option<T> {
+    pub(super) fn with_text<T>(&self, look: impl FnOnce(&str) -> T) -> Option<T> {
         if let Ok(uuid) = <[u8; 16]>::try_from(self.0.as_slice()) {
             return Some(look(Uuid::from_bytes(uuid).as_hyphenated().encode_lower(&mut [0; Hyphenated::LENGTH])));
         }
@@ -147,6 +147,10 @@ impl Names {
 
     pub(super) fn workers(&self) -> String {
         [&self.prefix, "workers"].concat()
+    }
+
+    pub(super) fn held(&self) -> String {
+        [&self.prefix, "held"].concat()
     }
 
     pub(super) fn trimmed(&self) -> String {
@@ -224,6 +228,11 @@ impl Layout {
         [&self.prefix, "tl:{", &self.tags[bucket], "}"].concat()
     }
 
+    /// Exists while the bucket's indexes may name bodies that are not small.
+    pub(super) fn large(&self, bucket: usize) -> String {
+        [&self.prefix, "lg:{", &self.tags[bucket], "}"].concat()
+    }
+
     /// Positions say what their bucket holds, and so are of a number of buckets: among more or fewer, a bucket of the same
     /// tag holds something else, and must be filled.
     pub(super) fn positions(&self, bucket: usize) -> String {
@@ -288,9 +297,9 @@ mod tests {
         for buckets in (0..=8).map(|power| 1 << power) {
             assert_eq!(buckets_by(&mark_of(buckets)), Some(buckets));
         }
-        assert_eq!(mark_of(16), "3|16|xxh3");
+        assert_eq!(mark_of(16), "4|16|xxh3");
         for other in
-            ["2|16|xxh3", "3|16|xxh64", "3|0|xxh3", "3|12|xxh3", "3|512|xxh3", "3|016|xxh3", "3|16", "33|16|xxh3", ""]
+            ["3|16|xxh3", "4|16|xxh64", "4|0|xxh3", "4|12|xxh3", "4|512|xxh3", "4|016|xxh3", "4|16", "44|16|xxh3", ""]
         {
             assert_eq!(buckets_by(other), None, "{other}");
         }

@@ -8,17 +8,20 @@
 //! - The same transaction moves the bucket's *positions*: how far the bucket holds everything of a partition. It happens
 //!   only if all of them stand where the worker left them, and else writes nothing. So a position can't get ahead of the
 //!   data, nor an event ahead of an earlier one with the same eventId, whatever Redis loses, refuses or repeats.
-//! - A body's JSON is followed by one zero byte, which JSON can't contain, and the event's [`Origin`].
+//! - A body is the event's JSON without its first member, the eventId, which the name of the key has. It is followed by one
+//!   zero byte, which JSON can't contain, and the event's [`Origin`].
 //!
 //! | key | type | content |
 //! |---|---|---|
-//! | `ev:{t}:<id>` | string | the event's JSON, a zero byte, its origin; expires |
+//! | `ev:{t}:<id>` | string | the rest of the event's JSON, a zero byte, its origin; expires |
 //! | `ix:{t}` | sorted set | id by score |
 //! | `ux:{u}:<userId>` | sorted set | the same of one user, in the bucket of the userId; expires |
 //! | `tl:{t}` | stream | scope, partition, offset and id of what was stored last, and where logs began; trimmed by time, capped |
+//! | `lg:{t}` | string | exists while an index of the bucket may name a body of more than 16 KiB; expires |
 //! | `at:{t}:<buckets>` | hash | `<group>\|<topic>:<partition>` → next offset |
 //! | `gd:{t}:<member>` | string | changes when a transaction of this worker is not to happen; expires |
 //! | `wk:<member>`, `workers` | hash, sorted set | heartbeats of the workers |
+//! | `held` | hash | `<group>\|<topic>:<partition>` → since when the workers hold it; expires |
 //! | `dl:{t}:<eventId>` | string | why an event became a dead letter; expires |
 //! | `meta:trimmed` | string | the time before which the guard of [`Memory`] has trimmed |
 //! | `meta:settings` | hash | what all processes must share |
@@ -31,7 +34,9 @@ mod clock;
 mod connection;
 mod dead_letters;
 mod foreign;
+mod holds;
 mod layout;
+mod life;
 mod memory;
 mod positions;
 mod query;
@@ -44,8 +49,10 @@ mod trim;
 mod workers;
 mod write;
 
-use std::sync::atomic::{AtomicI64, AtomicUsize};
+use std::num::NonZero;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -57,6 +64,7 @@ use self::foreign::Foreign;
 use self::layout::Names;
 pub(crate) use self::layout::number_of_buckets;
 pub use self::layout::{bucket_of, score_of};
+pub use self::life::expiry_of;
 pub use self::memory::{Memory, Room};
 pub use self::positions::{Placement, PositionScope, Positions};
 pub use self::query::{Cursor, CursorError, Members, Order, Query};
@@ -79,8 +87,11 @@ pub struct Store {
     write: Arc<Lane>,
     /// Small answers; large ones would block them on a shared connection.
     read: Lane,
+    /// Pages of lists, one after the other: what comes over a connection is parsed by one thread at a time.
+    page_lanes: Vec<Arc<Lane>>,
+    next_page_lane: AtomicUsize,
     /// Full lists.
-    export: Lane,
+    export: Arc<Lane>,
     /// Our own settings, and those that count.
     own: RedisSettings,
     shared: Shared,
@@ -92,6 +103,9 @@ pub struct Store {
     pages: Semaphore,
     bodies: Bodies,
     foreign: Foreign,
+    trimming: trim::Cursors,
+    /// Whether a server has refused to say how it is configured.
+    config_refused: AtomicBool,
 }
 
 impl Store {
@@ -106,7 +120,9 @@ impl Store {
             spread: OnceLock::new(),
             replaced: AtomicUsize::default(),
             read: write.another(),
-            export: write.another(),
+            page_lanes: (0..page_lanes(&write)).map(|_| Arc::new(write.another())).collect(),
+            next_page_lane: AtomicUsize::default(),
+            export: Arc::new(write.another()),
             write: Arc::new(write),
             own: settings.clone(),
             shared: Shared::new(settings),
@@ -115,6 +131,8 @@ impl Store {
             pages: Semaphore::new(read::PAGES),
             bodies: Bodies::default(),
             foreign: Foreign::default(),
+            trimming: trim::Cursors::default(),
+            config_refused: AtomicBool::default(),
         })
     }
 
@@ -145,11 +163,22 @@ impl Store {
         self.agree().await
     }
 
+    /// A connection for a page.
+    fn page_lane(&self) -> Arc<Lane> {
+        let nth = self.next_page_lane.fetch_add(1, Ordering::Relaxed);
+        Arc::clone(&self.page_lanes[nth % self.page_lanes.len()])
+    }
+
     /// The oldest time that lists still show, in milliseconds since 1970.
     #[must_use]
     pub fn horizon(&self) -> i64 {
         self.now().millis().saturating_sub(self.retention()).max(0)
     }
+}
+
+/// How many connections pages have: one for each core, up to four. The client of a Cluster has one to each node as it is.
+fn page_lanes(lane: &Lane) -> usize {
+    if lane.is_cluster() { 1 } else { available_parallelism().map_or(1, NonZero::get).min(4) }
 }
 
 fn millis(duration: Duration) -> i64 {

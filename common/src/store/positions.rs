@@ -12,12 +12,12 @@ pub(super) const GUARD_MS: i64 = 3_600_000;
 /// Writes the place where a partition starts, which is always safe when it lowers a position or when nothing of the
 /// partition is left before it. The tail is told where a log ends that is read from its beginning: it may be another one
 /// than before, the more so where the bucket had a position in it that was not trusted. ARGV: most entries of the tail, its
-/// scope, the life of the guard in milliseconds, then field, start, partition, end of the log if start is its beginning, and
-/// so on. Replies with 1 or 0 for each.
+/// scope, the lives of the guard and of the positions in milliseconds, then field, start, partition, end of the log if start
+/// is its beginning, and so on. Replies with 1 or 0 for each.
 const PLACE: &str = "local placed, ends = {}, {ARGV[2], ''} \
     redis.call('SET', KEYS[3], 0, 'NX') \
     redis.call('PEXPIRE', KEYS[3], ARGV[3]) \
-    for i = 4, #ARGV, 4 do \
+    for i = 5, #ARGV, 4 do \
       local held, beginning = tonumber(redis.call('HGET', KEYS[1], ARGV[i]) or '-1'), ARGV[i + 3] ~= '' \
       if beginning or held >= tonumber(ARGV[i + 1]) then \
         redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) placed[#placed + 1] = 1 \
@@ -27,8 +27,13 @@ const PLACE: &str = "local placed, ends = {}, {ARGV[2], ''} \
         ends[#ends + 1] = ARGV[i + 3] .. (held > tonumber(ARGV[i + 1]) and ' anew' or '') \
       end \
     end \
+    redis.call('PEXPIRE', KEYS[1], ARGV[4]) \
     if #ends > 2 then redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[1], '*', unpack(ends)) end \
     return placed";
+
+/// Writes positions. ARGV: their life in milliseconds, then field, offset, and so on.
+const OVERWRITE: &str = "redis.call('HSET', KEYS[1], unpack(ARGV, 2)) \
+    return redis.call('PEXPIRE', KEYS[1], ARGV[1])";
 
 /// Whose positions: each consumer group has its own for each topic.
 #[derive(Debug, Clone)]
@@ -98,11 +103,10 @@ impl Store {
         Ok(partitions.iter().enumerate().map(|(nth, partition)| (*partition, of(nth))).collect())
     }
 
-    /// Lets the positions live as long as what is stored now: a clock that jumps ahead and expires the data expires them as
-    /// well. An event may be dated a day ahead.
+    /// Lets the positions live as long as what is stored now, which is longer than what was when they were placed. A clock
+    /// that jumps ahead and expires the data expires them as well.
     pub(super) async fn keep_positions(&self) -> Result<(), StoreError> {
-        let life = self.retention() + crate::event::MAX_CLOCK_SKEW.num_milliseconds();
-        let layout = self.layout().await?;
+        let (life, layout) = (self.longest_life(), self.layout().await?);
         let commands = layout.all().flat_map(|bucket| {
             let live = |key: String, life: i64| redis::cmd("PEXPIRE").arg(key).arg(life).take();
             let guard = layout.guard(bucket, self.member());
@@ -125,6 +129,7 @@ impl Store {
             let mut script = redis::cmd("EVAL");
             script.arg(PLACE).arg(3).arg(layout.positions(bucket)).arg(layout.tail(bucket));
             script.arg(layout.guard(bucket, self.member())).arg(MAX_ENTRIES).arg(scope.name()).arg(GUARD_MS);
+            script.arg(self.longest_life());
             for Placement { partition, start, beginning } in placements {
                 let end = beginning.map(|end| end.to_string()).unwrap_or_default();
                 script.arg(scope.field(*partition)).arg(*start).arg(*partition).arg(end);
@@ -146,12 +151,12 @@ impl Store {
     pub async fn overwrite_positions(&self, scope: &PositionScope, targets: &[(i32, i64)]) -> Result<(), StoreError> {
         let layout = self.layout().await?;
         let commands = layout.all().map(|bucket| {
-            let mut command = redis::cmd("HSET");
-            command.arg(layout.positions(bucket));
+            let mut script = redis::cmd("EVAL");
+            script.arg(OVERWRITE).arg(1).arg(layout.positions(bucket)).arg(self.longest_life());
             for (partition, offset) in targets {
-                command.arg(scope.field(*partition)).arg(*offset);
+                script.arg(scope.field(*partition)).arg(*offset);
             }
-            command
+            script
         });
         self.write.scatter::<usize>(commands).await.map(drop)
     }

@@ -6,11 +6,14 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use bytes::Bytes;
+use redis::{FromRedisValue, Value};
 use tokio::sync::mpsc::{self, error::TryRecvError};
 use tokio::task::JoinHandle;
 
+use super::bodies::{Sizes, whole};
 use super::connection::Lane;
 use super::layout::StoredId;
 use super::query::Row;
@@ -74,6 +77,8 @@ impl From<Row> for Entry {
 #[derive(Debug, Clone)]
 struct Head {
     index: String,
+    /// Exists while the index may name bodies that are not small.
+    large: String,
     buffered: VecDeque<Row>,
     last: Option<Row>,
     exhausted: bool,
@@ -85,9 +90,10 @@ type Scored = Vec<(Vec<u8>, f64)>;
 /// What is asked for, and over which connection.
 struct List {
     store: Arc<Store>,
-    /// Whether the connection for exports is used.
-    full: bool,
+    lane: Arc<Lane>,
     query: Query,
+    /// Whether an entry that was read may name a body that is not small.
+    has_large: AtomicBool,
     /// Whether bodies decide what is given out, beyond what the index says.
     filtered: bool,
     /// Whether a user's index is read.
@@ -103,9 +109,9 @@ impl List {
     }
 
     /// Takes the first of these rows, of those that fit into `room` bytes: each with the JSON of its event, if it is asked for.
-    async fn fetch(&self, rows: &mut VecDeque<Entry>, room: usize) -> Result<Vec<(Entry, Option<Bytes>)>, StoreError> {
+    async fn fetch(&self, rows: &mut VecDeque<Entry>, room: usize) -> Result<Vec<Fetched>, StoreError> {
         let ids: Vec<&StoredId> = rows.iter().map(|row| &row.id).collect();
-        let bodies = self.store.fitting_bodies(self.lane(), &ids, room).await?;
+        let bodies = self.store.fitting_bodies(&self.lane, &ids, room, self.sizes()).await?;
         let asked_for = |(row, json): (Entry, Option<Bytes>)| {
             let json = json.filter(|json| self.admits(&row, json));
             (row, json)
@@ -121,13 +127,32 @@ impl List {
 
     /// How many rows are a step.
     fn step_rows(&self) -> usize {
-        self.store.bodies.within(STEP_BYTES).min(STEP_ROWS)
+        self.within(STEP_BYTES).min(STEP_ROWS)
     }
 
-    fn lane(&self) -> &Lane {
-        if self.full { &self.store.export } else { &self.store.read }
+    /// How many rows to ask for whose bodies probably have so many bytes.
+    fn within(&self, bytes: usize) -> usize {
+        self.store.bodies.within(bytes, self.sizes())
+    }
+
+    /// How large the bodies may be of the entries that were read.
+    fn sizes(&self) -> Sizes {
+        if self.has_large.load(Relaxed) { Sizes::Any } else { Sizes::Small }
+    }
+
+    /// Takes note of what a mark said behind some entries.
+    fn note(&self, large: bool) {
+        self.has_large.fetch_or(large, Relaxed);
     }
 }
+
+/// Takes one reply of several kinds.
+fn read_as<T: FromRedisValue>(reply: Option<Value>) -> Result<T, StoreError> {
+    T::from_redis_value(reply.unwrap_or(Value::Nil)).map_err(|error| StoreError::Corrupt(error.to_string()))
+}
+
+/// An entry with the JSON of its event, if it is asked for.
+type Fetched = (Entry, Option<Bytes>);
 
 /// Events, and rows that come before all others.
 type Step = (Vec<Bytes>, VecDeque<Entry>);
@@ -175,39 +200,29 @@ impl Walk {
         let layout = store.layout().await?;
         let (low, high) = query.scores(store.horizon());
         let user = query.user.as_ref().filter(|_| store.index_is_whole_since(low / 1024));
-        let indexes = match user {
-            Some(user) => vec![layout.user_index(layout.bucket_of(user.as_str()), user.as_str())],
-            None => layout.all().map(|bucket| layout.index(bucket)).collect(),
-        };
         let last = cursor.map(|cursor| cursor.0.clone());
-        let head = |index| Head { index, buffered: VecDeque::new(), last: last.clone(), exhausted: false };
+        let head = |index, bucket| {
+            let (buffered, last) = (VecDeque::new(), last.clone());
+            Head { index, large: layout.large(bucket), buffered, last, exhausted: false }
+        };
+        let heads: Vec<Head> = match user {
+            Some(user) => {
+                let bucket = layout.bucket_of(user.as_str());
+                vec![head(layout.user_index(bucket, user.as_str()), bucket)]
+            }
+            None => layout.all().map(|bucket| head(layout.index(bucket), bucket)).collect(),
+        };
         let filtered = query.user.is_some() || !query.types.is_empty();
         let list = Arc::new(List {
             store: Arc::clone(store),
-            full,
+            lane: if full { Arc::clone(&store.export) } else { store.page_lane() },
             query: query.clone(),
+            has_large: AtomicBool::default(),
             filtered,
             of_a_user: user.is_some(),
         });
-        let heads: Vec<Head> = indexes.into_iter().map(head).collect();
         let scored = heads.len() > 1 || list.of_a_user;
         Ok(Self { list, low, high, heads, scored, merged: VecDeque::new() })
-    }
-
-    /// Looks at up to `limit` rows and gives the JSON of those events that are asked for, which may be none of them;
-    /// `None` at the end of the list.
-    ///
-    /// # Errors
-    /// [`StoreError`] when Redis has no good answer.
-    pub async fn step(&mut self, limit: usize) -> Result<Option<Vec<Bytes>>, StoreError> {
-        self.fill(limit).await?;
-        let rows = take(&mut self.merged, limit.min(self.list.step_rows()));
-        if rows.is_empty() {
-            return Ok(None);
-        }
-        let (events, rest) = self.list.step(rows).await?;
-        put_back(&mut self.merged, rest);
-        Ok(Some(events))
     }
 
     /// A page of up to `limit` events; `None` if it ends at a row whose score is needed and not known.
@@ -222,11 +237,12 @@ impl Walk {
             // As many as are missing, if as few of them are left away as of those before.
             let wanted = missing * scanned.max(1) / events.len().max(1);
             let room = PAGE_BYTES - bytes;
-            let mut rows = take(&mut self.merged, wanted.min(self.list.store.bodies.within(room)));
+            let rows = take(&mut self.merged, wanted.min(self.list.within(room)));
             if rows.is_empty() {
                 break;
             }
-            let mut found = self.list.fetch(&mut rows, room).await?.into_iter();
+            let (found, left) = self.fetch(rows, room).await?;
+            let mut found = found.into_iter();
             scanned += found.len();
             while events.len() < limit
                 && let Some((row, json)) = found.next()
@@ -235,8 +251,7 @@ impl Walk {
                 events.extend(json);
                 last = Some(row);
             }
-            rows = found.map(|(row, _)| row).chain(rows).collect();
-            put_back(&mut self.merged, rows);
+            put_back(&mut self.merged, found.map(|(row, _)| row).chain(left).collect());
         }
         if self.has_ended().await? {
             return Ok(Some(Page { events, next: None }));
@@ -246,12 +261,27 @@ impl Walk {
         Ok(score.map(|score| Page { events, next: Some(Cursor(Row { score, id })) }))
     }
 
+    /// As [`List::fetch`], with the rows that did not fit. What was asked for comes also when nobody waits for it any more, and
+    /// keeps its place among the bodies on their way until then.
+    async fn fetch(
+        &self,
+        mut rows: VecDeque<Entry>,
+        room: usize,
+    ) -> Result<(Vec<Fetched>, VecDeque<Entry>), StoreError> {
+        let list = Arc::clone(&self.list);
+        let fetched = tokio::spawn(async move {
+            let found = list.fetch(&mut rows, room).await?;
+            Ok((found, rows))
+        });
+        fetched.await.map_err(|error| StoreError::Corrupt(error.to_string()))?
+    }
+
     /// The score of an entry of the only index that is read; `None` if it has left, or moved beyond what was read.
     async fn score_of(&self, id: &StoredId) -> Result<Option<i64>, StoreError> {
         let [head] = self.heads.as_slice() else { return Ok(None) };
         let mut asked = redis::cmd("ZSCORE");
         asked.arg(&head.index).arg(id.as_bytes());
-        let score = self.list.lane().command::<Option<f64>>(&asked).await?.map(|score| score as i64);
+        let score = self.list.lane.command::<Option<f64>>(&asked).await?.map(|score| score as i64);
         let is_before = |end: &Row, score: i64| match self.list.query.order {
             Order::Ascending => score <= end.score,
             Order::Descending => score >= end.score,
@@ -293,7 +323,9 @@ impl Walk {
         let mut both = redis::pipe();
         both.add_command(self.range(head, 0, passed + wanted));
         both.add_command(self.range(head, before_ends, 2)).arg("WITHSCORES");
-        let (ids, ends): (Vec<Vec<u8>>, Scored) = self.list.lane().pipeline(&both).await?;
+        both.cmd("EXISTS").arg(&head.large);
+        let (ids, ends, large): (Vec<Vec<u8>>, Scored, bool) = self.list.lane.pipeline(&both).await?;
+        self.list.note(large);
         let [head] = self.heads.as_mut_slice() else { return Ok(false) };
         let follows = head.last.as_ref().is_none_or(|last| ids.first().is_some_and(|id| *id == last.id.as_bytes()));
         let exhausted = ids.len() < passed + wanted;
@@ -343,15 +375,18 @@ impl Walk {
             // Those that are nearly used up come along, so that they need no exchange of their own in a moment.
             let short = |head: &Head| head.buffered.len() <= wanted / 2 && !head.exhausted;
             let asked: Vec<usize> = (0..self.heads.len()).filter(|head| short(&self.heads[*head])).collect();
-            let ranges = asked.iter().map(|head| {
-                let mut range = self.range(&self.heads[*head], 0, wanted);
+            let looks = asked.iter().map(|head| &self.heads[*head]).flat_map(|head| {
+                let (mut range, mut large) = (self.range(head, 0, wanted), redis::cmd("EXISTS"));
                 range.arg("WITHSCORES");
-                range
+                large.arg(&head.large);
+                [range, large]
             });
-            let answers: Vec<Scored> = self.list.lane().scatter(ranges).await?;
-            for (head, answer) in asked.into_iter().zip(answers) {
+            let mut answers = self.list.lane.scatter::<Value>(looks).await?.into_iter();
+            for head in asked {
                 let head = &mut self.heads[head];
-                let foreign = head.take(answer, wanted, self.list.query.order);
+                let (rows, large) = (answers.next(), answers.next());
+                let foreign = head.take(read_as(rows)?, wanted, self.list.query.order);
+                self.list.note(read_as(large)?);
                 self.list.store.foreign.skip(foreign, &head.index);
             }
             // Only where a whole answer shared the last row's score and lay before it.
@@ -377,7 +412,7 @@ impl Walk {
     }
 }
 
-/// The rest of a [`Walk`], read before it is asked for: the indexes by a task, and the bodies of some steps at a time.
+/// What a [`Walk`] gives, read before it is asked for: the indexes by a task, and the bodies of some steps at a time.
 pub struct ReadAhead {
     list: Arc<List>,
     merged: mpsc::Receiver<Result<VecDeque<Entry>, StoreError>>,
@@ -415,7 +450,8 @@ impl ReadAhead {
         Self { list, merged, rows, ended: false, steps, left }
     }
 
-    /// As [`Walk::step`], of as many rows as fit a step.
+    /// Looks at the next rows and gives the JSON of those events that are asked for, which may be none of them; `None` at
+    /// the end of the list.
     ///
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
@@ -508,12 +544,13 @@ impl Store {
     /// [`StoreError`] when Redis has no good answer.
     pub async fn event(&self, event_id: &str) -> Result<Option<(Bytes, Origin)>, StoreError> {
         let layout = self.layout().await?;
-        let key = layout.event(layout.bucket_of(event_id), &StoredId::of(event_id));
-        let Some(body) = self.read.command::<Option<Vec<u8>>>(redis::cmd("GET").arg(key)).await? else {
+        let id = StoredId::of(event_id);
+        let key = layout.event(layout.bucket_of(event_id), &id);
+        let Some(stored) = self.read.command::<Option<Vec<u8>>>(redis::cmd("GET").arg(key)).await? else {
             return Ok(None);
         };
         let corrupt = || StoreError::Corrupt(format!("the body of {event_id} has no origin behind its JSON"));
-        Origin::split(body).map(Some).ok_or_else(corrupt)
+        Origin::split(whole(&id, &stored)).map(Some).ok_or_else(corrupt)
     }
 
     /// Which of these events are stored.
@@ -569,7 +606,8 @@ mod tests {
         let store = Arc::new(Store::new(&nowhere).unwrap());
         let list = || {
             let (store, query) = (Arc::clone(&store), Query::default());
-            Arc::new(List { store, full: true, query, filtered: false, of_a_user: false })
+            let (lane, has_large) = (Arc::clone(&store.export), AtomicBool::default());
+            Arc::new(List { store, lane, query, has_large, filtered: false, of_a_user: false })
         };
         let (sender, merged) = mpsc::channel(1);
         sender.send(Ok(VecDeque::new())).await.unwrap();
@@ -592,8 +630,10 @@ mod tests {
     #[test]
     fn rows_up_to_the_last_one_given_out_are_left_away() {
         let row = |score, id: &str| Row { score, id: StoredId::of(id) };
-        let head =
-            || Head { index: String::new(), buffered: VecDeque::new(), last: Some(row(5, "b")), exhausted: false };
+        let head = || {
+            let (index, large, buffered) = Default::default();
+            Head { index, large, buffered, last: Some(row(5, "b")), exhausted: false }
+        };
         let mut forth = head();
         let answer = |ids: &[(&str, f64)]| ids.iter().map(|(id, score)| (id.as_bytes().to_vec(), *score)).collect();
         forth.take(answer(&[("a", 5.0), ("b", 5.0)]), 2, Order::Ascending);

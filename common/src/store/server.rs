@@ -1,12 +1,17 @@
 //! Whether the Redis servers can do what they are asked and are set up to keep what they are given.
 
-use redis::Value;
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 
-use super::{Store, StoreError};
+use redis::{FromRedisValue, Value};
+
+use super::{Store, StoreError, UserIndex};
 
 /// The first version with `SET … PXAT` and `ZRANGE … BYSCORE`.
 const OLDEST: (u32, u32) = (6, 2);
 const NEEDED: &str = "6.2";
+/// What keeps a large key that expires from being freed while others wait.
+const LAZY_EXPIRE: &str = "lazyfree-lazy-expire";
 
 impl Store {
     /// Looks at the version of the server, or of each primary of a Cluster. One that does not say is taken for new enough.
@@ -44,8 +49,41 @@ impl Store {
                     .push(format!("Redis at {address} is a replica and takes no writes; set REDIS_URL to the primary"));
             }
         }
+        if self.user_index() == UserIndex::On {
+            warnings.extend(self.expiry_warnings().await?);
+        }
         Ok(warnings)
     }
+
+    /// Which servers stand still while the index of a user with millions of events expires. Only `CONFIG` says it, which
+    /// many a managed Redis does not allow: one that refuses is not asked again, as it may log each refusal.
+    async fn expiry_warnings(&self) -> Result<Vec<String>, StoreError> {
+        if self.config_refused.load(Ordering::Relaxed) {
+            return Ok(Vec::new());
+        }
+        let asked = redis::cmd("CONFIG").arg("GET").arg(LAZY_EXPIRE).take();
+        let answers = match self.read.each_primary::<Value>(&asked).await {
+            // Of all servers together.
+            Err(StoreError::Refused { .. }) => Vec::new(),
+            answers => answers?,
+        };
+        let refused = answers.is_empty() || answers.iter().any(|(_, answer)| answer.is_err());
+        self.config_refused.store(refused, Ordering::Relaxed);
+        let eager = answers.into_iter().filter(|(_, answer)| answer.as_ref().is_ok_and(is_eager));
+        Ok(eager.map(|(address, _)| eager_warning(&address)).collect())
+    }
+}
+
+/// Whether the answer to `CONFIG GET` says that keys that expire are freed while others wait.
+fn is_eager(answer: &Value) -> bool {
+    let said = HashMap::<String, String>::from_redis_value_ref(answer).unwrap_or_default();
+    said.get(LAZY_EXPIRE).is_some_and(|value| value == "no")
+}
+
+fn eager_warning(address: &str) -> String {
+    format!(
+        "Redis at {address} stands still while the index of a user expires, for a second if that has millions of events ({LAZY_EXPIRE} no); set {LAZY_EXPIRE} yes"
+    )
 }
 
 fn field_of<'a>(info: &'a str, name: &str) -> Option<&'a str> {

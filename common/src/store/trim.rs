@@ -1,5 +1,9 @@
 //! Trimming: entries of events whose body has expired leave the index, a few at a time.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::layout::Layout;
 use super::{Store, StoreError};
 
 /// Entries that one index gives up in one step, so that no step blocks Redis for long.
@@ -32,6 +36,41 @@ pub(super) const TRIM_USER: &str = "local now = redis.call('TIME') \
     if #ids > 0 then redis.call('ZREM', KEYS[1], unpack(ids)) end \
     return #ids";
 
+/// Where looking has stopped in each bucket's index: behind this score. A bucket that is not in it is looked at from its
+/// beginning. Entries whose body lives on stay, and there may be more of them than one call looks at: those of a retention
+/// that was lowered. So the next call does not begin with them again.
+#[derive(Debug, Default)]
+pub(super) struct Cursors(Mutex<HashMap<usize, String>>);
+
+impl Cursors {
+    /// The next step in a bucket.
+    fn script(&self, layout: &Layout, bucket: usize, retention: i64) -> redis::Cmd {
+        let from = self.lock().get(&bucket).map_or_else(|| "-inf".to_owned(), |last| format!("({last}"));
+        let mut script = redis::cmd("EVAL");
+        script.arg(TRIM).arg(1).arg(layout.index(bucket)).arg(retention).arg(STEP).arg(from);
+        script.arg(layout.events(bucket));
+        script
+    }
+
+    /// Moves behind a step. Says whether more comes behind it; else the next step begins a new round, which finds what
+    /// has expired since the last one was there.
+    fn pass(&self, bucket: usize, looked_at: usize, last: String) -> bool {
+        let more = looked_at == STEP;
+        let mut cursors = self.lock();
+        if more {
+            cursors.insert(bucket, last);
+        } else {
+            cursors.remove(&bucket);
+        }
+        more
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<usize, String>> {
+        // Nothing panics while it is half changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Store {
     /// Removes from the indexes what is older than the retention and has expired. Gives the number of entries removed;
     /// where much has piled up, the next call goes on.
@@ -39,22 +78,18 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when Redis has no good answer.
     pub async fn trim(&self) -> Result<usize, StoreError> {
-        let (layout, mut removed) = (self.layout().await?, 0);
-        let mut from: Vec<String> = vec!["-inf".into(); layout.buckets()];
+        let (layout, retention, mut removed) = (self.layout().await?, self.retention(), 0);
+        let mut unfinished: Vec<usize> = layout.all().collect();
         for _ in 0..(MOST_ENTRIES / STEP / layout.buckets()).max(LEAST_STEPS) {
-            let scripts = from.iter().enumerate().map(|(bucket, from)| {
-                let mut script = redis::cmd("EVAL");
-                script.arg(TRIM).arg(1).arg(layout.index(bucket)).arg(self.retention()).arg(STEP);
-                script.arg(from).arg(layout.events(bucket));
-                script
+            let scripts = unfinished.iter().map(|bucket| self.trimming.script(layout, *bucket, retention));
+            let mut steps = self.read.scatter::<(usize, usize, String)>(scripts).await?.into_iter();
+            unfinished.retain(|bucket| {
+                let Some((looked_at, gone, last)) = steps.next() else { return false };
+                removed += gone;
+                self.trimming.pass(*bucket, looked_at, last)
             });
-            let steps: Vec<(usize, usize, String)> = self.read.scatter(scripts).await?;
-            removed += steps.iter().map(|(_, removed, _)| removed).sum::<usize>();
-            if steps.iter().all(|(looked_at, ..)| *looked_at < STEP) {
+            if unfinished.is_empty() {
                 break;
-            }
-            for (from, (_, _, last)) in from.iter_mut().zip(steps).filter(|(_, (.., last))| !last.is_empty()) {
-                *from = format!("({last}");
             }
         }
         Ok(removed)

@@ -9,7 +9,9 @@ use bytes::Bytes;
 use futures::future::try_join_all;
 use redis::{FromRedisValue, Pipeline, Value};
 
+use super::bodies::SMALL;
 use super::layout::{Layout, StoredId, bucket_at, has_one_score, hash_of};
+use super::life::expiry_of;
 use super::positions::{GUARD_MS, PositionScope};
 use super::spread::Spread;
 use super::tail::{MAX_ENTRIES, Records, trim_tail};
@@ -17,10 +19,6 @@ use super::trim::{STEP, TRIM_USER};
 use super::{Store, StoreError, score_of};
 use crate::event::{EventId, EventType, Timestamp, UserEvent, UserId};
 use crate::mutation::{Mutation, active};
-
-/// How long an event lives that was older than the retention already when it was published: whoever did so can still read
-/// that it was stored.
-const GRACE_MS: i64 = 3_600_000;
 
 /// Bytes of what a command has beside a key and a body, about; a command that knows its size allocates once.
 const SMALL_ARGUMENTS: usize = 40;
@@ -154,7 +152,7 @@ impl StoredEvent {
     #[must_use]
     pub fn new(event: UserEvent<'_>, origin: &Origin, published: Option<i64>) -> Self {
         let mut body = Vec::with_capacity(event.json_len() + ORIGIN_NUMBERS + origin.worker.len());
-        event.push_json(&mut body);
+        event.push_rest(&mut body);
         origin.append_to(&mut body);
         let id = event.event_id;
         let stored_id = StoredId::of(id.as_str());
@@ -176,13 +174,10 @@ impl StoredEvent {
         }
     }
 
-    /// When it expires, in milliseconds since 1970 by Redis' clock, with so many milliseconds of retention.
-    fn expiry(&self, retention: i64) -> i64 {
-        let end = self.timestamp.millis().saturating_add(retention);
-        match self.published {
-            Some(published) if published >= end => published.saturating_add(GRACE_MS),
-            _ => end,
-        }
+    /// When it expires, in milliseconds since 1970 by Redis' clock, with so many milliseconds of retention. It is `now` by
+    /// that clock.
+    fn expiry(&self, retention: i64, now: i64) -> i64 {
+        expiry_of(self.timestamp, self.published, retention, now)
     }
 
     /// Its id.
@@ -225,7 +220,7 @@ impl StoredEvent {
 /// Whether each user's events are also listed per user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum UserIndex {
-    /// Yes; about 3 µs of Redis and 35 bytes an event.
+    /// Yes; about 5 µs of Redis and 35 bytes an event.
     #[default]
     On,
     /// No.
@@ -262,6 +257,15 @@ impl Batch {
             touched[bucket_at(event.user_hash, buckets)] |= user_index == UserIndex::On;
         }
         touched
+    }
+
+    /// Whether the indexes of the bucket, with those of its users or without, get entries of bodies that are not small.
+    fn names_large(&self, bucket: usize, buckets: usize, with_users: bool, unusual: &Unusual<'_>) -> bool {
+        let large = |(nth, event): &(usize, &StoredEvent)| event.size() > SMALL && !unusual.has_expired(*nth);
+        self.events.iter().enumerate().filter(large).any(|(_, event)| {
+            let of_user = with_users && bucket_at(event.user_hash, buckets) == bucket;
+            of_user || bucket_at(event.hash, buckets) == bucket
+        })
     }
 
     fn moves_of(&self, bucket: usize) -> &[Move] {
@@ -323,9 +327,9 @@ impl Store {
         let Spread { layout, turns, .. } = self.spread().await?;
         let touched = batch.touches(user_index, layout.buckets());
         let (retention, now) = (self.retention(), self.now().millis());
-        let has_expired = |nth: &usize| batch.events[*nth].expiry(retention) <= now;
+        let has_expired = |nth: &usize| batch.events[*nth].expiry(retention, now) <= now;
         let expired: Vec<usize> = (0..batch.events.len()).filter(has_expired).collect();
-        if let Some(error) = self.doubt_of(expired.iter().map(|nth| batch.events[*nth].expiry(retention))) {
+        if let Some(error) = self.doubt_of(expired.iter().map(|nth| batch.events[*nth].expiry(retention, now))) {
             return Err(error);
         }
         let unusual = Unusual::of(batch, expired);
@@ -440,7 +444,11 @@ impl Transaction {
         if !active(Mutation::TailOutside) {
             announce(commands, layout, scope, bucket, events.iter().map(|nth| &batch.events[*nth]));
         }
-        if user_index == UserIndex::On && !active(Mutation::UserIndexOutside) {
+        let with_users = user_index == UserIndex::On && !active(Mutation::UserIndexOutside);
+        if batch.names_large(bucket, layout.buckets(), with_users, unusual) {
+            commands.cmd("SET").arg(layout.large(bucket)).arg(1).arg("PX").arg(store.longest_life()).ignore();
+        }
+        if with_users {
             add_user_entries(commands, store, layout, batch, bucket, unusual);
         }
         if !moves.is_empty() {
@@ -457,7 +465,7 @@ impl Transaction {
 
     /// Their bodies, and their entries in the bucket's index.
     fn store_events(&mut self, store: &Store, layout: &Layout, batch: &Batch, bucket: usize) {
-        let (retention, mut key) = (store.retention(), Vec::new());
+        let (retention, now, mut key) = (store.retention(), store.now().millis(), Vec::new());
         for event in self.plain.iter().map(|nth| &batch.events[*nth]) {
             layout.put_event(&mut key, bucket, &event.stored_id);
             let mut set = redis::Cmd::with_capacity(6, key.len() + event.body.len() + SMALL_ARGUMENTS);
@@ -465,7 +473,7 @@ impl Transaction {
             if !active(Mutation::ClaimWithoutNx) {
                 set.arg("NX");
             }
-            set.arg("PXAT").arg(event.expiry(retention));
+            set.arg("PXAT").arg(event.expiry(retention, now));
             self.commands.add_command(set).ignore();
         }
         if !self.plain.is_empty() && !active(Mutation::IndexOnlyNew) {
@@ -481,7 +489,11 @@ impl Transaction {
             let script = self.commands.cmd("EVAL").arg(STORE).arg(1).arg(layout.index(bucket));
             script.arg(layout.events(bucket));
             for event in self.scripted.iter().map(|nth| &batch.events[*nth]) {
-                script.arg(event.stored_id.as_bytes()).arg(&event.body).arg(event.expiry(retention)).arg(event.score);
+                script
+                    .arg(event.stored_id.as_bytes())
+                    .arg(&event.body)
+                    .arg(event.expiry(retention, now))
+                    .arg(event.score);
             }
             script.ignore();
         }
@@ -581,8 +593,7 @@ fn add_user_entries(
     bucket: usize,
     unusual: &Unusual<'_>,
 ) {
-    // An event may be dated a day ahead, so its entry must outlive the retention by that.
-    let life = store.retention() + crate::event::MAX_CLOCK_SKEW.num_milliseconds();
+    let life = store.longest_life();
     let mut users: HashMap<&str, Vec<&StoredEvent>> = HashMap::new();
     for (nth, event) in batch.events.iter().enumerate() {
         if bucket_at(event.user_hash, layout.buckets()) == bucket && !unusual.has_expired(nth) {

@@ -31,7 +31,7 @@ async fn a_store_on_one_server_has_one_bucket_unless_another_number_is_asked_for
             .map(|n| event_json(&format!("e-{n}"), &format!("u-{n}"), ago(Duration::from_secs(300 - n)), "{}"))
             .collect();
         world.write(jsons.iter().map(|json| stored(json, 1)).collect()).await;
-        assert_eq!((world.mark(), world.buckets().await), (format!("3|{buckets}|xxh3"), buckets));
+        assert_eq!((world.mark(), world.buckets().await), (format!("4|{buckets}|xxh3"), buckets));
         let indexes: Vec<String> = world.command(&["KEYS", &world.key("ix:*")]);
         assert!((buckets / 2..=buckets).contains(&indexes.len()), "{indexes:?}");
         assert_eq!(world.paged(&Query::default(), 70).await, jsons);
@@ -60,7 +60,7 @@ async fn whoever_comes_later_goes_by_the_number_that_the_store_has() {
         let later = first.asking_for(asked);
         // Whether it asks for its settings first or for an event.
         assert!(later.store.event("e").await.unwrap().is_some());
-        assert_eq!((later.buckets().await, later.mark()), (4, "3|4|xxh3".into()));
+        assert_eq!((later.buckets().await, later.mark()), (4, "4|4|xxh3".into()));
         assert_eq!(later.paged(&Query::default(), 10).await, [json.as_str()]);
     }
 }
@@ -118,7 +118,7 @@ async fn a_store_that_was_emptied_has_the_number_of_its_process_again() {
     later.store.check().await.unwrap();
     world.command::<()>(&["FLUSHALL"]);
     later.store.check().await.unwrap();
-    assert_eq!((later.mark(), later.buckets().await), ("3|4|xxh3".into(), 4));
+    assert_eq!((later.mark(), later.buckets().await), ("4|4|xxh3".into(), 4));
 }
 
 #[tokio::test]
@@ -144,7 +144,7 @@ async fn who_goes_by_another_number_than_the_store_has_now_writes_nothing_and_is
     world.store.page(&Query::default(), None, 10).await.unwrap_err();
     assert_eq!(world.command::<Vec<String>>(&["KEYS", &world.key("ev:*")]), [""; 0]);
     // Until the store has its number again.
-    world.command::<()>(&["SET", &world.key("meta:layout"), "3|4|xxh3"]);
+    world.command::<()>(&["SET", &world.key("meta:layout"), "4|4|xxh3"]);
     world.store.check().await.unwrap();
     assert_eq!(world.store.event("e").await.unwrap(), None);
     world.command::<()>(&["SET", &world.key("meta:layout"), "2|16|xxh3"]);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::event::{EventTypes, Timestamp, UserId};
-use common::store::{Order, Query, Walk, score_of};
+use common::store::{Order, Query, score_of};
 
 use crate::support::event_json;
 use crate::world::{Server, World, ago, bucket_of, stored};
@@ -39,7 +39,7 @@ impl World {
             for limit in [3, 1_000] {
                 assert_eq!(world.paged(query, limit).await, expected, "{query:?} in pages of {limit}, index {index}");
             }
-            assert_eq!(world.walked(query, 100, true).await, expected, "{query:?} by a walk, index {index}");
+            assert_eq!(world.walked(query, true).await, expected, "{query:?} by a walk, index {index}");
         }
     }
 }
@@ -142,7 +142,7 @@ async fn thousands_of_rows_of_one_timestamp_are_each_given_once_by_every_filter(
             assert!(expected.len() >= 333, "{}", expected.len());
             for world in [&world, &world.without_user_index()] {
                 assert_eq!(world.paged(&query, 100).await, expected, "{query:?}");
-                assert_eq!(world.walked(&query, 77, false).await, expected, "{query:?}");
+                assert_eq!(world.walked(&query, false).await, expected, "{query:?}");
             }
         }
     }
@@ -151,9 +151,9 @@ async fn thousands_of_rows_of_one_timestamp_are_each_given_once_by_every_filter(
 #[tokio::test]
 async fn filtered_pages_and_walks_give_each_row_once_while_others_are_inserted_all_around() {
     let world = World::new();
-    let samples = mixture(360);
+    let samples = mixture(3_600);
     world.fill(&samples).await;
-    let (first, last) = (samples[0].at.millis(), samples[359].at.millis());
+    let (first, last) = (samples[0].at.millis(), samples[3_599].at.millis());
     for query in [Query { user: user("a"), ..Query::default() }, of_types(&["LOGIN"])] {
         for query in in_both_orders(&query) {
             let mut inserted = 0_i64;
@@ -165,7 +165,7 @@ async fn filtered_pages_and_walks_give_each_row_once_while_others_are_inserted_a
             };
             let (mut paged, mut cursor) = (Vec::new(), None);
             loop {
-                let page = world.store.page(&query, cursor.as_ref(), 7).await.unwrap();
+                let page = world.store.page(&query, cursor.as_ref(), 70).await.unwrap();
                 paged.extend(page.events);
                 insert().await;
                 cursor = page.next;
@@ -173,8 +173,8 @@ async fn filtered_pages_and_walks_give_each_row_once_while_others_are_inserted_a
                     break;
                 }
             }
-            let (mut walked, mut walk) = (Vec::new(), Walk::new(&world.store, &query, None, false).await.unwrap());
-            while let Some(events) = walk.step(20).await.unwrap() {
+            let (mut walked, mut walk) = (Vec::new(), world.walk(&query, false).await);
+            while let Some(events) = walk.step().await.unwrap() {
                 walked.extend(events);
                 insert().await;
             }
@@ -211,7 +211,7 @@ async fn a_filter_that_admits_few_of_many_rows_gives_a_short_page_and_still_all_
         let rest = world.store.page(&query, first.next.as_ref(), 10).await.unwrap();
         assert!(rest.next.is_none(), "nothing is left");
         assert_eq!([first.events, rest.events].concat(), expected);
-        assert_eq!(world.walked(&query, 500, true).await, expected);
+        assert_eq!(world.walked(&query, true).await, expected);
     }
     let nothing = world.store.page(&of_types(&["PRODUCT_VIEW"]), None, 10).await.unwrap();
     assert!(nothing.events.is_empty() && nothing.next.is_some(), "empty, and not the end");
@@ -245,7 +245,7 @@ async fn an_entry_of_a_user_whose_body_is_of_somebody_else_is_left_away() {
     assert_eq!(world.command::<usize>(&["ZCARD", &index]), 2);
     let of = |id: &str| Query { user: user(id), to: Timestamp::from_millis(now.millis() + 1), ..Query::default() };
     assert_eq!(world.paged(&of("b"), 1).await, [own.as_str()]);
-    assert_eq!(world.walked(&of("b"), 10, true).await, [own.as_str()]);
+    assert_eq!(world.walked(&of("b"), true).await, [own.as_str()]);
     assert_eq!(world.paged(&of("a"), 1).await, [first.as_str()]);
     assert_eq!(world.paged(&Query::default(), 1).await.len(), 2);
 }

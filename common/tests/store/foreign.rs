@@ -48,7 +48,7 @@ async fn a_member_of_an_index_that_is_no_id_is_left_out_and_hides_nothing() {
         world.query::<usize>(&add);
     }
     let query = Query { order: Order::Ascending, ..Query::default() };
-    for found in [world.paged(&query, 7).await, world.walked(&query, 7, true).await] {
+    for found in [world.paged(&query, 7).await, world.walked(&query, true).await] {
         assert_eq!(found, jsons);
     }
     assert!(world.store.skipped() >= (BUCKETS * 40) as u64);

@@ -1,10 +1,11 @@
 //! Lists: each row once, in one order, however they are read and whatever happens meanwhile.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
 use common::event::{EventTypes, Timestamp, UserId};
-use common::store::{Order, Query, ReadAhead, Walk, score_of};
+use common::store::{Order, Query, score_of};
 
 use crate::BUCKETS;
 use crate::support::event_json;
@@ -34,7 +35,8 @@ impl World {
             self.query::<()>(&bodies);
         }
         ids.sort();
-        ids.into_iter().map(Bytes::from).collect()
+        // Behind the id, which the store adds, comes what is stored.
+        ids.into_iter().map(|id| format!(r#"{{"eventId":"{id}",{id}"#).into()).collect()
     }
 
     /// How often the server, which is the test's own, was sent these commands since it was asked last.
@@ -108,7 +110,7 @@ async fn equal_timestamps_have_one_order_for_every_reader_and_both_directions() 
 
     let other = world.again(TIMEOUT, RETENTION);
     assert_eq!(world.paged(&Query::default(), 33).await, expected);
-    assert_eq!(other.walked(&Query::default(), 100, true).await, expected);
+    assert_eq!(other.walked(&Query::default(), true).await, expected);
     assert_eq!(other.paged(&Query::all(Order::Descending), 50).await, reversed(&expected));
 }
 
@@ -118,8 +120,8 @@ async fn thousands_of_rows_of_one_score_in_one_bucket_are_each_listed_once() {
     let all = world.collide(ids_in(BUCKETS - 1, 3_000));
     assert_eq!(world.paged(&Query::default(), 100).await, all);
     assert_eq!(world.paged(&Query::all(Order::Descending), 100).await, reversed(&all));
-    assert_eq!(world.walked(&Query::default(), 500, true).await, all);
-    assert_eq!(world.walked(&Query::all(Order::Descending), 500, true).await, reversed(&all));
+    assert_eq!(world.walked(&Query::default(), true).await, all);
+    assert_eq!(world.walked(&Query::all(Order::Descending), true).await, reversed(&all));
 }
 
 #[tokio::test]
@@ -166,19 +168,18 @@ async fn rows_inserted_between_two_pages_are_seen_before_the_cursor_and_not_behi
 #[tokio::test]
 async fn a_walk_gives_each_row_once_while_others_are_inserted_all_around() {
     let world = World::new();
-    let all = world.seconds_apart(&ids(200)).await;
-    let mut walk = Walk::new(&world.store, &Query::default(), None, false).await.unwrap();
-    let mut seen = Vec::new();
+    // Many times what is read ahead.
+    let all = world.seconds_apart(&ids(5_000)).await;
+    let (mut walk, mut seen) = (world.walk(&Query::default(), false).await, Vec::new());
     for n in 0.. {
-        let at = ago(Duration::from_secs((n * 7) % 200));
+        let at = ago(Duration::from_secs((n * 777) % 5_000));
         world.write(vec![stored(&event_json(&format!("inserted-{n}"), "u", at, "{}"), 1)]).await;
-        let Some(events) = walk.step(10).await.unwrap() else { break };
+        let Some(events) = walk.step().await.unwrap() else { break };
         seen.extend(events);
         assert!(n < 100, "the walk ends");
     }
     let number = seen.len();
-    seen.sort();
-    seen.dedup();
+    let seen: BTreeSet<Bytes> = seen.into_iter().collect();
     assert_eq!(seen.len(), number, "nothing comes twice");
     assert!(all.iter().all(|row| seen.contains(row)), "everything that was there is given");
 }
@@ -186,18 +187,18 @@ async fn a_walk_gives_each_row_once_while_others_are_inserted_all_around() {
 #[tokio::test]
 async fn rows_whose_body_has_expired_are_skipped_and_do_not_end_the_list() {
     let world = World::new();
-    let all = world.seconds_apart(&ids(100)).await;
-    let expired = |n: usize| (10..60).contains(&n) || n >= 90;
-    for id in (0..100).filter(|n| expired(*n)).map(|n| format!("e-{n}")) {
+    let all = world.seconds_apart(&ids(1_000)).await;
+    let expired = |n: usize| (100..600).contains(&n) || n >= 900;
+    for id in (0..1_000).filter(|n| expired(*n)).map(|n| format!("e-{n}")) {
         assert_eq!(world.command::<i32>(&["DEL", &world.bucket_key("ev", bucket_of(&id), &format!(":{id}"))]), 1);
     }
-    let left: Vec<Bytes> = (0..100).filter(|n| !expired(*n)).map(|n| all[n].clone()).collect();
-    // A step of ten meets whole steps of nothing.
-    assert_eq!(world.walked(&Query::default(), 10, false).await, left);
+    let left: Vec<Bytes> = (0..1_000).filter(|n| !expired(*n)).map(|n| all[n].clone()).collect();
+    // It meets whole steps of nothing.
+    assert_eq!(world.walked(&Query::default(), false).await, left);
     assert_eq!(world.paged(&Query::default(), 10).await, left);
     assert_eq!(world.paged(&Query::all(Order::Descending), 7).await, reversed(&left));
-    let page = world.store.page(&Query::default(), None, 30).await.unwrap();
-    assert_eq!(page.events, left[..30], "a page is filled");
+    let page = world.store.page(&Query::default(), None, 300).await.unwrap();
+    assert_eq!(page.events, left[..300], "a page is filled");
 }
 
 #[tokio::test]
@@ -211,7 +212,7 @@ async fn what_is_older_than_the_retention_is_not_listed() {
     let short = world.again(TIMEOUT, hour);
     for order in [Order::Ascending, Order::Descending] {
         assert_eq!(short.paged(&Query::all(order), 1).await, [young.as_str()]);
-        assert_eq!(short.walked(&Query::all(order), 10, true).await, [young.as_str()]);
+        assert_eq!(short.walked(&Query::all(order), true).await, [young.as_str()]);
     }
     // A cursor from the time before it does not open the past again.
     let cursor = world.store.page(&Query::all(Order::Descending), None, 1).await.unwrap().next;
@@ -288,7 +289,7 @@ async fn pages_are_the_list_however_the_rows_are_spread_over_the_buckets() {
         let limit = 1 + below(120) as usize;
         assert_eq!(world.paged(&Query::default(), limit).await, all, "{runs:?} in pages of {limit}");
         assert_eq!(world.paged(&Query::all(Order::Descending), limit).await, reversed(&all), "{runs:?}, {limit}");
-        assert_eq!(world.walked(&Query::default(), limit, true).await, all, "{runs:?} in steps of {limit}");
+        assert_eq!(world.walked(&Query::default(), true).await, all, "{runs:?} by a walk");
     }
 }
 
@@ -297,10 +298,8 @@ async fn large_events_behind_small_ones_are_held_a_few_at_a_time_and_listed_in_t
     let server = Server::start(&[]).await;
     let world = World::on(&server.url());
     let all = world.of_sizes(&[[("LOGIN", 20); 400].as_slice(), &[("LOGIN", 200_000); 60]].concat()).await;
-    let mut walk = Walk::new(&world.store, &Query::default(), None, true).await.unwrap();
-    let mut seen = walk.step(400).await.unwrap().unwrap();
-    let mut rest = ReadAhead::from(walk);
-    while let Some(events) = rest.step().await.unwrap() {
+    let (mut walk, mut seen) = (world.walk(&Query::default(), true).await, Vec::new());
+    while let Some(events) = walk.step().await.unwrap() {
         let bytes: usize = events.iter().map(Bytes::len).sum();
         assert!(bytes < 100_000 || events.len() == 1, "{} events of {bytes} bytes in a step", events.len());
         seen.extend(events);
@@ -313,6 +312,40 @@ async fn large_events_behind_small_ones_are_held_a_few_at_a_time_and_listed_in_t
         world.store.page(&Query::default(), None, 300).await.unwrap();
         let expected = if order == Order::Ascending { all.clone() } else { reversed(&all) };
         assert!(world.paged(&Query::all(order), 1_000).await == expected, "{order:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_page_asks_for_all_bodies_at_once_and_for_few_at_a_time_where_the_index_may_name_large_ones() {
+    const MOST: usize = 128;
+    let server = Server::start(&[]).await;
+    let world = World::on(&server.url());
+    let mark = |id: &str| world.bucket_key("lg", bucket_of(id), "");
+    let mut all = world.of_sizes(&[("LOGIN", 20); 600]).await;
+    let lists = [None, Some(UserId::parse("u").unwrap())].map(|user| Query { user, ..Query::default() });
+    // How large they are is learned from the first page.
+    world.store.page(&lists[0], None, 1_000).await.unwrap();
+    for query in &lists {
+        world.calls([]);
+        assert_eq!(world.store.page(query, None, 1_000).await.unwrap().events, all);
+        assert_eq!(world.calls(["mget"]), [1], "{query:?}");
+    }
+    let large_at = |age| event_json("large", "u", ago(age), &format!(r#"{{"x":"{}"}}"#, "x".repeat(16 * 1024)));
+    world.write(vec![stored(&large_at(2 * RETENTION), 1)]).await;
+    assert!(!world.command::<bool>(&["EXISTS", &mark("large")]), "one that has expired is not listed");
+
+    let large = large_at(Duration::ZERO);
+    world.write(vec![stored(&large, 1)]).await;
+    all.push(large.into());
+    for key in [mark("large"), mark("u")] {
+        let life = Duration::from_millis(world.command(&["PTTL", &key]));
+        assert!(life > RETENTION, "{life:?} of {key}: a body may live as long");
+    }
+    for query in &lists {
+        world.calls([]);
+        assert_eq!(world.store.page(query, None, 1_000).await.unwrap().events, all);
+        let [asked] = world.calls(["mget"]);
+        assert!(asked >= all.len().div_ceil(MOST), "{asked} exchanges, {query:?}");
     }
 }
 
@@ -357,14 +390,14 @@ async fn steps_are_sized_by_what_is_fetched_and_not_by_what_a_filter_admits_of_i
     let all = world.of_sizes(&[("LOGIN", 20), ("LOGOUT", 100_000)].repeat(100)).await;
     world.calls([]);
     let small: Vec<Bytes> = all.iter().step_by(2).cloned().collect();
-    assert!(world.walked(&of("LOGIN"), 1, true).await == small);
+    assert!(world.walked(&of("LOGIN"), true).await == small);
     let [steps] = world.calls(["mget"]);
     assert!(steps > 100, "{steps} steps, each of which holds megabytes");
 
     let world = World::on(&server.url());
     world.of_sizes(&[("LOGIN", 20); 3_000]).await;
     world.calls([]);
-    assert!(world.walked(&of("LOGOUT"), 1, true).await.is_empty());
+    assert!(world.walked(&of("LOGOUT"), true).await.is_empty());
     let [steps] = world.calls(["mget"]);
     assert!(steps < 3_000 / 100, "{steps} small steps although nothing large was seen");
 }

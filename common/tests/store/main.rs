@@ -11,6 +11,7 @@ const BUCKETS: usize = 16;
 mod buckets;
 mod filters;
 mod foreign;
+mod holds;
 mod lists;
 mod memory;
 mod outages;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use common::config::{RedisSettings, Secret};
 use common::event::Timestamp;
-use common::store::{Batch, Heartbeat, Query, Store, StoreError, UserIndex, Walk};
+use common::store::{Batch, Heartbeat, Query, ReadAhead, Store, StoreError, UserIndex, Walk};
 use futures::TryFutureExt;
 use futures::future::{BoxFuture, join_all};
 use tokio::time::{sleep, timeout};
@@ -32,7 +32,7 @@ impl World {
             Box::pin(self.store.write(&self.scope, &batch, UserIndex::On).map_ok(drop)),
             Box::pin(self.store.positions(&self.scope, &[0]).map_ok(drop)),
             Box::pin(self.store.page(&all, None, 10).map_ok(drop)),
-            Box::pin(async { Walk::new(&self.store, &all, None, true).await?.step(10).await.map(drop) }),
+            Box::pin(async { ReadAhead::from(Walk::new(&self.store, &all, None, true).await?).step().await.map(drop) }),
             Box::pin(self.store.event("e").map_ok(drop)),
             Box::pin(self.store.check()),
             Box::pin(self.store.beat(&heartbeat)),

@@ -10,7 +10,7 @@ use futures::stream::FuturesOrdered;
 
 use crate::BUCKETS;
 use crate::support::event_json;
-use crate::world::{Server, World, bucket_of, of_user, stored};
+use crate::world::{RETENTION, Server, World, bucket_of, of_user, stored};
 
 /// The bucket in which something is different.
 const LAST: usize = BUCKETS - 1;
@@ -117,7 +117,7 @@ async fn batches_in_flight_move_in_the_order_in_which_they_were_sent() {
         assert!(mismatches.iter().all(Vec::is_empty), "{mismatches:?}");
     }
     assert_eq!(world.position(0).await, [Some(100); BUCKETS]);
-    assert_eq!(world.walked(&Query::default(), 100, false).await.len(), 100);
+    assert_eq!(world.walked(&Query::default(), false).await.len(), 100);
 }
 
 #[tokio::test]
@@ -167,6 +167,26 @@ async fn an_operator_overwrites_the_positions_of_every_bucket_and_of_no_other_pa
     assert_eq!(world.position(0).await, [Some(7); BUCKETS]);
     assert_eq!(world.position(1).await, [Some(90); BUCKETS]);
     assert_eq!(world.position(2).await, [Some(50); BUCKETS]);
+}
+
+/// Without a heartbeat, which comes later and may fail.
+#[tokio::test]
+async fn positions_have_an_end_from_the_moment_they_are_written() {
+    let world = World::new();
+    let keys = (0..BUCKETS).map(|bucket| world.bucket_key("at", bucket, &format!(":{BUCKETS}"))).collect::<Vec<_>>();
+    // An event may be dated a day ahead.
+    let longest = RETENTION.as_millis() as i64 + 24 * 3_600_000;
+    let all_end = || {
+        let lives: Vec<i64> = keys.iter().map(|key| world.command(&["PTTL", key])).collect();
+        assert!(lives.iter().all(|life| (longest - 600_000..=longest).contains(life)), "{lives:?} and not {longest}");
+        keys.iter().for_each(|key| assert_eq!(world.command::<usize>(&["PERSIST", key]), 1));
+    };
+    world.place(&[beginning(0, 50)]).await;
+    all_end();
+    assert_eq!(world.place(&[start(0, 60)]).await, [0], "refused");
+    all_end();
+    world.store.overwrite_positions(&world.scope, &[(0, 7)]).await.unwrap();
+    all_end();
 }
 
 #[tokio::test]

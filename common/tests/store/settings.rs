@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::event::Timestamp;
-use common::store::{Batch, Heartbeat, Query, Store, StoreError, UserIndex};
+use common::store::{Batch, Heartbeat, Query, Store, StoreError, UserIndex, score_of};
 
 use crate::support::event_json;
 use crate::world::{RETENTION, TIMEOUT, World, ago, of_user, stored};
@@ -73,6 +73,27 @@ async fn a_worker_with_a_shorter_retention_takes_nothing_out_of_the_lists() {
     world.store.check().await.unwrap();
     assert_eq!(world.store.trim().await.unwrap(), 0);
     assert!(world.paged(&Query::default(), 10).await.is_empty());
+}
+
+/// More entries than one call looks at, whose bodies live on by the retention that was: what comes behind them is reached.
+#[tokio::test]
+async fn trimming_goes_on_where_it_has_stopped_and_begins_again_at_the_end() {
+    const ADD: &str = "for n = ARGV[3], ARGV[4] do \
+        redis.call('SET', ARGV[1] .. n, '') \
+        redis.call('ZADD', KEYS[1], ARGV[2] + n, n) \
+      end";
+    let world = World::new();
+    let (index, bodies) = (world.bucket_key("ix", 0, ""), world.bucket_key("ev", 0, ":"));
+    let oldest = score_of(ago(RETENTION * 2), "").to_string();
+    world.command::<()>(&["EVAL", ADD, "1", &index, &bodies, &oldest, "1", "30000"]);
+    let expire = |n: &str| assert_eq!(world.command::<usize>(&["DEL", &format!("{bodies}{n}")]), 1);
+    expire("30000");
+    assert_eq!(world.store.trim().await.unwrap(), 0, "it has not come that far");
+    expire("1");
+    assert_eq!(world.store.trim().await.unwrap(), 1, "the last one");
+    assert_eq!(world.store.trim().await.unwrap(), 1, "what has expired behind it meanwhile");
+    let left: Vec<String> = world.command(&["ZRANGE", &index, "0", "0"]);
+    assert_eq!((left, world.command::<usize>(&["ZCARD", &index])), (vec!["2".to_owned()], 29_998));
 }
 
 #[tokio::test]

@@ -97,7 +97,7 @@ async fn a_store_works_behind_tls_with_the_authority_the_user_and_the_password()
     world.store.check().await.unwrap();
     let json = event_json("e", "u", Timestamp::now(), "{}");
     world.write(vec![stored(&json, 1)]).await;
-    assert_eq!(world.walked(&Query::default(), 10, true).await, [json]);
+    assert_eq!(world.walked(&Query::default(), true).await, [json]);
 }
 
 #[tokio::test]
@@ -109,7 +109,7 @@ async fn a_cluster_behind_tls_works_as_well() {
     eventually(async || world.store.check().await).await;
     let json = event_json("e", "u", Timestamp::now(), "{}");
     world.write(vec![stored(&json, 1)]).await;
-    assert_eq!(world.walked(&Query::default(), 10, true).await, [json]);
+    assert_eq!(world.walked(&Query::default(), true).await, [json]);
 
     let mut settings = redis.settings("ingest:hunter2-is-wrong", Some("ca.pem"));
     settings.url = Secret::new(settings.url.expose().replace("rediss://", "rediss+cluster://"));

@@ -20,12 +20,12 @@ async fn an_empty_store_is_claimed_and_one_of_another_layout_is_refused() {
     let key = world.key("meta:layout");
     world.store.check().await.unwrap();
     world.store.check().await.unwrap();
-    assert_eq!(world.command::<String>(&["GET", &key]), format!("3|{BUCKETS}|xxh3"));
+    assert_eq!(world.command::<String>(&["GET", &key]), format!("4|{BUCKETS}|xxh3"));
 
     world.command::<()>(&["SET", &key, "2|16|xxh3"]);
     let error = world.store.check().await.unwrap_err();
     assert!(matches!(error, StoreError::Layout { .. }));
-    for part in [key.as_str(), "2|16|xxh3", "reads layout 3", "set another REDIS_KEY_PREFIX"] {
+    for part in [key.as_str(), "2|16|xxh3", "reads layout 4", "set another REDIS_KEY_PREFIX"] {
         assert!(error.to_string().contains(part), "{error}");
     }
     assert_eq!(world.command::<String>(&["GET", &key]), "2|16|xxh3", "what was found stays");
@@ -65,7 +65,8 @@ async fn a_redis_that_lacks_commands_is_refused_with_its_version_and_the_one_tha
 
 #[tokio::test]
 async fn a_redis_that_would_throw_data_away_is_unfit_and_other_doubts_are_warnings() {
-    let server = Server::start(&["--appendonly", "yes", "--maxmemory-policy", "noeviction"]).await;
+    let flags = ["--appendonly", "yes", "--maxmemory-policy", "noeviction", "--lazyfree-lazy-expire", "yes"];
+    let server = Server::start(&flags).await;
     let world = World::on(&server.url());
     assert_eq!(world.store.inspect().await.unwrap(), [""; 0]);
 
@@ -90,6 +91,27 @@ async fn a_redis_that_would_throw_data_away_is_unfit_and_other_doubts_are_warnin
     world.command::<()>(&["ACL", "SETUSER", "default", "-info"]);
     warned_of("does not say").await;
     world.store.check().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_redis_that_stands_still_while_a_large_index_expires_is_warned_of_where_there_are_such() {
+    let server = Server::start(&["--appendonly", "yes", "--maxmemory-policy", "noeviction"]).await;
+    let world = World::on(&server.url());
+    let inspected = async || world.store.inspect().await.unwrap();
+    let warnings = inspected().await;
+    assert!(warnings.len() == 1 && warnings[0].contains("set lazyfree-lazy-expire yes"), "{warnings:?}");
+    assert_eq!(world.without_user_index().store.inspect().await.unwrap(), [""; 0], "no index is that large");
+    world.command::<()>(&["CONFIG", "SET", "lazyfree-lazy-expire", "yes"]);
+    assert_eq!(inspected().await, [""; 0]);
+
+    // As on a managed one: nobody is told what can't be known, and the server is not asked again and again.
+    world.command::<()>(&["CONFIG", "SET", "lazyfree-lazy-expire", "no"]);
+    world.command::<()>(&["ACL", "SETUSER", "default", "-config"]);
+    for _ in 0..2 {
+        assert_eq!(inspected().await, [""; 0]);
+    }
+    let stats: String = world.command(&["INFO", "commandstats"]);
+    assert!(stats.lines().any(|line| line.contains("config|get") && line.contains("rejected_calls=1,")), "{stats}");
 }
 
 #[tokio::test]

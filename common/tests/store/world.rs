@@ -86,17 +86,18 @@ impl World {
         self.store.write(&self.scope, &batch, UserIndex::On).await.unwrap()
     }
 
-    /// A whole list, read by a walk in steps.
-    pub(crate) async fn walked(&self, query: &Query, step: usize, full: bool) -> Vec<Bytes> {
-        let (mut walk, mut all) = (Walk::new(&self.store, query, None, full).await.unwrap(), Vec::new());
-        // As the API does: the first step, and then the rest ahead of need.
-        let Some(first) = walk.step(step).await.unwrap() else { return all };
-        all.extend(first);
-        let mut rest = ReadAhead::from(walk);
-        while let Some(events) = rest.step().await.unwrap() {
+    /// A whole list, read by a walk, as the API does.
+    pub(crate) async fn walked(&self, query: &Query, full: bool) -> Vec<Bytes> {
+        let (mut list, mut all) = (self.walk(query, full).await, Vec::new());
+        while let Some(events) = list.step().await.unwrap() {
             all.extend(events);
         }
         all
+    }
+
+    /// A walk over a whole list. `full`: over the connection for exports.
+    pub(crate) async fn walk(&self, query: &Query, full: bool) -> ReadAhead {
+        Walk::new(&self.store, query, None, full).await.unwrap().into()
     }
 
     /// A whole list, read page by page.
@@ -157,7 +158,7 @@ pub(crate) fn stored(json: &str, offset: i64) -> StoredEvent {
 
 /// The same of a record that is published now.
 pub(crate) fn stored_now(json: &str) -> StoredEvent {
-    StoredEvent::new(event(json), &origin(1), Some(Timestamp::now().millis()))
+    StoredEvent::new(event(json), &origin_now(), Some(Timestamp::now().millis()))
 }
 
 /// All events of a user.
@@ -172,6 +173,11 @@ pub(crate) fn origin(offset: i64) -> Origin {
         offset,
         worker: "w".into(),
     }
+}
+
+/// Of a record that is processed now.
+pub(crate) fn origin_now() -> Origin {
+    Origin { processed_at: Timestamp::now(), ..origin(1) }
 }
 
 /// Some time ago, to the millisecond.

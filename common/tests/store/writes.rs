@@ -5,9 +5,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::event::{EventId, Timestamp};
 use common::store::{Batch, Found, Order, Query, Receipt, StoreError, StoredEvent, UserIndex, score_of};
+use uuid::Uuid;
 
 use crate::support::{event, event_json};
-use crate::world::{RETENTION, TIMEOUT, World, ago, bucket_of, eventually, of_user, origin, stored, stored_now};
+use crate::world::{
+    RETENTION, TIMEOUT, World, ago, bucket_of, eventually, of_user, origin, origin_now, stored, stored_now,
+};
 
 /// A spelling that no serialiser would choose.
 const PAYLOAD: &str = "{ \"b\" : 1.0e+2,\n\t\"a\":[1e400, -0, 12345678901234567890123],\"é\":\"\\u00e9\" }";
@@ -23,11 +26,11 @@ async fn a_batch_is_read_back_in_order_and_byte_for_byte() {
 
     let mut expected: Vec<Bytes> = jsons.into_iter().map(Bytes::from).collect();
     assert_eq!(world.store.page(&Query::default(), None, 1000).await.unwrap().events, expected);
-    assert_eq!(world.walked(&Query::default(), 7, false).await, expected);
-    assert_eq!(world.walked(&Query::default(), 500, true).await, expected);
+    assert_eq!(world.walked(&Query::default(), false).await, expected);
+    assert_eq!(world.walked(&Query::default(), true).await, expected);
     assert_eq!(world.paged(&Query::default(), 100).await, expected);
     expected.reverse();
-    assert_eq!(world.walked(&Query::all(Order::Descending), 7, false).await, expected);
+    assert_eq!(world.walked(&Query::all(Order::Descending), false).await, expected);
     assert_eq!(world.paged(&Query::all(Order::Descending), 64).await, expected);
 }
 
@@ -41,6 +44,28 @@ async fn an_event_is_read_with_where_it_came_from_and_an_unknown_one_is_none() {
 }
 
 #[tokio::test]
+async fn an_event_is_stored_without_its_id_and_read_back_with_it() {
+    let world = World::new();
+    let ((id, at), mut jsons) = (EventId::now(), Vec::new());
+    for id in [id.as_str(), "sixteen-bytes-id", r#"a "quoted" \ id"#, "é"] {
+        let escaped = serde_json::to_string(id).unwrap();
+        let json = event_json(escaped.trim_matches('"'), "u", at, PAYLOAD);
+        world.write(vec![stored(&json, 1)]).await;
+        let key = world.bucket_key("ev", bucket_of(id), ":").into_bytes();
+        let name = Uuid::parse_str(id).map_or(id.as_bytes().to_vec(), |uuid| uuid.as_bytes().to_vec());
+        let name = if id.len() == 16 { [&[0xff], id.as_bytes()].concat() } else { name };
+        let body: Vec<u8> = world.query(redis::cmd("GET").arg([key, name].concat()));
+        assert!(body.starts_with(br#""userId":"u","eventType""#), "{id}: {}", body.escape_ascii());
+        assert_eq!(world.store.event(id).await.unwrap(), Some((json.clone().into(), origin(1))));
+        jsons.push(Bytes::from(json));
+    }
+    let mut listed = world.paged(&Query::default(), 10).await;
+    listed.sort_unstable();
+    jsons.sort_unstable();
+    assert_eq!(listed, jsons);
+}
+
+#[tokio::test]
 async fn a_batch_written_again_changes_nothing_and_its_duplicates_are_named() {
     let world = World::new();
     let at = Timestamp::now();
@@ -48,11 +73,11 @@ async fn a_batch_written_again_changes_nothing_and_its_duplicates_are_named() {
         names.iter().map(|name| stored(&event_json(name, "u", at, payload), offset)).collect()
     };
     world.write(batch(&["a", "b", "c"], r#"{"first":1}"#, 1)).await;
-    let before = world.walked(&Query::default(), 100, false).await;
+    let before = world.walked(&Query::default(), false).await;
 
     let again = world.write(batch(&["b", "new", "a", "c"], r#"{"second":2}"#, 9)).await;
     assert_eq!(again, Receipt { duplicates: vec![0, 2, 3], ..Receipt::default() });
-    assert_eq!(world.walked(&Query::default(), 100, false).await.len(), 4);
+    assert_eq!(world.walked(&Query::default(), false).await.len(), 4);
     let (json, origin) = world.store.event("a").await.unwrap().unwrap();
     assert!(before.contains(&json), "the first body wins: {json:?}");
     assert_eq!(origin.offset, 1);
@@ -64,7 +89,7 @@ async fn an_event_that_comes_twice_in_a_batch_is_stored_once() {
     let json = event_json("twice", "u", Timestamp::now(), "{}");
     let receipt = world.write(vec![stored(&json, 1), stored(&json, 2)]).await;
     assert_eq!(receipt.duplicates, [1]);
-    assert_eq!(world.walked(&Query::default(), 100, false).await, [json]);
+    assert_eq!(world.walked(&Query::default(), false).await, [json]);
 }
 
 #[tokio::test]
@@ -85,14 +110,14 @@ async fn redelivery_completes_a_write_of_which_a_half_was_lost() {
 
     world.write(vec![stored(&json, 1)]).await;
     assert_eq!(world.command::<i32>(&["ZREM", &world.bucket_key("ix", bucket, ""), "e"]), 1);
-    assert!(world.walked(&Query::default(), 10, false).await.is_empty());
+    assert!(world.walked(&Query::default(), false).await.is_empty());
     assert_eq!(world.write(vec![stored(&json, 1)]).await.duplicates, [0]);
-    assert_eq!(world.walked(&Query::default(), 10, false).await, [json.as_str()]);
+    assert_eq!(world.walked(&Query::default(), false).await, [json.as_str()]);
 
     assert_eq!(world.command::<i32>(&["DEL", &world.bucket_key("ev", bucket, ":e")]), 1);
     assert_eq!(world.store.event("e").await.unwrap(), None);
     assert_eq!(world.write(vec![stored(&json, 1)]).await, Receipt::default());
-    assert_eq!(world.walked(&Query::default(), 10, false).await, [json]);
+    assert_eq!(world.walked(&Query::default(), false).await, [json]);
 }
 
 #[tokio::test]
@@ -125,6 +150,16 @@ async fn a_body_lives_for_its_retention_or_for_an_hour_if_that_is_over_already()
     assert_eq!(expiry("recent"), recent.millis() + RETENTION.as_millis() as i64);
     let hour = 3_600_000;
     assert!((begun + hour..=ended + hour).contains(&expiry("old")), "{} is not {hour} from {begun}", expiry("old"));
+
+    // A record's timestamp is its producer's, and may be anything.
+    let published =
+        |id, at, millis| StoredEvent::new(event(&event_json(id, "u", at, "{}")), &origin_now(), Some(millis));
+    let far = 100 * RETENTION.as_millis() as i64;
+    let begun = Timestamp::now().millis();
+    world.write(vec![published("fresh", recent, begun + far), published("older", old, begun + far)]).await;
+    let ended = Timestamp::now().millis();
+    assert_eq!(expiry("fresh"), recent.millis() + RETENTION.as_millis() as i64);
+    assert!((begun + hour..=ended + hour).contains(&expiry("older")), "{} is not {hour} from {begun}", expiry("older"));
 }
 
 #[tokio::test]
@@ -150,7 +185,7 @@ async fn a_users_events_are_indexed_in_the_bucket_of_the_user_where_that_is_on()
     let batch = Batch { events: of("off"), ..Batch::default() };
     world.store.write(&world.scope, &batch, UserIndex::Off).await.unwrap();
     assert!(entries("off").is_empty());
-    assert_eq!(world.walked(&Query::default(), 100, false).await.len(), 40);
+    assert_eq!(world.walked(&Query::default(), false).await.len(), 40);
 }
 
 #[tokio::test]
@@ -241,7 +276,7 @@ async fn what_is_expired_when_it_is_read_is_not_stored() {
     let world = World::new();
     let (hour, second) = (Duration::from_hours(1), Duration::from_secs(1));
     let event = |id: &str, age, published: Duration| {
-        StoredEvent::new(event(&event_json(id, "u", ago(age), "{}")), &origin(1), Some(ago(published).millis()))
+        StoredEvent::new(event(&event_json(id, "u", ago(age), "{}")), &origin_now(), Some(ago(published).millis()))
     };
     let batch = vec![
         event("expired", RETENTION + second, RETENTION + second),

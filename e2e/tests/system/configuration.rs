@@ -208,7 +208,7 @@ async fn a_store_on_one_redis_has_one_bucket_or_as_many_as_it_was_begun_with() {
         let has = async || {
             let mark: String = redis.command_line(&format!("GET {}:meta:layout", world.group)).await;
             let streams: Vec<String> = redis.command_line(&format!("KEYS {}:tl:*", world.group)).await;
-            assert_eq!((mark, streams.len()), (format!("3|{buckets}|xxh3"), buckets));
+            assert_eq!((mark, streams.len()), (format!("4|{buckets}|xxh3"), buckets));
         };
         let (mut api, mut worker) = world.clone().with("REDIS_BUCKETS", asked).start().await;
         for sequence in 0..40 {

@@ -5,6 +5,7 @@ use chrono::{Duration, Utc};
 use e2e::{
     PATIENCE, eventually,
     kafka::{Located, Record},
+    redis_server::RedisServer,
     sample::{event, nested, text},
     service::Service,
     world::World,
@@ -280,12 +281,7 @@ async fn a_flood_of_poison_is_held_back_and_then_goes_on_slowly() {
     let mut flood: Vec<_> = (0..100).map(|number| Record::of(format!("poison {number}"))).collect();
     flood.push(Record::of(event(&[])));
     kafka.write(&world.topic, Some(0), &flood).await;
-    eventually("the partition is held", async || {
-        let said = worker.client.get("/readyz").await?.with_status(503)?.text();
-        ensure!(said.contains("partition 0 is held"), "{said}");
-        Ok(())
-    })
-    .await;
+    is_held(&worker).await;
     let letters = kafka.read(&world.dead_letter_topic).unwrap().len();
     assert!(letters < 100, "{letters} of 100 were dead-lettered before anybody was asked");
 
@@ -302,6 +298,64 @@ async fn a_flood_of_poison_is_held_back_and_then_goes_on_slowly() {
     assert_eq!(letters.len(), 100, "each of them");
     // No more of it comes.
     worker.answers("/readyz", 200).await;
+}
+
+/// Each batch that fills up before the partition is held is dead-lettered: nobody who counts anew may get to fill one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_held_partition_is_held_on_by_the_next_worker_when_its_owner_is_killed() {
+    let redis = RedisServer::start().await;
+    let world = World::on_redis(&redis.url())
+        .with_short_session()
+        .with("DEAD_LETTER_BREAKER_MIN", "1200")
+        .with("DEAD_LETTER_BREAKER_WINDOW", "1200")
+        .with("DEAD_LETTER_BREAKER_IN_A_ROW", "1200")
+        .with("DEAD_LETTER_BREAKER_PROBE", "1s")
+        .with("DEAD_LETTER_BREAKER_HOLD", "1h");
+    let kafka = world.kafka();
+    let (_api, mut worker) = world.start().await;
+    let flood: Vec<_> = (0..6_000).map(|number| Record::of(format!("poison {number}"))).collect();
+    kafka.write(&world.topic, Some(0), &flood).await;
+    is_held(&worker).await;
+    eventually("it is noted", async || {
+        ensure!(redis.try_command_line::<Vec<String>>("KEYS *held").await?.len() == 1);
+        Ok(())
+    })
+    .await;
+    let letters = || kafka.read(&world.dead_letter_topic).unwrap().len();
+    let before = letters();
+    assert!((500..1200).contains(&before), "{before} were dead-lettered before the partition was held");
+
+    // The partition may move now, or when its owner is dead. Who is given it is not ready, and may never have been.
+    let mut heir = world.spawn_worker();
+    worker.process.kill().await;
+    eventually("the next worker has probed it", async || {
+        let metrics = heir.client.get("/metrics").await?.with_status(200)?.text();
+        let rewinds = metrics.lines().find_map(|line| line.strip_prefix("user_activity_rewinds_total "));
+        ensure!(rewinds.is_some_and(|rewinds| rewinds != "0"), "{rewinds:?}");
+        Ok(())
+    })
+    .await;
+    is_held(&heir).await;
+    assert_eq!(letters(), before, "dead-lettered: {}", heir.process.output().matches("dead letter:").count());
+    heir.process.kill().await;
+
+    eventually("the group is empty, and its positions are set", async || {
+        let set = world.worker_command().args(["positions", "set", "--to", "end"]).output().await?;
+        ensure!(set.status.success(), "{}", String::from_utf8_lossy(&set.stderr));
+        Ok(())
+    })
+    .await;
+    let held: Vec<String> = redis.command_line("KEYS *held").await;
+    assert!(held.is_empty(), "who starts there need not wait");
+}
+
+async fn is_held(worker: &Service) {
+    eventually("the partition is held", async || {
+        let said = worker.client.get("/readyz").await?.with_status(503)?.text();
+        ensure!(said.contains("partition 0 is held"), "{said}");
+        Ok(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

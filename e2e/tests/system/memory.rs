@@ -139,6 +139,47 @@ async fn a_redis_with_a_guard_is_never_full_however_much_there_is_to_store() {
     assert!(!refused, "the guard is not outrun");
 }
 
+/// A rebalance waits for each member that does not poll, for up to `max.poll.interval.ms`, before the group throws it out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_waits_for_room_in_redis_takes_part_in_rebalances() {
+    const RECORDS: usize = 5_000;
+    let redis = RedisServer::start().await;
+    let world = World::on_redis(&redis.url()).with("REDIS_MEMORY_GUARD", "60");
+    let kafka = world.kafka();
+    let worker = world.start_worker().await;
+    eventually("all partitions have their place", async || {
+        let ready = worker.client.get("/readyz").await?.ok()?.text();
+        ensure!(ready.contains("6 assigned"), "{ready}");
+        Ok(())
+    })
+    .await;
+    // Nothing is stored, so nothing can be trimmed.
+    let _: String = redis.command_line("CONFIG SET maxmemory 1").await;
+    eventually("the worker has looked", async || {
+        let unready = worker.client.get("/readyz").await?.with_status(503)?.text();
+        ensure!(unready.contains("no event is left to trim"), "{unready}");
+        Ok(())
+    })
+    .await;
+    let records: Vec<Record> = (0..RECORDS).map(|_| Record::of(event(&[]))).collect();
+    kafka.write(&world.topic, None, &records).await;
+    eventually("it has waited for long", async || {
+        let said = worker.process.output();
+        ensure!(said.contains("the partitions wait for it"), "{said}");
+        Ok(())
+    })
+    .await;
+    let _other = world.spawn_worker();
+    eventually("each worker has partitions", async || {
+        let shares = kafka.members(&world.group)?;
+        ensure!(shares.len() == 2 && shares.values().all(|share| share.len() == 3), "{shares:?}");
+        Ok(())
+    })
+    .await;
+    let _: String = redis.command_line("CONFIG SET maxmemory 0").await;
+    world.start_api().await.client.listed(RECORDS).await;
+}
+
 /// Bytes that Redis has in use, of those that count towards its limit: not what waits for its file.
 async fn used(redis: &RedisServer) -> u64 {
     let memory: String = redis.command_line("INFO memory").await;

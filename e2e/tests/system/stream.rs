@@ -417,6 +417,42 @@ async fn streams_that_lose_their_last_entries_are_read_on_and_say_nothing_again(
     equals(seen, &list);
 }
 
+/// The API reads the stream again from its beginning then, and there, that the log began: long before it was started.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_falls_back_behind_the_start_of_an_api_says_nothing_again() {
+    // More entries than an API looks at when it starts.
+    const ENTRIES: usize = 80;
+    const FALL_BACK: &str = "local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1][2] \
+        redis.call('RESTORE', KEYS[1], 0, ARGV[1], 'REPLACE') \
+        redis.call('XADD', KEYS[1], '*', unpack(last)) \
+        return 1";
+    let redis = RedisServer::start().await;
+    let world = World::on_redis(&redis.url());
+    let (api, _worker) = world.start().await;
+    let key = eventually("the stream begins", async || {
+        post(&api.client, r#"{"userId":"early","eventType":"LOGIN"}"#).await;
+        let keys: Vec<String> = redis.command_line("KEYS *tl:*").await;
+        keys.into_iter().next().ok_or_else(|| anyhow::anyhow!("no stream"))
+    })
+    .await;
+    eventually("the stream is long", async || {
+        post(&api.client, r#"{"userId":"early","eventType":"LOGIN"}"#).await;
+        let entries: usize = redis.command_line(&format!("XLEN {key}")).await;
+        ensure!(entries > ENTRIES, "{entries}");
+        Ok(())
+    })
+    .await;
+    let last = post(&api.client, r#"{"userId":"early","eventType":"LOGIN"}"#).await;
+    eventually("all is announced", async || api.client.get(&format!("/events/{last}")).await?.ok()).await;
+    let dump: Vec<u8> = redis.send(redis::cmd("DUMP").arg(&key)).await.unwrap();
+
+    let late = world.start_api().await;
+    let mut stream = open(&late.client).await;
+    is_silent(&late.client, &mut stream).await;
+    let _: usize = redis.send(redis::cmd("EVAL").arg(FALL_BACK).arg(1).arg(&key).arg(dump)).await.unwrap();
+    is_silent(&late.client, &mut stream).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_is_emptied_under_load_leaves_no_gap_and_repeats_nothing() {
     let own = Own::start().await;
@@ -424,7 +460,8 @@ async fn a_redis_that_is_emptied_under_load_leaves_no_gap_and_repeats_nothing() 
     let (told, total) = watch::channel(None);
     let reader = restless([client; 2], &total, STEADY).await;
     let load = Load::start(&[client], &own.journal);
-    for _ in 0..8 {
+    // An API remembers what it announced before each of these; behind more of them a reader is told that it may lack some.
+    for _ in 0..3 {
         own.journal.grows_by(100).await;
         own.flush().await;
     }
@@ -637,6 +674,36 @@ async fn a_reader_beyond_the_end_of_its_streams_is_told() {
     })
     .await;
     assert!(told.is_some(), "a reader misses nothing in silence");
+}
+
+/// What is stored again after a loss was announced to this reader, and an API does not remember that for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_has_lived_through_many_losses_is_told_before_it_is_told_again() {
+    let redis = RedisServer::start().await;
+    let world = World::on_redis(&redis.url());
+    let (api, _worker) = world.start().await;
+    let mut stream = open(&api.client).await;
+    let (mut seen, mut resets) = (HashSet::new(), 0);
+    for loss in 0..7 {
+        let id = post(&api.client, r#"{"userId":"u","eventType":"LOGIN"}"#).await;
+        loop {
+            let message = stream.next().await.unwrap().expect("the stream goes on");
+            if message.event == "reset" {
+                resets += 1;
+                seen.clear();
+                continue;
+            }
+            let event: Event = serde_json::from_str(&message.data).unwrap();
+            assert!(seen.insert(event.event_id.clone()), "after {loss} losses and {resets} resets, again: {event:?}");
+            if event.event_id == id {
+                break;
+            }
+        }
+        api.client.listed(loss + 1).await;
+        redis.command_line::<String>("FLUSHALL").await;
+        api.client.listed(loss + 1).await;
+    }
+    assert!((1..4).contains(&resets), "{resets}");
 }
 
 /// The end of the new log lies further than that of the old one by the time a worker comes.

@@ -220,7 +220,7 @@ async fn positions_first(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
     use common::shutdown::Shutdown;
@@ -241,7 +241,7 @@ mod tests {
         consumer_at("127.0.0.1:9")
     }
 
-    fn consumer_at(brokers: &str) -> (Consumer, Ticket) {
+    pub(in crate::consumer) fn consumer_at(brokers: &str) -> (Consumer, Ticket) {
         let nowhere = ["worker", "--kafka-brokers", brokers, "--redis-url", "redis://127.0.0.1:9"];
         let cli: Cli = common::config::parse(nowhere, |_| None).unwrap();
         let status = Arc::new(Status::new(Shutdown::new()));

@@ -39,6 +39,8 @@ impl Consumer {
                 summary.new + summary.duplicates, summary.duplicates);
         }
         self.turn_breakers(now);
+        self.start_noting_holds(now);
+        self.wait_for_room(now);
         if now >= self.settle_after {
             self.settle_after = now + SETTLE_PERIOD;
             self.settle();
@@ -51,6 +53,10 @@ impl Consumer {
     fn turn_breakers(&mut self, now: Instant) {
         let (resume, displace) = self.breakers.due(now);
         for partition in resume {
+            // One that waits for its place is resumed by that.
+            if !self.ledger.current(partition).is_some_and(|slot| self.ledger.is_live(slot)) {
+                continue;
+            }
             if let Err(error) = self.kafka.resume(&self.list(partition, KafkaOffset::Invalid)) {
                 log::warn!("partition {partition}: can't be resumed: {error}");
             }

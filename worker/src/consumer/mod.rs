@@ -7,11 +7,13 @@
 //! membership in the group stays alive.
 //!
 //! The loop and the records are here; `batches` sends them on their way, `places` says where partitions start,
-//! `heartbeat`, `lags` and `room` look after what time brings, `drain` ends it all.
+//! `heartbeat`, `lags` and `room` look after what time brings, `holds` tells the next owner of a partition that it is held,
+//! `drain` ends it all.
 
 mod batches;
 mod drain;
 mod heartbeat;
+mod holds;
 mod lags;
 mod places;
 mod room;
@@ -39,6 +41,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use self::batches::{Buried, Written};
 use self::heartbeat::Beaten;
+use self::holds::{Holds, Noted};
 use self::lags::Measured;
 use self::places::Backoff;
 use self::room::{Guard, Looked};
@@ -73,6 +76,8 @@ pub struct Consumer {
     types: EventTypes,
     ledger: Ledger,
     breakers: Breakers,
+    holds: Holds,
+    noting_holds: Option<BoxFuture<'static, Noted>>,
     lags: Lags,
     gaps: Gaps,
     /// What the client last said of the topic.
@@ -129,6 +134,8 @@ impl Consumer {
             types: EventTypes::default(),
             ledger: Ledger::default(),
             breakers: Breakers::new(config.breaker),
+            holds: Holds::new(now),
+            noting_holds: None,
             lags: Lags::default(),
             gaps: Gaps::default(),
             look: Look::default(),
@@ -193,6 +200,7 @@ impl Consumer {
                 Some(placed) = self.placing.next() => self.on_placed(placed)?,
                 beaten = finished(&mut self.beating) => self.on_beaten(beaten)?,
                 measured = finished(&mut self.measuring) => self.on_measured(measured),
+                noted = finished(&mut self.noting_holds) => self.on_holds_noted(noted),
                 looked = finished(&mut self.looking_for_room) => self.on_room(looked),
                 _ = tick.tick() => self.on_tick(),
                 () = when(due), if self.can_dispatch() => self.dispatch(),
@@ -266,7 +274,10 @@ impl Consumer {
                         self.pause(partition);
                     }
                     Reaction::Probed => {}
-                    Reaction::Displace => self.displace(slot),
+                    Reaction::Displace => {
+                        self.displace(slot);
+                        self.start_noting_holds(clock);
+                    }
                 }
             }
             Verdict::Stale => {}

@@ -59,6 +59,7 @@ impl Consumer {
                     self.ledger.revoke(partition);
                     self.lags.revoke(partition);
                     self.breakers.revoke(partition, Instant::now());
+                    self.holds.revoke(partition);
                     self.backoffs.remove(&partition);
                     self.letters.forget(partition, NextOffset(i64::MAX));
                     self.pending.forget(partition);
@@ -103,6 +104,9 @@ impl Consumer {
     }
 
     pub(super) fn start_placing(&mut self, now: Instant) {
+        if self.guard.is_stuck(now) {
+            return;
+        }
         let mut vacancies = self.ledger.unplaced();
         vacancies.retain(|vacancy| {
             let partition = vacancy.slot.partition;
@@ -128,8 +132,9 @@ impl Consumer {
         self.place_after = Instant::now() + PLACE_RETRY;
         self.in_placing.retain(|partition| !partitions.contains(partition));
         match result {
-            Ok(placed) => {
+            Ok(mut placed) => {
                 self.status.store.up("Redis answers");
+                self.hold_on(&mut placed);
                 self.resume(placed);
             }
             Err(PlaceError::Store(error)) if error.is_final() => return Err(error.into()),
@@ -183,7 +188,9 @@ impl Consumer {
             (_, waiting) => {
                 let backoffs = unplaced.iter().filter_map(|vacancy| self.backoffs.get(&vacancy.slot.partition));
                 let mut whys: Vec<&str> = backoffs.map(|backoff| backoff.why.as_str()).collect();
-                if whys.len() < waiting {
+                if self.guard.is_full_for_long(Instant::now()) {
+                    whys.push("there is no room in Redis (REDIS_MEMORY_GUARD)");
+                } else if whys.len() < waiting {
                     whys.push("see store and kafka");
                 }
                 partitions.down(&format!("{waiting} of {assigned} wait for their place; {}", whys.join("; ")));

@@ -157,7 +157,7 @@ fn targets(rows: &[Row], set: &Set) -> anyhow::Result<Vec<(i32, i64)>> {
     chosen.iter().map(target).collect()
 }
 
-/// Positions first: should the commit fail, the workers start at the earlier of the two and skip nothing.
+/// The commit last: should it fail, the workers start at the earlier of the two and skip nothing.
 async fn move_to(
     config: &Config,
     store: &Store,
@@ -165,6 +165,9 @@ async fn move_to(
     consumer: &Observer,
     targets: &[(i32, i64)],
 ) -> anyhow::Result<()> {
+    // Who starts there need not wait for what held the partition where it was. Forgotten too early, it is tried once more.
+    let partitions: Vec<i32> = targets.iter().map(|(partition, _)| *partition).collect();
+    store.forget_holds(scope, &partitions).await?;
     store.overwrite_positions(scope, targets).await?;
     let mut commits = TopicPartitionList::new();
     for (partition, offset) in targets {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::entry::{Announced, Entry, EntryId};
+use super::entry::{Announced, Entry};
 
 /// Offsets that are remembered one by one, of all buckets and partitions together: some 4 MB.
 const TOGETHER: usize = 128 * 1024;
@@ -36,13 +36,11 @@ struct Offsets {
     beyond: BTreeMap<i64, u32>,
     /// Whether this is everything since the log began, so that nothing else is to be taken for announced.
     whole: bool,
-    /// The entry that said so. When a stream is read again, it says so again, of the same log.
-    began: EntryId,
 }
 
 impl Default for Offsets {
     fn default() -> Self {
-        Self { floor: -1, beyond: BTreeMap::new(), whole: false, began: EntryId::default() }
+        Self { floor: -1, beyond: BTreeMap::new(), whole: false }
     }
 }
 
@@ -91,14 +89,10 @@ impl Seen {
     }
 
     /// Forgets what may have been announced of other logs than those that an entry says the ends of. For each entry,
-    /// before its records.
+    /// before its records, and once: a stream that is read again says it again, of the same log.
     pub fn heed(&mut self, entry: &Entry) {
         for log in &entry.ends {
             let offsets = self.0.entry(place(entry, log.partition)).or_default();
-            if entry.id <= offsets.began {
-                continue;
-            }
-            offsets.began = entry.id;
             let highest = offsets.highest();
             if log.anew || highest < 0 || highest >= log.end {
                 // What lies beyond the end is of another log for sure, and of the rest the ids tell.
@@ -219,17 +213,6 @@ mod tests {
         assert!(seen.is_new(&of("t", 0), &other(4)) && seen.knows(&of("t", 1), &record(0, 4)));
         assert!(!seen.is_new(&of("t", 0), &other(4)));
         assert!(seen.is_new(&of("t", 0), &record(0, 5)), "beyond the end");
-    }
-
-    #[test]
-    fn a_stream_that_is_read_again_says_nothing_again_where_it_says_that_a_log_began() {
-        let mut seen = Seen::default();
-        let stream = [begun(1, 0, 0), Entry { records: vec![record(0, 0), record(0, 1)], ..of("t", 0) }];
-        seen.note(&stream);
-        seen.heed(&stream[0]);
-        assert!(seen.knows(&of("t", 0), &record(0, 0)) && seen.knows(&of("t", 0), &record(0, 1)));
-        seen.heed(&begun(2, 0, 0));
-        assert!(!seen.knows(&of("t", 0), &record(0, 1)), "another log");
     }
 
     #[test]

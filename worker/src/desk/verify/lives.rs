@@ -7,11 +7,9 @@
 use std::collections::HashMap;
 
 use common::event::Timestamp;
+use common::store::expiry_of;
 
 use super::verdict::{Event, Horizon, Place, Sighting};
-
-/// How long an event is kept that was older than the retention when it was written.
-const GRACE_MS: i64 = 3_600_000;
 
 /// One life.
 #[derive(Debug, Clone, Copy)]
@@ -65,8 +63,8 @@ impl Lives {
         }
         // Near the end of a life nobody can tell: the record may have begun the next one.
         if !lives.iter().any(|life| life.covers(sighting.at, written, -self.horizon.slack)) {
-            let end = timestamp.millis().saturating_add(self.horizon.retention);
-            let end = if end > written { end } else { written.saturating_add(GRACE_MS) };
+            // When a worker read it, nobody knows, but by now one has.
+            let end = expiry_of(*timestamp, sighting.written, self.horizon.retention, Timestamp::now().millis());
             lives.push(Life { first: sighting.at, written, timestamp: *timestamp, end });
         }
     }
@@ -141,6 +139,21 @@ mod tests {
             lives.is_repetition((0, 2), "e", |time| time.millis() < now - HORIZON.retention)
         };
         assert!(repeated_after(59) && !repeated_after(62));
+    }
+
+    /// Nobody knows when it was processed, but by now it was.
+    #[test]
+    fn a_record_of_the_future_lives_no_longer_than_one_that_is_written_now() {
+        let now = Timestamp::now().millis();
+        for (millis, end) in [(now - 10 * DAY, now + 60 * MINUTE), (now - DAY, now + 6 * DAY)] {
+            let repeated_at = |written: i64| {
+                let mut lives = Lives::of([((0, 2), "e")].into_iter(), HORIZON);
+                lives.note(&Sighting { written: Some(now + 100 * DAY), ..record((0, 1), millis) });
+                lives.note(&Sighting { written: Some(written), ..record((0, 2), written) });
+                lives.is_repetition((0, 2), "e", |time| time.millis() == millis)
+            };
+            assert!(repeated_at(end - 2 * MINUTE) && !repeated_at(end + 5 * MINUTE), "{millis}");
+        }
     }
 
     #[test]
