@@ -40,6 +40,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--events", type=int)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--render", type=Path)
+    parser.add_argument("--older", type=Path)
     parser.add_argument("--docs", type=Path)
     chosen = parser.parse_args()
     chosen.only = chosen.only.split(",")
@@ -157,7 +158,8 @@ def main() -> None:
     root = Path(__file__).resolve().parents[2]
     docs = chosen.docs or root / "docs"
     if chosen.render:
-        render(chosen.render, docs)
+        results = Results.read(chosen.render)
+        render(results.completed(Results.read(chosen.older)) if chosen.older else results, docs)
         say(f"written: {docs / 'BENCHMARKS.md'}")
         return
     paths = Paths(root, Path(os.environ["BENCH_DATA"]), Path(os.environ["BENCH_BINARIES"]))

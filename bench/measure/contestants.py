@@ -158,7 +158,7 @@ API_QUIET = Contestant(
 )
 
 WORKER = Contestant(
-    "worker", "user-activity-worker", "defaults: transactions of up to 500 events, positions stored with the data",
+    "worker", "user-activity-worker", "defaults: transactions of up to 500 events, of up to 4,000 where it lags behind; positions stored with the data",
     ours("user-activity-worker"), {"ADMIN_PORT": "0"},
 )
 

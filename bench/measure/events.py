@@ -68,7 +68,8 @@ def uuid7(millis: int, nth: int) -> str:
 def origin_of(body: bytes) -> tuple[int, int]:
     """Of a stored body: when the event was made and when a worker took it up, in milliseconds."""
     value, _, origin = body.partition(b"\0")
-    stamp = json.loads(value)["timestamp"]
+    # What is stored leaves the first member out, which is the id; the peers store whole events.
+    stamp = json.loads(value if value.startswith(b"{") else b"{" + value)["timestamp"]
     seconds, _, millis = stamp.rstrip("Z").partition(".")
     made = int(calendar_seconds(seconds)) * 1000 + int((millis + "000")[:3])
     return made, int(origin.split(b" ", 1)[0])

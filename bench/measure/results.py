@@ -42,6 +42,14 @@ class Results:
         content = json.loads(path.read_text())
         return cls(content["about"], (Record(**one) for one in content["records"]))
 
+    def completed(self, older: "Results") -> "Results":
+        """With the scenarios that only an older run has. `about` says of which run each of them is."""
+        mine = {one.scenario for one in self.records}
+        taken = [one for one in older.records if one.scenario not in mine]
+        run = {key: older.about[key] for key in ("facts", "options")}
+        told = {one.scenario: older.about.get("older", {}).get(one.scenario, run) for one in taken}
+        return Results({**self.about, "older": {**self.about.get("older", {}), **told}}, [*self.records, *taken])
+
     def write(self, path: Path) -> None:
         """To a file that appears whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)

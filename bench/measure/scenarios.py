@@ -34,6 +34,7 @@ LOADED_CONNECTIONS = 1000
 # What a stopped Kafka is offered: more than so many connections can have answered after its time-out.
 AWAY_PER_SECOND = 2000
 MANY_PARTITIONS = 256
+LIVE_PER_SECOND = 5000
 SCRAPES = 50
 
 
@@ -157,15 +158,16 @@ def visible_of(bench: Bench, one: Contestant, worker: Contestant, nth: int) -> N
         found = bench.measure("visible", one.key, nth, {"load": "maximum"}, maximum)
         if found:
             rate = min(found["per_second"], found["stored_per_second"]) / 2
-            bench.measure("visible", one.key, nth, {"load": "half"}, half, bench, service, topic, rate)
+            bench.measure("visible", one.key, nth, {"load": "half"}, posts_at_rate, bench, service, topic, rate)
             if one is API:
                 waiting = {"load": "half, waiting read"}
-                bench.measure("visible", one.key, nth, waiting, half, bench, service, topic, rate, "wait=2s")
+                bench.measure("visible", one.key, nth, waiting, posts_at_rate, bench, service, topic, rate, "wait=2s")
 
 
-def half(bench: Bench, service: Running, topic: str, rate: float, query: str = "") -> dict[str, float]:
+def posts_at_rate(bench: Bench, service: Running, topic: str, rate: float, query: str = "") -> dict[str, float]:
     """The open loop, with the sampler beside it."""
     seconds, begun = bench.options.seconds, milliseconds()
+    before, redis_before = bench.servers.stored(), bench.servers.redis_seconds()
     sampler = [sys.executable, "-m", "measure.sampler", service.url, str(seconds), str(SAMPLES_PER_SECOND), query]
     output = bench.processes.folder / "sampler.log"
     output.unlink(missing_ok=True)
@@ -176,10 +178,12 @@ def half(bench: Bench, service: Running, topic: str, rate: float, query: str = "
     finally:
         sampling.stop()
     all_stored(bench.servers, topic)
+    redis_us = (bench.servers.redis_seconds() - redis_before) / (bench.servers.stored() - before) * 1e6
     samples = samples_of(output)
     taken_up = [float(after - made) for made, after in map(origin_of, bench.servers.bodies()) if made >= begun]
     return {
         "offered_per_second": rate,
+        "redis_us": redis_us,
         **load.figures(),
         **quantiles("visible", samples["visible"]),
         **quantiles("late", samples["late"]),
@@ -209,6 +213,22 @@ def all_stored(servers: Servers, topic: str) -> None:
     wait_until("the worker to catch up", 300, lambda: servers.stored() >= servers.records(topic))
 
 
+def live(bench: Bench) -> None:
+    """(c) The same at a fixed rate, with few and with many partitions."""
+    for nth, partitions in bench.rounds([PARTITIONS, MANY_PARTITIONS]):
+        bench.attempt("live", API.key, nth, live_of, bench, partitions, nth)
+
+
+def live_of(bench: Bench, partitions: int, nth: int) -> None:
+    """One variant's turn."""
+    bench.servers.empty_redis()
+    with bench.servers.topic(partitions) as topic, bench.workers(WORKER, topic, bench.servers.group()) as processes:
+        with bench.service(API, topic) as service:
+            all_stored(bench.servers, topic)
+            alive(processes)
+            bench.measure("live", API.key, nth, {"partitions": partitions}, posts_at_rate, bench, service, topic, LIVE_PER_SECOND)
+
+
 def drain(bench: Bench) -> None:
     """(d) Workers and a topic that is full already: one and three, with and without the index of each user."""
     variants = [(workers, index) for workers in (1, 3) for index in (True, False)]
@@ -228,13 +248,14 @@ def drain_of(bench: Bench, one: Contestant, topic: str, workers: int = 1, index:
     servers.empty_redis()
     before = servers.used_memory()
     with bench.workers(one, topic, servers.group(), workers, index) as processes:
-        first, cpu = first_stored(servers, processes), cpu_of(processes)
+        first, cpu, redis_cpu = first_stored(servers, processes), cpu_of(processes), servers.redis_seconds()
         begun = time.monotonic()
         middle = await_stored(servers, processes, (first + total) // 2)
         half_way = time.monotonic()
         await_stored(servers, processes, total)
         end = time.monotonic()
         usages = [process.usage() for process in processes]
+        redis_used = servers.redis_seconds() - redis_cpu
     if first >= total:
         raise Failed("too few events to measure: all were stored at once")
     events = total - first
@@ -243,6 +264,7 @@ def drain_of(bench: Bench, one: Contestant, topic: str, workers: int = 1, index:
         "per_second": events / (end - begun),
         "settled_per_second": (total - middle) / max(end - half_way, 1e-3),
         "cpu_us": used / events * 1e6,
+        "redis_us": redis_used / events * 1e6,
         "peak_mib": max(usage.peak_mib for usage in usages),
         "redis_bytes": (servers.used_memory() - before) / total,
     }
@@ -360,6 +382,7 @@ def growth_of_drain(bench: Bench) -> None:
     """(g) How a drain changes with partitions, workers and the size of an event."""
     usual = (PARTITIONS, 1, USUAL_SIZE)
     variants = {usual, (1, 1, USUAL_SIZE), (24, 1, USUAL_SIZE)}
+    variants |= {(MANY_PARTITIONS, 1, USUAL_SIZE)}
     variants |= {(PARTITIONS, workers, USUAL_SIZE) for workers in (2, 3, 6)} | {(PARTITIONS, 1, size) for size in SIZES}
     topics = sorted({(partitions, size) for partitions, _, size in variants})
     for partitions, size in topics:
@@ -507,6 +530,7 @@ SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "backends": backends,
     "batch": batch,
     "visible": visible,
+    "live": live,
     "drain": drain,
     "lists": lists,
     "memory": memory,

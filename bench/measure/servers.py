@@ -111,6 +111,11 @@ class Servers:
         """Bytes that Redis has allocated."""
         return int(self.redis.info("memory")["used_memory"])
 
+    def redis_seconds(self) -> float:
+        """CPU time of the thread that executes commands, which limits what a Redis can do."""
+        used = self.redis.info("cpu")
+        return float(used["used_cpu_user_main_thread"]) + float(used["used_cpu_sys_main_thread"])
+
     def bodies(self) -> Iterator[bytes]:
         """The bodies of all stored events: JSON, a zero byte, when and from where it was processed."""
         keys = self.redis.scan_iter(match="ua:ev:*", count=2000)
