@@ -218,6 +218,14 @@ impl ConnectionLike for Connection {
     }
 }
 
+/// The connection of a [`Lane`].
+struct Reached {
+    generation: u64,
+    connection: Connection,
+    /// It was there before.
+    before: bool,
+}
+
 /// The address of a server, and its answer or its refusal.
 pub(super) type Answer<T> = (String, Result<T, String>);
 
@@ -233,6 +241,9 @@ pub(super) struct Lane {
     client: Arc<Client>,
     address: String,
     timeout: Duration,
+    /// An exchange whose connection turns out to be dead is tried once more, on a new one. Whoever cuts idle connections, or
+    /// restarts Redis, tells nobody. Transactions are in order only as they are sent first, so their lane does not repeat.
+    repeats: bool,
     state: Mutex<State>,
     connecting: tokio::sync::Mutex<()>,
 }
@@ -244,16 +255,18 @@ impl Lane {
         let (address, timeout) = (servers.address(), settings.timeout);
         let client = Client::new(servers, settings).map_err(|e| unusable(e.to_string()))?;
         let (state, connecting) = Default::default();
-        Ok(Self { client: Arc::new(client), address, timeout, state, connecting })
+        Ok(Self { client: Arc::new(client), address, timeout, repeats: false, state, connecting })
     }
 
-    /// Another one to the same servers, with a connection of its own.
+    /// Another one to the same servers, with a connection of its own, for what may be done twice.
     pub(super) fn another(&self) -> Self {
         let (state, connecting) = Default::default();
         Self {
             client: Arc::clone(&self.client),
             address: self.address.clone(),
             timeout: self.timeout,
+            // The client of a Cluster does so by itself.
+            repeats: !self.is_cluster(),
             state,
             connecting,
         }
@@ -265,11 +278,11 @@ impl Lane {
     }
 
     pub(super) async fn pipeline<T: FromRedisValue>(&self, pipeline: &Pipeline) -> Result<T, StoreError> {
-        self.run(async |connection| pipeline.query_async(connection).await).await
+        self.run(|mut connection| async move { pipeline.query_async(&mut connection).await }).await
     }
 
     pub(super) async fn command<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
-        self.run(async |connection| command.query_async(connection).await).await
+        self.run(|mut connection| async move { command.query_async(&mut connection).await }).await
     }
 
     /// Sends a transaction of one bucket, behind those of it that were sent before. One connection keeps their order by
@@ -281,12 +294,12 @@ impl Lane {
         turns: &tokio::sync::Mutex<()>,
         transaction: &Pipeline,
     ) -> Result<T, StoreError> {
-        self.run(async |connection| {
+        self.run(|mut connection| async move {
             let _turn = match connection {
                 Connection::Standalone(_) => None,
                 Connection::Cluster(_) => Some(turns.lock().await),
             };
-            transaction.query_async(connection).await
+            transaction.query_async(&mut connection).await
         })
         .await
     }
@@ -297,20 +310,21 @@ impl Lane {
         &self,
         commands: impl IntoIterator<Item = Cmd>,
     ) -> Result<Vec<T>, StoreError> {
-        self.run(async |connection| match connection {
-            Connection::Standalone(_) => {
-                let mut pipeline = redis::pipe();
-                for command in commands {
-                    pipeline.add_command(command);
+        let mut pipeline = redis::pipe();
+        for command in commands {
+            pipeline.add_command(command);
+        }
+        let pipeline = &pipeline;
+        self.run(|connection| async move {
+            match connection {
+                Connection::Standalone(mut server) => pipeline.query_async(&mut server).await,
+                Connection::Cluster(cluster) => {
+                    let sent = pipeline.cmd_iter().map(|command| {
+                        let mut cluster = cluster.clone();
+                        async move { command.query_async(&mut cluster).await }
+                    });
+                    try_join_all(sent).await
                 }
-                pipeline.query_async(connection).await
-            }
-            Connection::Cluster(cluster) => {
-                let sent = commands.into_iter().map(|command| {
-                    let mut cluster = cluster.clone();
-                    async move { command.query_async(&mut cluster).await }
-                });
-                try_join_all(sent).await
             }
         })
         .await
@@ -318,35 +332,47 @@ impl Lane {
 
     /// Asks the server, or each primary of a Cluster. Gives their addresses and answers, or why they gave none.
     pub(super) async fn each_primary<T: FromRedisValue>(&self, command: &Cmd) -> Result<Vec<Answer<T>>, StoreError> {
-        let asked = self.run(async |connection| match connection {
-            Connection::Standalone(_) => match command.query_async(connection).await {
-                // A refusal is an answer as well.
-                Err(error) if matches!(error.kind(), ErrorKind::Server(_)) => {
-                    Ok(vec![(self.address.clone(), Err(error.to_string()))])
+        let asked = self.run(|connection| async move {
+            match connection {
+                Connection::Standalone(mut server) => match command.query_async(&mut server).await {
+                    // A refusal is an answer as well.
+                    Err(error) if matches!(error.kind(), ErrorKind::Server(_)) => {
+                        Ok(vec![(self.address.clone(), Err(error.to_string()))])
+                    }
+                    answer => answer.map(|answer| vec![(self.address.clone(), Ok(answer))]),
+                },
+                Connection::Cluster(mut cluster) => {
+                    let primaries = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
+                    let answers = cluster.route_command(command.clone(), primaries).await?;
+                    let answers = Vec::<(String, Value)>::from_redis_value(answers)?;
+                    answers.into_iter().map(answer_of_node).collect()
                 }
-                answer => answer.map(|answer| vec![(self.address.clone(), Ok(answer))]),
-            },
-            Connection::Cluster(cluster) => {
-                let primaries = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
-                let answers = cluster.route_command(command.clone(), primaries).await?;
-                let answers = Vec::<(String, Value)>::from_redis_value(answers)?;
-                answers.into_iter().map(answer_of_node).collect()
             }
         });
         asked.await
     }
 
-    async fn run<T>(
+    async fn run<T, F: Future<Output = Result<T, RedisError>>>(
         &self,
-        exchange: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError>,
+        exchange: impl Fn(Connection) -> F,
     ) -> Result<T, StoreError> {
         let mut used = None;
         let work = async {
-            let (generation, mut connection) = self.connection().await?;
-            used = Some(generation);
-            // Without tokio's budget: a batch that ran out of it halfway would be overtaken by the next one, whose
-            // positions then don't match.
-            tokio::task::unconstrained(exchange(&mut connection)).await.map_err(|e| self.classify(&e))
+            let mut first = true;
+            loop {
+                let Reached { generation, connection, before } = self.connection().await?;
+                used = Some(generation);
+                // Without tokio's budget: a batch that ran out of it halfway would be overtaken by the next one, whose
+                // positions then don't match.
+                let result = tokio::task::unconstrained(exchange(connection)).await;
+                let result = result.map_err(|e| self.classify(&e));
+                let was_dead = before && matches!(result, Err(StoreError::Unreachable { .. }));
+                if !(first && was_dead && self.repeats) {
+                    return result;
+                }
+                first = false;
+                self.drop_connection(generation);
+            }
         };
         let result = tokio::time::timeout(self.timeout, work).await.unwrap_or_else(|_| {
             Err(self.unreachable(format!("no answer within {}", humantime::format_duration(self.timeout))))
@@ -359,7 +385,7 @@ impl Lane {
         result
     }
 
-    async fn connection(&self) -> Result<(u64, Connection), StoreError> {
+    async fn connection(&self) -> Result<Reached, StoreError> {
         if let Some(ready) = self.ready()? {
             return Ok(ready);
         }
@@ -374,7 +400,7 @@ impl Lane {
                 state.generation += 1;
                 state.failed = None;
                 state.connection = Some(connection.clone());
-                Ok((state.generation, connection))
+                Ok(Reached { generation: state.generation, connection, before: false })
             }
             Err(error) => {
                 let error = self.classify(&error);
@@ -384,10 +410,10 @@ impl Lane {
         }
     }
 
-    fn ready(&self) -> Result<Option<(u64, Connection)>, StoreError> {
+    fn ready(&self) -> Result<Option<Reached>, StoreError> {
         let state = self.lock();
-        if let Some(connection) = &state.connection {
-            return Ok(Some((state.generation, connection.clone())));
+        if let Some(connection) = state.connection.clone() {
+            return Ok(Some(Reached { generation: state.generation, connection, before: true }));
         }
         match &state.failed {
             Some((at, error)) if at.elapsed() < RECONNECT_PAUSE => Err(error.clone()),

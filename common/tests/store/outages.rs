@@ -82,6 +82,33 @@ async fn a_redis_that_is_killed_is_an_error_in_time_and_the_same_store_works_wit
     world.everything_works().await;
 }
 
+/// As a load balancer does with idle ones, Redis with `timeout` set, or a Redis that was restarted.
+#[tokio::test]
+async fn who_reads_over_connections_that_were_cut_while_nobody_used_them_does_not_notice() {
+    const PAGES: usize = 4;
+    let server = Server::start(&[]).await;
+    let world = World::on(&server.url()).again(TIMEOUT, RETENTION);
+    let all = Query::default();
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut operator = client.get_multiplexed_async_connection().await.unwrap();
+    world.everything_works().await;
+    for _ in 0..3 {
+        // Each of the connections that pages may have is in use.
+        for _ in 0..PAGES {
+            world.store.page(&all, None, 10).await.unwrap();
+        }
+        let mut cut = redis::cmd("CLIENT");
+        cut.arg("KILL").arg("TYPE").arg("normal").arg("SKIPME").arg("yes");
+        assert!(cut.query_async::<usize>(&mut operator).await.unwrap() >= 3);
+        for _ in 0..PAGES {
+            assert_eq!(world.store.page(&all, None, 10).await.unwrap().events.len(), 1);
+        }
+        assert!(world.store.event("e").await.unwrap().is_some());
+        let walk = Walk::new(&world.store, &all, None, true).await.unwrap();
+        assert_eq!(ReadAhead::from(walk).step().await.unwrap().unwrap().len(), 1);
+    }
+}
+
 #[tokio::test]
 async fn many_callers_of_a_redis_that_is_away_fail_together_not_one_after_the_other() {
     let server = Server::start(&[]).await;
